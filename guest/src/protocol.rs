@@ -1,0 +1,1 @@
+//! Message types and their encoding.

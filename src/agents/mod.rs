@@ -1,0 +1,1 @@
+//! What differs between agents: packages, launch, environment, state, resume.

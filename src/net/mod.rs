@@ -1,0 +1,1 @@
+//! What a VM can reach: policy, DNS, and the redirect proxy.

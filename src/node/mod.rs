@@ -1,0 +1,1 @@
+//! The JavaScript boundary: the only code that knows `napi`.

@@ -1,0 +1,103 @@
+//! What can go wrong with a VM, each variant with the thing that failed.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::error::{Code, Error};
+
+#[derive(Debug, Error)]
+pub enum VmError {
+    /// The host lacks something that isolation needs.
+    #[error("this host can't run isolated VMs: {feature} ({detail}). {remedy}")]
+    Unsupported {
+        feature: String,
+        detail: String,
+        remedy: String,
+    },
+    /// A directory or file of the VM on the host can't be used.
+    #[error("{what} {path:?}: {source}")]
+    Host {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// Another live process has this VM open.
+    #[error(
+        "VM {key} is open in another process{holder}: a VM runs in one process at a time; close it there first"
+    )]
+    Busy { key: String, holder: String },
+    /// An operation on a path inside the VM failed.
+    #[error("{op} {path:?} in the VM: {}", .errno.desc())]
+    File {
+        op: &'static str,
+        path: String,
+        errno: nix::errno::Errno,
+    },
+    /// The path is not a regular file.
+    #[error("{path:?} in the VM is {found}, not a regular file")]
+    NotRegular { path: String, found: &'static str },
+    /// A program could not be started.
+    #[error("can't start {program:?} in the VM: {}", .errno.desc())]
+    Spawn {
+        program: String,
+        errno: nix::errno::Errno,
+    },
+    /// A step of the boot sequence failed inside the guest.
+    #[error("VM boot failed at step '{step}': {}", .errno.desc())]
+    Boot {
+        step: String,
+        errno: nix::errno::Errno,
+    },
+    /// This VM has no such user (an ordinary host user can map only one).
+    #[error("{0}")]
+    User(String),
+    /// The VM ended while the call was under way.
+    #[error("the VM ended: {0}")]
+    Ended(String),
+    /// PID 1 broke the protocol; the VM is stopped.
+    #[error("the VM's PID 1 sent {0}: the VM was stopped")]
+    Protocol(String),
+}
+
+impl From<VmError> for Error {
+    fn from(error: VmError) -> Self {
+        let code = match &error {
+            VmError::Unsupported { .. } => Code::VmUnsupported,
+            VmError::Host { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
+                Code::StoreFull
+            }
+            VmError::Host { source, .. } => source.raw_os_error().map_or(Code::Internal, |raw| {
+                Code::Errno(errno_name(nix::errno::Errno::from_raw(raw)))
+            }),
+            VmError::Busy { .. } => Code::VmBusy,
+            VmError::File { errno, .. } | VmError::Spawn { errno, .. } => {
+                Code::Errno(errno_name(*errno))
+            }
+            VmError::NotRegular { found, .. } => Code::Errno(if *found == "a directory" {
+                "EISDIR"
+            } else {
+                "EINVAL"
+            }),
+            VmError::Boot { .. } => Code::VmUnsupported,
+            VmError::User(_) => Code::VmUnsupported,
+            VmError::Ended(_) | VmError::Protocol(_) => Code::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// `ENOENT` for `Errno::ENOENT`.
+#[must_use]
+pub(crate) fn errno_name(errno: nix::errno::Errno) -> &'static str {
+    macro_rules! names {
+        ($($name:ident)*) => {
+            match errno { $(nix::errno::Errno::$name => stringify!($name),)* _ => "EIO" }
+        };
+    }
+    names!(EPERM ENOENT ESRCH EINTR EIO ENXIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT
+        ENOTBLK EBUSY EEXIST EXDEV ENODEV ENOTDIR EISDIR EINVAL ENFILE EMFILE ENOTTY ETXTBSY EFBIG
+        ENOSPC ESPIPE EROFS EMLINK EPIPE ERANGE ENAMETOOLONG ENOSYS ENOTEMPTY ELOOP EOVERFLOW
+        EDQUOT ESTALE EOPNOTSUPP ETIMEDOUT)
+}

@@ -1,0 +1,133 @@
+//! What a VM is, whatever isolates it: processes, files, an end.
+//!
+//! [`namespace`] is the one backend so far: Linux namespaces with the static guest as PID 1.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+pub use error::VmError;
+
+mod error;
+
+pub type Result<T, E = VmError> = std::result::Result<T, E>;
+
+/// An absolute path as a program inside the VM would write it. Never resolved on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GuestPath(String);
+
+impl GuestPath {
+    pub const HOME: &'static str = "/home/user";
+
+    /// Takes an absolute path, or one relative to `/home/user`.
+    pub fn new(path: &str) -> Result<Self, &'static str> {
+        if path.is_empty() {
+            return Err("a path must not be empty");
+        }
+        if path.contains('\0') {
+            return Err("a path must not contain a NUL byte");
+        }
+        if path.starts_with('/') {
+            Ok(Self(path.to_owned()))
+        } else {
+            Ok(Self(format!("{}/{path}", Self::HOME)))
+        }
+    }
+
+    #[must_use]
+    pub fn home() -> Self {
+        Self(Self::HOME.to_owned())
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Who acts inside the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum User {
+    /// uid 1000, no capabilities: agents and API calls, unless asked otherwise.
+    #[default]
+    User,
+    /// uid 0 of the VM, never of the host.
+    Root,
+}
+
+/// A program to start inside the VM with pipes for stdio. Nothing is inherited: `env` is all it gets.
+#[derive(Debug, Clone)]
+pub struct Command {
+    /// Program (looked up in `env`'s PATH unless it contains a slash) and arguments.
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub cwd: GuestPath,
+    pub user: User,
+}
+
+/// How a process ended: exactly one of the two is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    Code(i32),
+    /// Number of the signal that killed it.
+    Signal(i32),
+}
+
+/// A started process. Dropping it closes its pipes; the process itself goes on until it exits, is
+/// signalled, or the VM ends.
+#[derive(Debug)]
+pub struct Process {
+    /// Pid as seen inside the VM; also its process group.
+    pub pid: u32,
+    /// Non-blocking pipe ends of the host side.
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+    /// `None` until it has exited. Closed without a value only if the whole VM has ended.
+    pub exit: watch::Receiver<Option<Exit>>,
+}
+
+/// How to open a regular file of the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Open {
+    Read,
+    /// Create or truncate, mode 0644 before the umask.
+    Write,
+}
+
+/// Why a VM is no longer running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmEnd {
+    /// `shutdown` was called.
+    Shutdown,
+    /// Its PID 1 died on its own; the text says what is known.
+    Died(String),
+}
+
+/// A running VM. All calls act on the guest side: no guest path is ever resolved by the host.
+#[async_trait]
+pub trait Vm: Send + Sync + 'static {
+    async fn spawn(&self, command: &Command) -> Result<Process>;
+
+    /// Signals the whole process group of a process started by [`Vm::spawn`].
+    /// One that has already exited is not an error.
+    async fn signal(&self, pid: u32, signal: i32) -> Result<()>;
+
+    /// Opens a file as `user`. The descriptor is checked to be a regular file.
+    async fn open(&self, path: &GuestPath, open: Open, user: User) -> Result<File>;
+
+    /// Makes a directory and its missing parents as `user`; an existing directory is fine.
+    async fn create_dir_all(&self, path: &GuestPath, user: User) -> Result<()>;
+
+    /// `None` while it runs.
+    fn ended(&self) -> watch::Receiver<Option<VmEnd>>;
+
+    /// Ends every process, then PID 1. When it returns no process, mount or namespace of the VM is
+    /// left and its lock is free. Idempotent.
+    async fn shutdown(&self);
+}
+
+pub type DynVm = Arc<dyn Vm>;
