@@ -60,7 +60,7 @@ impl fmt::Display for VmId {
     }
 }
 
-/// The public, permanent id of a session (UUIDv7, so ids sort by creation).
+/// The public, permanent id of a session (`UUIDv7`, so ids sort by creation).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionId(Uuid);

@@ -1,1 +1,220 @@
 //! Message types and their encoding.
+
+use serde::{Deserialize, Serialize};
+
+use crate::net::NetConfig;
+
+/// Largest packet either side sends: well under what SEQPACKET takes (`EMSGSIZE` near 256 KiB).
+/// A larger request travels in a memfd; a reply is never larger.
+pub const MAX_PACKET: usize = 64 * 1024;
+
+/// Descriptors in one packet (the kernel's limit is 253).
+pub const MAX_DESCRIPTORS: usize = 64;
+
+/// First byte of a packet: the message follows, or is in the packet's last descriptor.
+pub const INLINE: u8 = 0;
+pub const IN_MEMFD: u8 = 1;
+
+/// The host's side of the control socket in PID 1.
+pub const CONTROL_FD: i32 = 3;
+
+/// uid and gid of the account `user` in every VM.
+pub const USER_ID: u32 = 1000;
+
+/// Chosen by the host, repeated in the reply.
+pub type RequestId = u32;
+
+/// Bytes of a path, argument or variable: Linux does not promise UTF-8.
+pub type Bytes = Vec<u8>;
+
+/// Host to guest.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// First message, once the id maps are written. Descriptors: the VM's lock, then the mount
+    /// trees that [`Source::Descriptor`] counts from 0.
+    Boot(Box<BootSpec>),
+    /// Descriptors: stdin, stdout, stderr of the new process.
+    Spawn {
+        id: RequestId,
+        argv: Vec<Bytes>,
+        /// `NAME=value`
+        env: Vec<Bytes>,
+        cwd: Bytes,
+        user: Account,
+    },
+    /// To the process group `pid` of a spawned process.
+    Signal {
+        id: RequestId,
+        pid: i32,
+        signal: i32,
+    },
+    Open {
+        id: RequestId,
+        path: Bytes,
+        /// `open(2)` flags; `O_CLOEXEC`, `O_NONBLOCK` and `O_NOCTTY` are always added.
+        flags: i32,
+        mode: u32,
+        user: Account,
+    },
+    /// `mkdir -p`
+    MakeDirs {
+        id: RequestId,
+        path: Bytes,
+        user: Account,
+    },
+}
+
+/// Guest to host. Written by a process that the host does not trust.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// Boot is complete. Descriptors: the sockets of [`NetState::Up`].
+    Ready {
+        net: NetState,
+    },
+    /// A boot step failed; PID 1 exits.
+    BootFailed {
+        step: Bytes,
+        errno: i32,
+    },
+    Spawned {
+        id: RequestId,
+        pid: i32,
+    },
+    /// Descriptor: the file.
+    Opened {
+        id: RequestId,
+    },
+    Done {
+        id: RequestId,
+    },
+    Failed {
+        id: RequestId,
+        errno: i32,
+        at: FailedAt,
+    },
+    /// A process of [`Request::Spawn`] ended; `status` as `waitpid(2)` gives it.
+    Exited {
+        pid: i32,
+        status: i32,
+    },
+}
+
+/// Which part of a request failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailedAt {
+    /// What was asked for: the program, the path.
+    Operation,
+    /// Entering the working directory.
+    Cwd,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum NetState {
+    /// Descriptors: TCP v4, UDP DNS, TCP DNS, and TCP v6 where the kernel has IPv6.
+    Up { v6: bool },
+    /// The VM runs without a network, because this step failed.
+    Down { step: Bytes, errno: i32 },
+}
+
+/// Who an operation acts as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Account {
+    User,
+    Root,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct BootSpec {
+    /// uid 0 is mapped. Otherwise only [`USER_ID`] is, and PID 1 runs as it.
+    pub root_mapped: bool,
+    pub hostname: Bytes,
+    /// Made in this order under the new root.
+    pub root: Vec<Node>,
+    pub net: NetConfig,
+    /// `struct sock_filter`s of the filter that every process gets.
+    pub seccomp: Vec<SockFilter>,
+    pub rlimits: Vec<Rlimit>,
+}
+
+/// `struct sock_filter` of `linux/filter.h`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct SockFilter {
+    pub code: u16,
+    pub jt: u8,
+    pub jf: u8,
+    pub k: u32,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Rlimit {
+    pub resource: u32,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// One thing in the new root. Paths are absolute, as inside the VM; parents come first.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Node {
+    Dir {
+        path: String,
+        mode: u32,
+        owner: Account,
+    },
+    Symlink {
+        path: String,
+        target: String,
+    },
+    /// A directory tree attached at an existing directory.
+    Tree {
+        path: String,
+        source: Source,
+        read_only: bool,
+        no_exec: bool,
+    },
+    /// `lower` with a persistent writable layer: `layer` holds `upper` and `work`.
+    Overlay {
+        path: String,
+        lower: Source,
+        layer: Source,
+    },
+    Tmpfs {
+        path: String,
+        mode: u32,
+        /// Bytes; pages are only taken when used.
+        size: u64,
+        inodes: u64,
+    },
+    /// procfs with what a VM has no business in masked.
+    Proc {
+        path: String,
+    },
+    /// A minimal /dev with its own pts and shm.
+    Dev {
+        path: String,
+        shm_size: u64,
+    },
+}
+
+/// Where a tree of the host comes from.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Source {
+    /// A detached mount that a privileged host made (`open_tree`), as index into the packet's trees.
+    Descriptor(u32),
+    /// A path of the host, cloned by the guest before it leaves the host's root.
+    HostPath(Bytes),
+}
+
+/// Encodes a message. `None` for a value that postcard can't express: there is none in these types.
+#[must_use]
+pub fn encode<T: Serialize>(message: &T) -> Option<Vec<u8>> {
+    postcard::to_allocvec(message).ok()
+}
+
+/// Decodes exactly one message; trailing bytes are an error.
+#[must_use]
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<T> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Some(message),
+        _ => None,
+    }
+}

@@ -64,7 +64,9 @@ pub enum VmError {
 impl From<VmError> for Error {
     fn from(error: VmError) -> Self {
         let code = match &error {
-            VmError::Unsupported { .. } => Code::VmUnsupported,
+            VmError::Unsupported { .. } | VmError::Boot { .. } | VmError::User(_) => {
+                Code::VmUnsupported
+            }
             VmError::Host { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
                 Code::StoreFull
             }
@@ -80,8 +82,6 @@ impl From<VmError> for Error {
             } else {
                 "EINVAL"
             }),
-            VmError::Boot { .. } => Code::VmUnsupported,
-            VmError::User(_) => Code::VmUnsupported,
             VmError::Ended(_) | VmError::Protocol(_) => Code::Internal,
         };
         Self::new(code, error.to_string())

@@ -11,7 +11,11 @@ use tokio::sync::watch;
 
 pub use error::VmError;
 
+pub mod environment;
 mod error;
+pub mod exec;
+pub mod file;
+pub mod namespace;
 
 pub type Result<T, E = VmError> = std::result::Result<T, E>;
 
@@ -88,6 +92,14 @@ pub struct Process {
     pub stderr: OwnedFd,
     /// `None` until it has exited. Closed without a value only if the whole VM has ended.
     pub exit: watch::Receiver<Option<Exit>>,
+}
+
+/// Waits for the end of a process. `None`: the whole VM ended first.
+pub async fn exited(exit: &mut watch::Receiver<Option<Exit>>) -> Option<Exit> {
+    exit.wait_for(Option::is_some)
+        .await
+        .ok()
+        .and_then(|exit| *exit)
 }
 
 /// How to open a regular file of the VM.

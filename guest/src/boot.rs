@@ -1,0 +1,174 @@
+//! From fresh namespaces to a VM: one visible list of named steps.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+
+use agentvm_guest::net::{self, NetConfig};
+use agentvm_guest::protocol::{BootSpec, NetState, Rlimit, SockFilter, USER_ID};
+use nix::errno::Errno;
+
+use crate::capabilities;
+use crate::mounts;
+
+/// Which step failed, and how.
+pub(crate) struct Failure {
+    pub(crate) step: String,
+    pub(crate) errno: Errno,
+}
+
+pub(crate) struct Booted {
+    pub(crate) net: NetState,
+    /// The proxy's and DNS's sockets, for the host.
+    pub(crate) sockets: Vec<OwnedFd>,
+    /// The VM's lock, to be held until nothing of the VM is left.
+    pub(crate) lock: OwnedFd,
+}
+
+/// Every kind of namespace that a VM must not nest: a user namespace would hand a process all
+/// capabilities over new mounts and sockets, which is most of the kernel's attack surface.
+const NESTED_NAMESPACES: [&str; 8] = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"];
+
+pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted, Failure> {
+    let mut descriptors = descriptors.into_iter();
+    let lock = descriptors.next().ok_or_else(|| Failure {
+        step: "receive the lock".to_owned(),
+        errno: Errno::EBADF,
+    })?;
+    let trees: Vec<OwnedFd> = descriptors.collect();
+
+    // The id maps are written by now: act as an id of the VM, no longer as 'overflow'.
+    step("become the VM's first process", || {
+        become_first(spec.root_mapped)
+    })?;
+    step("sethostname", || set_hostname(&spec.hostname))?;
+    // Mounts first: they need the host's root to still be there.
+    step("make mounts private", mounts::make_private)?;
+    step("mount the new root", mounts::enter_new_root)?;
+    for node in &spec.root {
+        mounts::make(node, &trees)?;
+    }
+    drop(trees);
+    step("pivot_root", mounts::leave_old_root)?;
+    // Both need /proc/sys while it is still writable.
+    let (net, sockets) = configure_network(&spec.net);
+    step("forbid nested namespaces", forbid_nested_namespaces)?;
+    step("mask /proc", mounts::mask_proc)?;
+    step("seal the root", mounts::seal_root)?;
+    for limit in &spec.rlimits {
+        step("setrlimit", || set_rlimit(limit))?;
+    }
+    // From here on nothing can be mounted or configured any more.
+    step("drop capabilities", || capabilities::keep(spec.root_mapped))?;
+    step("no_new_privs", nix::sys::prctl::set_no_new_privs)?;
+    step("seccomp", || install_seccomp(&spec.seccomp))?;
+    // After the last change of credentials, which would clear both.
+    step("become undumpable", become_undumpable)?;
+    Ok(Booted { net, sockets, lock })
+}
+
+fn step(name: &str, run: impl FnOnce() -> nix::Result<()>) -> Result<(), Failure> {
+    run().map_err(|errno| Failure {
+        step: name.to_owned(),
+        errno,
+    })
+}
+
+fn become_first(root_mapped: bool) -> nix::Result<()> {
+    let id = if root_mapped { 0 } else { USER_ID };
+    let (uid, gid) = (id.into(), id.into());
+    if root_mapped {
+        nix::unistd::setgroups(&[])?;
+    }
+    nix::unistd::setresgid(gid, gid, gid)?;
+    capabilities::across_uid_change(|| nix::unistd::setresuid(uid, uid, uid))?;
+    // Otherwise its name would be the number of the descriptor that it was exec'ed from.
+    nix::sys::prctl::set_name(c"agentvm-guest")?;
+    // A session of its own: Ctrl-C in the terminal of the host process is not for the agents.
+    nix::unistd::setsid()?;
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    Ok(())
+}
+
+fn set_hostname(name: &[u8]) -> nix::Result<()> {
+    // SAFETY: sethostname reads `len` bytes from the pointer.
+    Errno::result(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
+fn forbid_nested_namespaces() -> nix::Result<()> {
+    for kind in NESTED_NAMESPACES {
+        let path = format!("/proc/sys/user/max_{kind}_namespaces");
+        match fs::write(&path, "0") {
+            Ok(()) => {}
+            // Kernels without this kind of namespace have nothing to forbid.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(errno_of(&error)),
+        }
+    }
+    Ok(())
+}
+
+/// A kernel without what the redirect needs gives a VM without a network, and says why.
+fn configure_network(config: &NetConfig) -> (NetState, Vec<OwnedFd>) {
+    match net::configure(config) {
+        Ok(sockets) => {
+            let mut descriptors = vec![sockets.tcp4, sockets.dns_udp, sockets.dns_tcp];
+            let v6 = sockets.tcp6.is_some();
+            descriptors.extend(sockets.tcp6);
+            (NetState::Up { v6 }, descriptors)
+        }
+        Err((step, errno)) => {
+            let down = NetState::Down {
+                step: step.as_bytes().to_vec(),
+                errno: errno as i32,
+            };
+            (down, Vec::new())
+        }
+    }
+}
+
+fn set_rlimit(limit: &Rlimit) -> nix::Result<()> {
+    let value = libc::rlimit {
+        rlim_cur: limit.soft,
+        rlim_max: limit.hard,
+    };
+    // SAFETY: setrlimit reads the struct.
+    Errno::result(unsafe { libc::setrlimit(limit.resource, &raw const value) }).map(drop)
+}
+
+fn install_seccomp(filter: &[SockFilter]) -> nix::Result<()> {
+    let mut filter: Vec<libc::sock_filter> = filter
+        .iter()
+        .map(|f| libc::sock_filter {
+            code: f.code,
+            jt: f.jt,
+            jf: f.jf,
+            k: f.k,
+        })
+        .collect();
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).map_err(|_| Errno::E2BIG)?,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: the kernel copies the program, which outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Processes of the VM share an id with PID 1 where only one id is mapped: none may trace it or read
+/// its memory. SIGTERM, not SIGKILL, when the host's thread dies: PID 1 must end everything and only
+/// then let its lock go (the kernel would close the lock first).
+fn become_undumpable() -> nix::Result<()> {
+    nix::sys::prctl::set_dumpable(false)?;
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+}
+
+pub(crate) fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}

@@ -1,0 +1,328 @@
+//! The VM's file system: its root, built node by node beside the host's, and the step across.
+
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::Path;
+
+use agentvm_guest::protocol::{Account, Bytes, Node, Source, USER_ID};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::boot::{Failure, errno_of};
+
+/// Where the new root grows, seen by this mount namespace only: a directory that every host has and
+/// that no [`Source::HostPath`] lies under.
+const NEW_ROOT: &str = "/proc";
+
+/// Scratch mount points for the parts of an overlay, gone before the VM runs.
+const LOWER: &str = "/proc/.lower";
+const LAYER: &str = "/proc/.layer";
+
+const NONE: Option<&str> = None;
+
+pub(crate) fn make_private() -> nix::Result<()> {
+    // Nothing that is mounted from here on may reach the host, nor the host's later mounts the VM.
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
+}
+
+pub(crate) fn enter_new_root() -> nix::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(
+        Some("agentvm"),
+        NEW_ROOT,
+        Some("tmpfs"),
+        flags,
+        Some("mode=755,size=4m,nr_inodes=4096"),
+    )
+}
+
+/// Makes one node of the root. The failure names the node.
+pub(crate) fn make(node: &Node, trees: &[OwnedFd]) -> Result<(), Failure> {
+    let (path, result) = match node {
+        Node::Dir { path, mode, owner } => (path, directory(path, *mode, *owner)),
+        Node::Symlink { path, target } => (
+            path,
+            symlink(target, at(path)).map_err(|error| errno_of(&error)),
+        ),
+        Node::Tree {
+            path,
+            source,
+            read_only,
+            no_exec,
+        } => (path, tree(path, source, trees, *read_only, *no_exec)),
+        Node::Overlay { path, lower, layer } => (path, overlay(path, lower, layer, trees)),
+        Node::Tmpfs {
+            path,
+            mode,
+            size,
+            inodes,
+        } => (path, tmpfs(path, *mode, *size, *inodes)),
+        Node::Proc { path } => (path, proc(path)),
+        Node::Dev { path, shm_size } => (path, dev(path, *shm_size)),
+    };
+    result.map_err(|errno| Failure {
+        step: format!("mount {path}"),
+        errno,
+    })
+}
+
+fn at(path: &str) -> String {
+    format!("{NEW_ROOT}{path}")
+}
+
+fn directory(path: &str, mode: u32, owner: Account) -> nix::Result<()> {
+    let path = at(path);
+    match fs::create_dir(&path) {
+        Ok(()) => {}
+        // Trees bring directories of their own; those keep what they are.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(errno_of(&error)),
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+        .and_then(|()| match owner {
+            Account::User => chown(&path, Some(USER_ID), Some(USER_ID)),
+            Account::Root => Ok(()),
+        })
+        .map_err(|error| errno_of(&error))
+}
+
+fn tree(
+    path: &str,
+    source: &Source,
+    trees: &[OwnedFd],
+    read_only: bool,
+    no_exec: bool,
+) -> nix::Result<()> {
+    let mut set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    if read_only {
+        set |= libc::MOUNT_ATTR_RDONLY;
+    }
+    if no_exec {
+        set |= libc::MOUNT_ATTR_NOEXEC;
+    }
+    let cloned;
+    let tree = match source {
+        Source::Descriptor(index) => trees.get(*index as usize).ok_or(Errno::EBADF)?,
+        Source::HostPath(path) => {
+            cloned = clone_tree(path)?;
+            &cloned
+        }
+    };
+    set_attributes(tree, set)?;
+    attach(tree, &at(path))
+}
+
+/// `lower` with `layer/upper` on top. `volatile` spares a sync of the whole host file system at
+/// every unmount; what must survive a host crash (`/home/user`, `/var`) is not in an overlay.
+fn overlay(path: &str, lower: &Source, layer: &Source, trees: &[OwnedFd]) -> nix::Result<()> {
+    for scratch in [LOWER, LAYER] {
+        fs::create_dir(scratch).map_err(|error| errno_of(&error))?;
+    }
+    for (source, scratch) in [(lower, LOWER), (layer, LAYER)] {
+        match source {
+            Source::Descriptor(index) => {
+                attach(trees.get(*index as usize).ok_or(Errno::EBADF)?, scratch)?;
+            }
+            Source::HostPath(path) => attach(&clone_tree(path)?, scratch)?,
+        }
+    }
+    let options =
+        format!("lowerdir={LOWER},upperdir={LAYER}/upper,workdir={LAYER}/work,userxattr,volatile");
+    mount(
+        Some("overlay"),
+        at(path).as_str(),
+        Some("overlay"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    )?;
+    // The overlay holds its own references; the parts must not be reachable beside it.
+    for scratch in [LOWER, LAYER] {
+        umount2(scratch, MntFlags::MNT_DETACH)?;
+        fs::remove_dir(scratch).map_err(|error| errno_of(&error))?;
+    }
+    Ok(())
+}
+
+fn tmpfs(path: &str, mode: u32, size: u64, inodes: u64) -> nix::Result<()> {
+    let options = format!("mode={mode:o},size={size},nr_inodes={inodes}");
+    mount(
+        Some("tmpfs"),
+        at(path).as_str(),
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    )
+}
+
+fn proc(path: &str) -> nix::Result<()> {
+    mount(
+        Some("proc"),
+        at(path).as_str(),
+        Some("proc"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        NONE,
+    )
+}
+
+/// Parts of /proc that tell about, or act on, the whole machine.
+const PROC_EMPTY_FILES: [&str; 6] = [
+    "kcore",
+    "keys",
+    "kallsyms",
+    "sched_debug",
+    "sysrq-trigger",
+    "timer_list",
+];
+const PROC_EMPTY_DIRS: [&str; 3] = ["acpi", "scsi", "asound"];
+const PROC_READ_ONLY: [&str; 4] = ["bus", "fs", "irq", "sys"];
+
+pub(crate) fn mask_proc() -> nix::Result<()> {
+    let exists = |name: &str| Path::new("/proc").join(name).exists();
+    for name in PROC_EMPTY_FILES.into_iter().filter(|name| exists(name)) {
+        bind("/dev/null", &format!("/proc/{name}"))?;
+    }
+    for name in PROC_EMPTY_DIRS.into_iter().filter(|name| exists(name)) {
+        mount(
+            Some("tmpfs"),
+            format!("/proc/{name}").as_str(),
+            Some("tmpfs"),
+            MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+            Some("size=0,nr_inodes=1"),
+        )?;
+    }
+    for name in PROC_READ_ONLY.into_iter().filter(|name| exists(name)) {
+        // Not by open_tree: a detached clone counts as a mount namespace, and those are forbidden.
+        let path = format!("/proc/{name}");
+        bind(&path, &path)?;
+        let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+        let attributes = libc::MOUNT_ATTR_RDONLY
+            | libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC;
+        change_attributes(&open_tree(&path, libc::OPEN_TREE_CLOEXEC)?, attributes, 0)?;
+    }
+    Ok(())
+}
+
+/// Device nodes of the host that are harmless and that programs expect.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+const DEV_LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+fn dev(path: &str, shm_size: u64) -> nix::Result<()> {
+    let io = |result: std::io::Result<()>| result.map_err(|error| errno_of(&error));
+    mount(
+        Some("dev"),
+        at(path).as_str(),
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+        Some("mode=755,size=64k,nr_inodes=64"),
+    )?;
+    for name in DEVICES {
+        let node = at(&format!("{path}/{name}"));
+        io(fs::write(&node, ""))?;
+        bind(&format!("/dev/{name}"), &node)?;
+    }
+    for (name, target) in DEV_LINKS {
+        io(symlink(target, at(&format!("{path}/{name}"))))?;
+    }
+    let pts = at(&format!("{path}/pts"));
+    io(fs::create_dir(&pts))?;
+    mount(
+        Some("devpts"),
+        pts.as_str(),
+        Some("devpts"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+        Some("newinstance,ptmxmode=0666,mode=0620"),
+    )?;
+    io(fs::create_dir(at(&format!("{path}/shm"))))?;
+    tmpfs(&format!("{path}/shm"), 0o1777, shm_size, 65_536)
+}
+
+/// Makes the new root the root, and lets go of everything of the host.
+pub(crate) fn leave_old_root() -> nix::Result<()> {
+    nix::unistd::chdir(NEW_ROOT)?;
+    // The two dots stack the old root on the new one (pivot_root(2), NOTES).
+    nix::unistd::pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    nix::unistd::chdir("/")
+}
+
+/// The skeleton itself is not for writing.
+pub(crate) fn seal_root() -> nix::Result<()> {
+    let root = open_tree(c"/", libc::OPEN_TREE_CLOEXEC)?;
+    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    change_attributes(&root, attributes, 0)
+}
+
+fn bind(source: &str, target: &str) -> nix::Result<()> {
+    mount(Some(source), target, NONE, MsFlags::MS_BIND, NONE)
+}
+
+/// A detached copy of a mount and everything below it.
+fn clone_tree(path: &[u8]) -> nix::Result<OwnedFd> {
+    let path = CString::new(Bytes::from(path)).map_err(|_| Errno::EINVAL)?;
+    #[expect(clippy::cast_sign_loss, reason = "AT_ flags are positive")]
+    let recursive = libc::AT_RECURSIVE as u32;
+    open_tree(
+        &path,
+        libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | recursive,
+    )
+}
+
+fn open_tree(path: &CStr, flags: u32) -> nix::Result<OwnedFd> {
+    // SAFETY: the path outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel has just returned this descriptor, which fits a RawFd.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+fn set_attributes(tree: &OwnedFd, set: u64) -> nix::Result<()> {
+    change_attributes(tree, set, libc::AT_RECURSIVE)
+}
+
+fn change_attributes(tree: &OwnedFd, set: u64, flags: i32) -> nix::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the struct outlives the call and its size is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+fn attach(tree: &OwnedFd, target: &str) -> nix::Result<()> {
+    let target = CString::new(target).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: both strings outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    Errno::result(result).map(drop)
+}

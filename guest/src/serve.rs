@@ -1,0 +1,162 @@
+//! The life of PID 1 after boot: requests, dead children, the end.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+
+use agentvm_guest::protocol::{FailedAt, Reply, Request, RequestId};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
+use crate::control::Control;
+use crate::files;
+use crate::process::{Launch, SpawnError};
+
+/// Serves the host until it hangs up, then ends every process of the VM.
+pub(crate) fn serve(control: &Control) {
+    let mut guest = Guest {
+        control,
+        spawned: HashSet::new(),
+    };
+    if let Some(signals) = signals() {
+        while guest.turn(&signals) {}
+    }
+    end();
+}
+
+fn signals() -> Option<SignalFd> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    mask.add(Signal::SIGTERM);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None).ok()?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).ok()
+}
+
+struct Guest<'a> {
+    control: &'a Control,
+    /// Started for the host and not reaped yet; other children are orphans that we inherited.
+    spawned: HashSet<i32>,
+}
+
+impl Guest<'_> {
+    /// Waits for something to do and does it. `false`: the VM ends.
+    fn turn(&mut self, signals: &SignalFd) -> bool {
+        let mut ready = [
+            PollFd::new(self.control.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut ready, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return false,
+        }
+        let [control, signal] = ready.map(|fd| fd.any().unwrap_or(true));
+        if signal {
+            while let Ok(Some(info)) = signals.read_signal() {
+                // From outside the VM only: a process inside has no say in this (its pid is not 0).
+                if info.ssi_signo == Signal::SIGTERM as u32 && info.ssi_pid == 0 {
+                    return false;
+                }
+            }
+            self.reap();
+        }
+        if control {
+            let Some((request, descriptors)) = self.control.receive() else {
+                return false;
+            };
+            self.answer(request, descriptors);
+        }
+        true
+    }
+
+    fn reap(&mut self) {
+        let mut status = 0;
+        loop {
+            // SAFETY: waitpid writes the status. The raw call: nix has no variant for real-time signals.
+            let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+            if pid <= 0 {
+                return;
+            }
+            if self.spawned.remove(&pid) {
+                self.control.send(&Reply::Exited { pid, status }, &[]);
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request, descriptors: Vec<OwnedFd>) {
+        match request {
+            // One boot a life.
+            Request::Boot(_) => {}
+            Request::Spawn {
+                id,
+                argv,
+                env,
+                cwd,
+                user,
+            } => {
+                let started = <[OwnedFd; 3]>::try_from(descriptors)
+                    .map_err(|_| SpawnError::from(Errno::EBADF))
+                    .and_then(|stdio| Launch::new(argv, env, cwd, user, stdio))
+                    .and_then(|launch| launch.start());
+                match started {
+                    Ok(pid) => {
+                        self.spawned.insert(pid);
+                        self.control.send(&Reply::Spawned { id, pid }, &[]);
+                    }
+                    Err(SpawnError { errno, at }) => self.fail(id, errno, at),
+                }
+            }
+            Request::Signal { id, pid, signal } => {
+                // A group outlives its leader, and the kernel does not reuse its number meanwhile.
+                // Group 1 and 'all' (0, -1) are not the host's to signal.
+                let result = if pid > 1 {
+                    // SAFETY: integers; a bad signal number is EINVAL.
+                    Errno::result(unsafe { libc::kill(-pid, signal) })
+                } else {
+                    Err(Errno::EINVAL)
+                };
+                match result {
+                    Ok(_) | Err(Errno::ESRCH) => self.done(id),
+                    Err(errno) => self.fail(id, errno, FailedAt::Operation),
+                }
+            }
+            Request::Open {
+                id,
+                path,
+                flags,
+                mode,
+                user,
+            } => match files::open(&path, flags, mode, user) {
+                Ok(file) => self.control.send(&Reply::Opened { id }, &[file]),
+                Err(errno) => self.fail(id, errno, FailedAt::Operation),
+            },
+            Request::MakeDirs { id, path, user } => match files::make_dirs(&path, user) {
+                Ok(()) => self.done(id),
+                Err(errno) => self.fail(id, errno, FailedAt::Operation),
+            },
+        }
+    }
+
+    fn done(&self, id: RequestId) {
+        self.control.send(&Reply::Done { id }, &[]);
+    }
+
+    fn fail(&self, id: RequestId, errno: Errno, at: FailedAt) {
+        let errno = errno as i32;
+        self.control.send(&Reply::Failed { id, errno, at }, &[]);
+    }
+}
+
+/// Kills everything in the VM and waits until it is gone.
+fn end() {
+    // PID 1 itself is exempt; everyone else gets it at once, also those that fork right now.
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    loop {
+        match waitpid(Pid::from_raw(-1), None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}

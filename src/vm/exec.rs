@@ -1,0 +1,187 @@
+//! Running a shell command to its end.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+
+use super::{Command, Exit, GuestPath, Result, User, VmError, exited};
+use crate::vm::environment;
+
+/// How [`exec`] runs a command.
+#[derive(Debug, Clone)]
+pub struct ExecOptions {
+    /// Over the VM's default environment.
+    pub env: Vec<(String, String)>,
+    pub cwd: GuestPath,
+    pub user: User,
+    pub stdin: Vec<u8>,
+    /// The whole process group is killed when it passes.
+    pub timeout: Option<Duration>,
+    /// Kept of stdout and of stderr each; the rest is read and dropped.
+    pub max_output_bytes: usize,
+}
+
+impl Default for ExecOptions {
+    fn default() -> Self {
+        Self {
+            env: Vec::new(),
+            cwd: GuestPath::home(),
+            user: User::User,
+            stdin: Vec::new(),
+            timeout: None,
+            max_output_bytes: 16 << 20,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exit: Exit,
+    /// Output was dropped because of `max_output_bytes`.
+    pub truncated: bool,
+}
+
+/// How an exec ended.
+#[derive(Debug)]
+pub enum ExecEnd {
+    Exited(ExecOutput),
+    /// The time limit passed; what it had written until then.
+    TimedOut(ExecOutput),
+}
+
+/// Runs `sh -c command` and returns when the shell exits: what it left running in the background may
+/// keep the pipes, not the call. Dropping the future kills the process group.
+pub async fn exec(vm: &super::DynVm, command: &str, options: ExecOptions) -> Result<ExecEnd> {
+    let process = vm
+        .spawn(&Command {
+            argv: vec!["/bin/sh".to_owned(), "-c".to_owned(), command.to_owned()],
+            env: environment::merge(options.user, options.env),
+            cwd: options.cwd,
+            user: options.user,
+        })
+        .await?;
+    let pid = process.pid;
+    let mut kill = KillOnDrop {
+        vm: Some(vm.clone()),
+        pid,
+    };
+    let limit = options.max_output_bytes;
+    let (mut stdout, mut stderr) = (
+        Output::new(process.stdout, limit)?,
+        Output::new(process.stderr, limit)?,
+    );
+    let mut exit = process.exit;
+    let mut feed = Box::pin(feed(process.stdin, options.stdin));
+    let mut fed = false;
+    let mut deadline = Box::pin(async {
+        match options.timeout {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    });
+    let mut timed_out = false;
+    let exit = loop {
+        tokio::select! {
+            exit = exited(&mut exit) => break exit,
+            () = &mut feed, if !fed => fed = true,
+            () = stdout.read(), if stdout.open => {}
+            () = stderr.read(), if stderr.open => {}
+            () = &mut deadline, if !timed_out => {
+                timed_out = true;
+                vm.signal(pid, libc::SIGKILL).await?;
+            }
+        }
+    };
+    kill.vm = None;
+    // What was written before the exit is in the pipes by now.
+    stdout.drain();
+    stderr.drain();
+    let output = ExecOutput {
+        truncated: stdout.truncated || stderr.truncated,
+        stdout: stdout.kept,
+        stderr: stderr.kept,
+        exit: exit.ok_or_else(|| VmError::Ended("a command was running".to_owned()))?,
+    };
+    Ok(if timed_out {
+        ExecEnd::TimedOut(output)
+    } else {
+        ExecEnd::Exited(output)
+    })
+}
+
+async fn feed(stdin: OwnedFd, content: Vec<u8>) {
+    if content.is_empty() {
+        return;
+    }
+    if let Ok(mut pipe) = pipe::Sender::from_owned_fd(stdin) {
+        // A command that does not read its input closes the pipe: not an error of the call.
+        drop(pipe.write_all(&content).await);
+    }
+}
+
+/// One output pipe: reads everything, keeps the first `limit` bytes.
+struct Output {
+    pipe: pipe::Receiver,
+    kept: Vec<u8>,
+    chunk: Vec<u8>,
+    limit: usize,
+    truncated: bool,
+    open: bool,
+}
+
+impl Output {
+    fn new(fd: OwnedFd, limit: usize) -> Result<Self> {
+        let pipe = pipe::Receiver::from_owned_fd(fd)
+            .map_err(|error| VmError::Ended(format!("its output pipe is unusable: {error}")))?;
+        Ok(Self {
+            pipe,
+            kept: Vec::new(),
+            chunk: vec![0; 16 * 1024],
+            limit,
+            truncated: false,
+            open: true,
+        })
+    }
+
+    async fn read(&mut self) {
+        match self.pipe.read(&mut self.chunk).await {
+            Ok(0) | Err(_) => self.open = false,
+            Ok(length) => self.keep(length),
+        }
+    }
+
+    fn drain(&mut self) {
+        while self.open {
+            // The plain call: tokio's would ask its cache whether there is anything to read.
+            match nix::unistd::read(&self.pipe, &mut self.chunk) {
+                Ok(0) | Err(_) => self.open = false,
+                Ok(length) => self.keep(length),
+            }
+        }
+    }
+
+    fn keep(&mut self, length: usize) {
+        let room = self.limit - self.kept.len();
+        self.kept.extend_from_slice(&self.chunk[..length.min(room)]);
+        self.truncated |= length > room;
+    }
+}
+
+/// A call that is given up must not leave its command running.
+struct KillOnDrop {
+    vm: Option<super::DynVm>,
+    pid: u32,
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let (Some(vm), Ok(runtime)) = (self.vm.take(), tokio::runtime::Handle::try_current()) {
+            let pid = self.pid;
+            drop(runtime.spawn(async move { vm.signal(pid, libc::SIGKILL).await }));
+        }
+    }
+}

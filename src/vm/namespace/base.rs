@@ -1,0 +1,328 @@
+//! The base of a VM: the host's programs and libraries, with an `/etc` of its own.
+//!
+//! `/etc` is made once per state of the host from one table ([`COPIED`] and [`written`]) and shared
+//! read-only by all VMs, below their writable layers.
+
+use std::fmt::Write as _;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::directory::{blocking, host, make_private_dir};
+use crate::vm::VmError;
+
+/// Raise when the table changes: VMs then get a new `/etc`.
+const TABLE_VERSION: u32 = 1;
+
+/// Namespace of the version-5 UUIDs that name a base.
+const BASE_NAMESPACE: Uuid = Uuid::from_u128(0x5a77_9c0e_21d4_4c7b_8f0e_6b1f_4e0d_9a21);
+
+/// What a VM sees of the host's file system, where it exists there: symlinks stay symlinks.
+pub(super) const HOST_DIRS: [&str; 7] = [
+    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32",
+];
+
+/// Parts of the host's `/etc` that programs of the base need and that hold no secrets. Only what
+/// everyone may read is taken.
+const COPIED: &[&str] = &[
+    // Dynamic linking, alternatives, time and language.
+    "alternatives",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "locale.alias",
+    "locale.conf",
+    "localtime",
+    "timezone",
+    // Certificates, as Debian, Fedora, Arch, Alpine and SUSE keep them.
+    "ca-certificates",
+    "ca-certificates.conf",
+    "crypto-policies",
+    "pki/ca-trust",
+    "pki/tls/certs",
+    "pki/tls/cert.pem",
+    "pki/tls/openssl.cnf",
+    "ssl/cert.pem",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    // Names and numbers.
+    "gai.conf",
+    "mime.types",
+    "networks",
+    "protocols",
+    "rpc",
+    "services",
+    // Shells and terminals.
+    "bash.bashrc",
+    "inputrc",
+    "profile",
+    "shells",
+    "terminfo",
+    // Which system this is.
+    "alpine-release",
+    "arch-release",
+    "debian_version",
+    "fedora-release",
+    "lsb-release",
+    "os-release",
+    "redhat-release",
+    "system-release",
+    // Language runtimes and tools that refuse to start without.
+    "fonts",
+    "java-11-openjdk",
+    "java-17-openjdk",
+    "java-21-openjdk",
+    "java-25-openjdk",
+    "magic",
+    "magic.mime",
+    "perl",
+    "python3",
+    "python3.11",
+    "python3.12",
+    "python3.13",
+    "vim",
+];
+
+/// A base, ready to be mounted.
+#[derive(Debug, Clone)]
+pub(super) struct Base {
+    /// Names the state of the host that the base shows.
+    pub(super) fingerprint: String,
+    /// The shared `/etc` on the host.
+    pub(super) etc: PathBuf,
+}
+
+/// Finds or makes the base of this host in `cache`.
+pub(super) async fn base(cache: &Path) -> Result<Base, VmError> {
+    let cache = cache.to_owned();
+    blocking(move || {
+        let fingerprint = fingerprint();
+        let directory = cache.join(&fingerprint);
+        let etc = directory.join("etc");
+        if !etc.exists() {
+            make(&cache, &directory)
+                .map_err(|error| host("can't make the base in", &cache, error))?;
+        }
+        Ok(Base { fingerprint, etc })
+    })
+    .await
+}
+
+/// Changes whenever the host installs, removes or upgrades something.
+fn fingerprint() -> String {
+    let mut state = format!("table {TABLE_VERSION}\n");
+    let watched = [
+        "/usr",
+        "/usr/bin",
+        "/usr/lib",
+        "/etc/alternatives",
+        "/etc/ld.so.cache",
+        "/etc/localtime",
+        "/etc/os-release",
+        "/etc/ssl/certs",
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/var/lib/dpkg/status",
+        "/var/lib/rpm",
+        "/lib/apk/db/installed",
+        "/var/lib/pacman/local",
+    ];
+    for path in watched {
+        if let Ok(data) = fs::metadata(path) {
+            let (mtime, nanos) = (data.mtime(), data.mtime_nsec());
+            // Writing to a String can't fail.
+            let _ = writeln!(
+                state,
+                "{path} {} {} {mtime}.{nanos}",
+                data.ino(),
+                data.len()
+            );
+        }
+    }
+    Uuid::new_v5(&BASE_NAMESPACE, state.as_bytes()).to_string()
+}
+
+/// Makes it beside its final place: a half-made base is never seen, and two processes that make the
+/// same one at once both end with a whole one.
+fn make(cache: &Path, directory: &Path) -> io::Result<()> {
+    make_private_dir(cache)?;
+    let partial = cache.join(format!("partial-{}", Uuid::now_v7()));
+    let etc = partial.join("etc");
+    fs::create_dir_all(&etc)?;
+    for name in COPIED {
+        copy(&Path::new("/etc").join(name), &etc.join(name))?;
+    }
+    for (name, content) in written() {
+        let path = etc.join(name);
+        fs::write(&path, content)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+    }
+    symlink("/proc/self/mounts", etc.join("mtab"))?;
+    for directory in [&partial, &etc] {
+        fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+    }
+    match fs::rename(&partial, directory) {
+        Err(_) if directory.exists() => fs::remove_dir_all(&partial),
+        result => result,
+    }
+}
+
+/// Copies what everyone may read; what is not there, or not readable, is not copied.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    const READABLE: u32 = 0o004;
+    let Ok(data) = fs::symlink_metadata(from) else {
+        return Ok(());
+    };
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if data.is_symlink() {
+        return symlink(fs::read_link(from)?, to);
+    }
+    if data.mode() & READABLE == 0 {
+        return Ok(());
+    }
+    if data.is_dir() {
+        fs::create_dir(to)?;
+        fs::set_permissions(to, Permissions::from_mode(0o755))?;
+        for entry in fs::read_dir(from)? {
+            let name = entry?.file_name();
+            copy(&from.join(&name), &to.join(&name))?;
+        }
+    } else if data.is_file() {
+        fs::copy(from, to)?;
+        fs::set_permissions(to, Permissions::from_mode(data.mode() & 0o755 | 0o644))?;
+    }
+    Ok(())
+}
+
+/// Files of `/etc` that are the VM's, not the host's. Ids of system users are Debian's fixed ones
+/// (base-passwd), so that packages find the accounts that they expect.
+fn written() -> [(&'static str, String); 8] {
+    const SYSTEM: [(&str, u32, u32, &str, &str); 18] = [
+        ("root", 0, 0, "/root", "/bin/bash"),
+        ("daemon", 1, 1, "/usr/sbin", "/usr/sbin/nologin"),
+        ("bin", 2, 2, "/bin", "/usr/sbin/nologin"),
+        ("sys", 3, 3, "/dev", "/usr/sbin/nologin"),
+        ("sync", 4, 65534, "/bin", "/bin/sync"),
+        ("games", 5, 60, "/usr/games", "/usr/sbin/nologin"),
+        ("man", 6, 12, "/var/cache/man", "/usr/sbin/nologin"),
+        ("lp", 7, 7, "/var/spool/lpd", "/usr/sbin/nologin"),
+        ("mail", 8, 8, "/var/mail", "/usr/sbin/nologin"),
+        ("news", 9, 9, "/var/spool/news", "/usr/sbin/nologin"),
+        ("uucp", 10, 10, "/var/spool/uucp", "/usr/sbin/nologin"),
+        ("proxy", 13, 13, "/bin", "/usr/sbin/nologin"),
+        ("www-data", 33, 33, "/var/www", "/usr/sbin/nologin"),
+        ("backup", 34, 34, "/var/backups", "/usr/sbin/nologin"),
+        ("_apt", 42, 65534, "/nonexistent", "/usr/sbin/nologin"),
+        ("irc", 39, 39, "/run/ircd", "/usr/sbin/nologin"),
+        ("user", 1000, 1000, "/home/user", "/bin/bash"),
+        ("nobody", 65534, 65534, "/nonexistent", "/usr/sbin/nologin"),
+    ];
+    const GROUPS: [(&str, u32); 37] = [
+        ("root", 0),
+        ("daemon", 1),
+        ("bin", 2),
+        ("sys", 3),
+        ("adm", 4),
+        ("tty", 5),
+        ("disk", 6),
+        ("lp", 7),
+        ("mail", 8),
+        ("news", 9),
+        ("uucp", 10),
+        ("man", 12),
+        ("proxy", 13),
+        ("kmem", 15),
+        ("dialout", 20),
+        ("fax", 21),
+        ("voice", 22),
+        ("cdrom", 24),
+        ("floppy", 25),
+        ("tape", 26),
+        ("sudo", 27),
+        ("audio", 29),
+        ("dip", 30),
+        ("www-data", 33),
+        ("backup", 34),
+        ("operator", 37),
+        ("irc", 39),
+        ("src", 40),
+        ("shadow", 42),
+        ("utmp", 43),
+        ("video", 44),
+        ("sasl", 45),
+        ("plugdev", 46),
+        ("staff", 50),
+        ("games", 60),
+        ("user", 1000),
+        ("nogroup", 65534),
+    ];
+    let mut passwd = String::new();
+    for (name, uid, gid, home, shell) in SYSTEM {
+        // Writing to a String can't fail.
+        let _ = writeln!(passwd, "{name}:x:{uid}:{gid}:{name}:{home}:{shell}");
+    }
+    let mut group = String::new();
+    for (name, gid) in GROUPS {
+        let _ = writeln!(group, "{name}:x:{gid}:");
+    }
+    [
+        ("passwd", passwd),
+        ("group", group),
+        ("hostname", format!("{HOSTNAME}\n")),
+        (
+            "hosts",
+            format!("127.0.0.1 localhost {HOSTNAME}\n::1 localhost ip6-localhost ip6-loopback\n"),
+        ),
+        ("resolv.conf", "nameserver 127.0.0.53\n".to_owned()),
+        (
+            "nsswitch.conf",
+            "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\n\
+             protocols: files\nservices: files\nrpc: files\n"
+                .to_owned(),
+        ),
+        ("host.conf", "multi on\n".to_owned()),
+        ("machine-id", String::new()),
+    ]
+}
+
+/// The name of every VM's machine: nothing of the host, nothing to tell VMs apart by.
+pub(super) const HOSTNAME: &str = "agentvm";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_is_made_once_and_holds_no_account_of_the_host() {
+        let cache = tempfile::tempdir().expect("a directory");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        let first = runtime.block_on(base(cache.path())).expect("a base");
+        let second = runtime.block_on(base(cache.path())).expect("a base");
+        assert_eq!(first.etc, second.etc);
+        let passwd = fs::read_to_string(first.etc.join("passwd")).expect("passwd");
+        assert!(passwd.contains("\nuser:x:1000:1000:"));
+        assert!(!first.etc.join("shadow").exists());
+        assert_eq!(fs::read_dir(cache.path()).expect("cache").count(), 1);
+    }
+
+    #[test]
+    fn what_only_its_owner_may_read_is_not_copied() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        fs::create_dir(&from).expect("mkdir");
+        fs::set_permissions(&from, Permissions::from_mode(0o755)).expect("chmod");
+        for (name, mode) in [("open", 0o644), ("secret", 0o600)] {
+            fs::write(from.join(name), name).expect("write");
+            fs::set_permissions(from.join(name), Permissions::from_mode(mode)).expect("chmod");
+        }
+        copy(&from, &to).expect("copy");
+        assert!(to.join("open").exists());
+        assert!(!to.join("secret").exists());
+    }
+}

@@ -1,0 +1,301 @@
+//! The host's end of the control socket: requests out, replies matched to them, exits published.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use agentvm_guest::protocol::{
+    FailedAt, IN_MEMFD, INLINE, MAX_DESCRIPTORS, MAX_PACKET, Reply, Request, RequestId, decode,
+    encode,
+};
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+
+use crate::vm::{Exit, VmError};
+
+/// The answer to one request.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Spawned(Child),
+    Opened(OwnedFd),
+    Done,
+    Failed { errno: Errno, at: FailedAt },
+}
+
+/// A started process: its pid inside, and how it ends.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) pid: u32,
+    pub(super) exit: watch::Receiver<Option<Exit>>,
+}
+
+/// What PID 1 says first.
+pub(super) type FirstReply = (Reply, Vec<OwnedFd>);
+
+pub(super) struct Control {
+    socket: AsyncFd<OwnedFd>,
+    next_id: AtomicU32,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    pending: HashMap<RequestId, oneshot::Sender<Answer>>,
+    children: HashMap<i32, watch::Sender<Option<Exit>>>,
+    /// Set once PID 1 is gone: nothing is accepted any more.
+    ended: Option<String>,
+}
+
+impl Control {
+    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
+            socket: unsafe { AsyncFd::register(socket) }?,
+            next_id: AtomicU32::new(1),
+            state: Mutex::default(),
+        })
+    }
+
+    pub(super) fn next_id(&self) -> RequestId {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Sends a request and waits for its answer, however long that takes.
+    pub(super) async fn call(
+        &self,
+        id: RequestId,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Answer, VmError> {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut state = self.state();
+            if let Some(why) = &state.ended {
+                return Err(VmError::Ended(why.clone()));
+            }
+            state.pending.insert(id, reply);
+        }
+        // Forgets the request if the caller gives up waiting; a late answer then closes its descriptor.
+        let _forget = Forget { control: self, id };
+        self.send(request, descriptors)
+            .await
+            .map_err(|error| VmError::Ended(format!("its control socket failed: {error}")))?;
+        answer.await.map_err(|_| {
+            let why = self.state().ended.clone();
+            VmError::Ended(why.unwrap_or_else(|| "PID 1 is gone".to_owned()))
+        })
+    }
+
+    pub(super) async fn send(
+        &self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let mut body = encode(request).ok_or(io::ErrorKind::InvalidData)?;
+        let mut fds: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let mut kind = INLINE;
+        let memfd;
+        if body.len() >= MAX_PACKET {
+            let mut file = File::from(memfd_create(c"agentvm-request", MFdFlags::MFD_CLOEXEC)?);
+            file.write_all(&body)?;
+            body.clear();
+            memfd = file;
+            fds.push(memfd.as_raw_fd());
+            kind = IN_MEMFD;
+        }
+        if fds.len() > MAX_DESCRIPTORS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        loop {
+            let mut ready = self.socket.writable().await?;
+            let sent = ready.try_io(|socket| {
+                let rights = [ControlMessage::ScmRights(&fds)];
+                let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
+                let iov = [
+                    IoSlice::new(std::slice::from_ref(&kind)),
+                    IoSlice::new(&body),
+                ];
+                let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+                sendmsg::<UnixAddr>(socket.as_raw_fd(), &iov, rights, flags, None)
+                    .map_err(io::Error::from)
+            });
+            match sent {
+                Ok(result) => return result.map(drop),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// The next message of PID 1. `Ok(None)`: it closed its end. Its content is not to be trusted.
+    pub(super) async fn receive(&self) -> Result<Option<FirstReply>, String> {
+        let mut packet = vec![0; MAX_PACKET];
+        let (length, descriptors) = loop {
+            let mut ready = self
+                .socket
+                .readable()
+                .await
+                .map_err(|error| error.to_string())?;
+            match ready.try_io(|socket| receive_packet(socket.as_fd(), &mut packet)) {
+                Ok(Ok(received)) => break received,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Ok(None);
+                }
+                Ok(Err(error)) => return Err(error.to_string()),
+                Err(_would_block) => {}
+            }
+        };
+        let Some((kind, body)) = packet.get(..length).and_then(<[u8]>::split_first) else {
+            return Ok(None);
+        };
+        if *kind != INLINE {
+            return Err("a message in a descriptor".to_owned());
+        }
+        let reply = decode(body).ok_or_else(|| "a malformed message".to_owned())?;
+        Ok(Some((reply, descriptors)))
+    }
+
+    /// Handles replies until PID 1 is gone or breaks the protocol; says which.
+    pub(super) async fn run(&self) -> String {
+        let why = loop {
+            match self.receive().await {
+                Ok(Some((reply, descriptors))) => match self.dispatch(&reply, descriptors) {
+                    Ok(None) => {}
+                    Ok(Some(unwanted)) => self.kill(unwanted).await,
+                    Err(problem) => break format!("PID 1 sent {problem}"),
+                },
+                Ok(None) => break "PID 1 exited".to_owned(),
+                Err(problem) => break format!("PID 1 sent {problem}"),
+            }
+        };
+        self.end(&why);
+        why
+    }
+
+    /// Tells PID 1 to end the VM, by closing this direction for good.
+    pub(super) fn hang_up(&self) {
+        let both = nix::sys::socket::Shutdown::Both;
+        // An error means that there is nobody left to tell.
+        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), both);
+    }
+
+    /// Fails everything that waits, and everything that will be asked.
+    pub(super) fn end(&self, why: &str) {
+        let mut state = self.state();
+        state.ended.get_or_insert_with(|| why.to_owned());
+        state.pending.clear();
+        state.children.clear();
+    }
+
+    /// Kills a process whose caller gave up while it was being started.
+    async fn kill(&self, pid: i32) {
+        let request = Request::Signal {
+            id: self.next_id(),
+            pid,
+            signal: libc::SIGKILL,
+        };
+        if let Err(error) = self.send(&request, &[]).await {
+            tracing::debug!(%error, pid, "PID 1 can't be told to kill a process: it is gone too");
+        }
+    }
+
+    /// Returns the pid of a process that nobody wants any more.
+    fn dispatch(
+        &self,
+        reply: &Reply,
+        mut descriptors: Vec<OwnedFd>,
+    ) -> Result<Option<i32>, &'static str> {
+        let mut state = self.state();
+        let (id, answer) = match *reply {
+            Reply::Spawned { id, pid } => {
+                let Some(waiting) = state.pending.remove(&id) else {
+                    return Ok(Some(pid));
+                };
+                let (exited, exit) = watch::channel(None);
+                let child = Child {
+                    pid: pid.cast_unsigned(),
+                    exit,
+                };
+                return Ok(match waiting.send(Answer::Spawned(child)) {
+                    Ok(()) => {
+                        state.children.insert(pid, exited);
+                        None
+                    }
+                    Err(_) => Some(pid),
+                });
+            }
+            Reply::Exited { pid, status } => {
+                if let Some(exited) = state.children.remove(&pid) {
+                    exited.send_replace(Some(exit_of(status)));
+                }
+                return Ok(None);
+            }
+            Reply::Opened { id } => {
+                let file = descriptors
+                    .pop()
+                    .ok_or("an opened file without descriptor")?;
+                (id, Answer::Opened(file))
+            }
+            Reply::Done { id } => (id, Answer::Done),
+            Reply::Failed { id, errno, at } => {
+                let errno = Errno::from_raw(errno);
+                (id, Answer::Failed { errno, at })
+            }
+            Reply::Ready { .. } | Reply::BootFailed { .. } => return Err("a second boot report"),
+        };
+        // A caller that gave up is not there any more: dropping the answer closes its descriptor.
+        if let Some(waiting) = state.pending.remove(&id) {
+            drop(waiting.send(answer));
+        }
+        Ok(None)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Forget<'a> {
+    control: &'a Control,
+    id: RequestId,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.control.state().pending.remove(&self.id);
+    }
+}
+
+fn receive_packet(socket: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut ancillary = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut iov = [IoSliceMut::new(packet)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut iov, Some(&mut ancillary), flags)?;
+    let mut descriptors = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = part {
+            // SAFETY: the kernel has just installed these descriptors for this process.
+            descriptors.extend(fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }));
+        }
+    }
+    if message
+        .flags
+        .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC)
+    {
+        return Err(io::Error::other("a message over the limit"));
+    }
+    Ok((message.bytes, descriptors))
+}
+
+fn exit_of(status: i32) -> Exit {
+    if libc::WIFSIGNALED(status) {
+        Exit::Signal(libc::WTERMSIG(status))
+    } else {
+        Exit::Code(libc::WEXITSTATUS(status))
+    }
+}

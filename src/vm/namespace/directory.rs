@@ -1,0 +1,331 @@
+//! A VM on disk: its directory, its two locks, its end.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::ids::IdMap;
+use crate::vm::VmError;
+
+/// How often a lock that a dying VM still holds is tried. The wait is short: it ends when the
+/// kernel has killed the VM's processes.
+const LOCK_POLL: Duration = Duration::from_millis(5);
+
+/// `<dataDir>/vms/<id>`, held by this process alone.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    /// Held by the one process that has the VM open, and by nothing inside it. Released on drop.
+    _host_lock: Flock<File>,
+    /// Shared with PID 1, which lets go only when nothing of the VM is left.
+    vm_lock: File,
+}
+
+impl Directory {
+    /// Makes the directory if need be and locks it. Waits while a VM of a dead process is being torn
+    /// down; refuses while another process has it open.
+    pub(super) async fn open(path: &Path, key: &str, ids: IdMap) -> Result<Self, VmError> {
+        let (host_lock, vm_lock) = {
+            let (path, key) = (path.to_owned(), key.to_owned());
+            blocking(move || prepare(&path, &key, ids)).await?
+        };
+        loop {
+            match try_flock(&vm_lock) {
+                Ok(true) => break,
+                Ok(false) => tokio::time::sleep(LOCK_POLL).await,
+                Err(error) => return Err(host("can't lock", &path.join("lock"), error)),
+            }
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            _host_lock: host_lock,
+            vm_lock,
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn lock(&self) -> &File {
+        &self.vm_lock
+    }
+
+    /// Removes the directory with everything in it.
+    pub(super) async fn remove(self) -> Result<(), VmError> {
+        blocking(move || {
+            // Out of the way first: whoever opens this VM from now on gets a new, empty one.
+            let doomed = self
+                .path
+                .with_extension(format!("deleted-{}", uuid::Uuid::now_v7()));
+            fs::rename(&self.path, &doomed)
+                .map_err(|error| host("can't remove", &self.path, error))?;
+            remove_tree(&doomed).map_err(|error| host("can't remove", &doomed, error))
+        })
+        .await
+    }
+}
+
+/// Removes what an interrupted `remove` has left beside the VMs of this data directory.
+pub(super) fn sweep(vms: &Path) {
+    let Ok(entries) = fs::read_dir(vms) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let deleted = Path::new(&entry.file_name())
+            .extension()
+            .is_some_and(|extension| extension.to_string_lossy().starts_with("deleted-"));
+        if deleted && let Err(error) = remove_tree(&entry.path()) {
+            // Another process may be at it too; the next start tries again.
+            tracing::debug!(%error, path = %entry.path().display(), "left for the next sweep");
+        }
+    }
+}
+
+fn prepare(path: &Path, key: &str, ids: IdMap) -> Result<(Flock<File>, File), VmError> {
+    let at = |what: &'static str| move |error| host(what, path, error);
+    let parent = path.parent().unwrap_or(path);
+    make_private_dir(parent)
+        .map_err(|error| host("can't make the data directory", parent, error))?;
+    loop {
+        make_private_dir(path).map_err(at("can't make the VM's directory"))?;
+        let host_lock = lock_host(path, key)?;
+        // Between making and locking, a `remove` may have taken the directory away.
+        if !is_at(&host_lock, &path.join("host.lock")) {
+            continue;
+        }
+        let vm_lock = lock_file(&path.join("lock"))?;
+        // The marker is written last: without it the skeleton may be half made.
+        let marker = path.join("vm.json");
+        if !marker.exists() {
+            make_skeleton(path, ids).map_err(at("can't set up the VM's directory"))?;
+            let text = format!("{{\"format\":1,\"key\":{key}}}\n");
+            write_atomically(&marker, text.as_bytes())
+                .map_err(|error| host("can't write", &marker, error))?;
+        }
+        return Ok((host_lock, vm_lock));
+    }
+}
+
+/// What was noticed about a VM's writable layers at its boot.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastBoot {
+    pub(super) base_changed: bool,
+    pub(super) layers_suspect: bool,
+}
+
+/// Compares this boot with the last one, and remembers this one in its place.
+///
+/// A layer that is in use carries a marker of overlayfs (`volatile`), which refuses the next mount.
+/// If this boot of the host left it, then only a process died and everything is in the page cache; if
+/// an earlier one did, then the host crashed under it.
+pub(super) fn record_boot(path: &Path, fingerprint: &str) -> Result<LastBoot, VmError> {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let record = path.join("boot");
+    let now = format!("{fingerprint}\n{boot_id}");
+    let before = fs::read_to_string(&record).unwrap_or_default();
+    let mut in_use = false;
+    for layer in ["usr", "etc"] {
+        let incompatible = path.join("layers").join(layer).join("work/work/incompat");
+        // The kernel's own marker (ovl_create_volatile_dirty); nothing inside the VM can reach it.
+        // What can't be removed makes the mount fail, which says why.
+        let volatile = incompatible.join("volatile");
+        in_use |= fs::remove_file(volatile.join("dirty")).is_ok();
+        drop(fs::remove_dir(volatile));
+        drop(fs::remove_dir(incompatible));
+    }
+    if before != now {
+        write_atomically(&record, now.as_bytes())
+            .map_err(|error| host("can't write", &record, error))?;
+    }
+    let mut before = before.lines();
+    let base_changed = before.next().is_some_and(|last| last != fingerprint);
+    let other_boot = before.next().is_some_and(|last| last != boot_id.trim());
+    Ok(LastBoot {
+        base_changed,
+        layers_suspect: in_use && other_boot,
+    })
+}
+
+/// Directories of a VM, relative to its own: who owns them inside, and their mode.
+const SKELETON: [(&str, Owner, u32); 8] = [
+    ("home", Owner::User, 0o755),
+    ("var", Owner::Root, 0o755),
+    ("var/cache", Owner::Root, 0o755),
+    ("var/lib", Owner::Root, 0o755),
+    ("var/lib/agentvm", Owner::Root, 0o755),
+    ("var/lib/agentvm/sessions", Owner::User, 0o700),
+    ("var/log", Owner::Root, 0o755),
+    ("var/tmp", Owner::Root, 0o1777),
+];
+
+/// Where a privileged host keeps what the VM's root writes outside of the durable directories.
+const LAYERS: [(&str, Owner, u32); 8] = [
+    ("root", Owner::Root, 0o700),
+    ("layers", Owner::Host, 0o700),
+    ("layers/usr", Owner::Root, 0o755),
+    ("layers/usr/upper", Owner::Root, 0o755),
+    ("layers/usr/work", Owner::Root, 0o755),
+    ("layers/etc", Owner::Root, 0o755),
+    ("layers/etc/upper", Owner::Root, 0o755),
+    ("layers/etc/work", Owner::Root, 0o755),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    User,
+    Root,
+    Host,
+}
+
+fn make_skeleton(path: &Path, ids: IdMap) -> io::Result<()> {
+    let layers = if ids.root_mapped() { &LAYERS[..] } else { &[] };
+    for (name, owner, mode) in SKELETON.iter().chain(layers) {
+        let directory = path.join(name);
+        match DirBuilder::new().mode(*mode).create(&directory) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        let owner = match owner {
+            Owner::User => Some(ids.user_on_host()),
+            Owner::Root => ids.root_on_host(),
+            Owner::Host => None,
+        };
+        if let Some((uid, gid)) = owner {
+            chown(&directory, Some(uid), Some(gid))?;
+        }
+        // The umask of the host process is not the VM's.
+        fs::set_permissions(&directory, Permissions::from_mode(*mode))?;
+    }
+    Ok(())
+}
+
+fn lock_host(path: &Path, key: &str) -> Result<Flock<File>, VmError> {
+    let lock_path = path.join("host.lock");
+    let file = lock_file(&lock_path)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            // For the message of whoever finds it locked; of no other use.
+            let pid = format!("{}\n", std::process::id());
+            let written = lock
+                .rewind()
+                .and_then(|()| lock.set_len(0))
+                .and_then(|()| lock.write_all(pid.as_bytes()));
+            written.map_err(|error| host("can't write", &lock_path, error))?;
+            Ok(lock)
+        }
+        Err((mut file, Errno::EWOULDBLOCK)) => {
+            let mut pid = String::new();
+            let known = file.read_to_string(&mut pid).is_ok() && !pid.trim().is_empty();
+            let holder = if known {
+                format!(" (pid {})", pid.trim())
+            } else {
+                String::new()
+            };
+            Err(VmError::Busy {
+                key: key.to_owned(),
+                holder,
+            })
+        }
+        Err((_, errno)) => Err(host("can't lock", &lock_path, errno.into())),
+    }
+}
+
+fn lock_file(path: &Path) -> Result<File, VmError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| host("can't open", path, error))
+}
+
+fn try_flock(file: &File) -> io::Result<bool> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: integers. nix's Flock would unlock on drop, which here is PID 1's to do.
+    match Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+        Ok(_) => Ok(true),
+        Err(Errno::EWOULDBLOCK | Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(theirs)) => ours.dev() == theirs.dev() && ours.ino() == theirs.ino(),
+        _ => false,
+    }
+}
+
+pub(super) fn make_private_dir(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        result => result,
+    }
+}
+
+pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&partial)?;
+    file.write_all(content)?;
+    fs::rename(&partial, path)
+}
+
+/// Removes a tree in which a VM may have left directories that even their owner may not enter.
+/// Never follows a symlink.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            fs::remove_dir_all(path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn open_up(directory: &Path) -> io::Result<()> {
+    fs::set_permissions(directory, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn host(what: &'static str, path: &Path, source: io::Error) -> VmError {
+    VmError::Host {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// File-system work of the host may take long: never on an async thread.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VmError> + Send + 'static,
+) -> Result<T, VmError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| {
+            Err(VmError::Ended(format!(
+                "a file-system task failed: {error}"
+            )))
+        })
+}

@@ -1,0 +1,168 @@
+//! Which ids of the host the VM's ids are.
+
+use std::fs;
+use std::ops::Range;
+
+use agentvm_guest::protocol::USER_ID;
+use nix::errno::Errno;
+use nix::unistd::{getegid, geteuid};
+
+/// How many ids a VM has where a range can be mapped.
+const RANGE: u32 = 65_536;
+
+/// First id of the default range: between what systemd gives containers (up to 1879048191) and its
+/// foreign range (from 2147352576), and far from `/etc/subuid`'s usual start at 100000.
+const DEFAULT_BASE: u32 = 1_879_048_192;
+
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// The two ways a host maps ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IdMap {
+    /// A privileged host: VM ids 0..65536 are `base..` on the host, nobody else's.
+    Range { base: u32 },
+    /// Anyone: VM id 1000 is the caller; there is no other id.
+    Caller { uid: u32, gid: u32 },
+}
+
+impl IdMap {
+    /// What this process can do, decided afresh: a program may drop privileges.
+    pub(super) fn of_this_process() -> Self {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        let subordinate = ["/etc/subuid", "/etc/subgid"]
+            .map(|path| parse_subordinate(&fs::read_to_string(path).unwrap_or_default()))
+            .concat();
+        if has_capability(CAP_SYS_ADMIN)
+            && uid == 0
+            && let Some(base) = free_base(&subordinate)
+            && mapped_here(base)
+        {
+            Self::Range { base }
+        } else {
+            Self::Caller { uid, gid }
+        }
+    }
+
+    pub(super) fn root_mapped(self) -> bool {
+        matches!(self, Self::Range { .. })
+    }
+
+    /// The owner, on the host, of what the VM's `user` owns.
+    pub(super) fn user_on_host(self) -> (u32, u32) {
+        match self {
+            Self::Range { base } => (base + USER_ID, base + USER_ID),
+            Self::Caller { uid, gid } => (uid, gid),
+        }
+    }
+
+    /// The owner, on the host, of what the VM's root owns, where there is one.
+    pub(super) fn root_on_host(self) -> Option<(u32, u32)> {
+        match self {
+            Self::Range { base } => Some((base, base)),
+            Self::Caller { .. } => None,
+        }
+    }
+
+    /// Writes the maps of a fresh user namespace.
+    pub(super) fn write(self, pid: i32) -> Result<(), (&'static str, Errno)> {
+        let write = |file: &'static str, text: String| {
+            fs::write(format!("/proc/{pid}/{file}"), text).map_err(|error| {
+                let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+                (file, errno)
+            })
+        };
+        match self {
+            Self::Range { base } => {
+                let map = format!("0 {base} {RANGE}\n");
+                write("uid_map", map.clone())?;
+                write("gid_map", map)
+            }
+            Self::Caller { uid, gid } => {
+                // The kernel's condition for mapping a gid without privilege (user_namespaces(7)).
+                write("setgroups", "deny".to_owned())?;
+                write("uid_map", format!("{USER_ID} {uid} 1\n"))?;
+                write("gid_map", format!("{USER_ID} {gid} 1\n"))
+            }
+        }
+    }
+}
+
+/// The first range from the default on that no user of the host has been given.
+fn free_base(taken: &[Range<u64>]) -> Option<u32> {
+    let mut base = u64::from(DEFAULT_BASE);
+    while let Some(taken) = taken
+        .iter()
+        .find(|taken| taken.start < base + u64::from(RANGE) && base < taken.end)
+    {
+        base = taken.end;
+    }
+    // The top half is left alone: some file systems and tools treat ids as signed.
+    (base + u64::from(RANGE) <= 1 << 31)
+        .then(|| u32::try_from(base).ok())
+        .flatten()
+}
+
+/// `name:start:count` lines.
+fn parse_subordinate(text: &str) -> Vec<Range<u64>> {
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.split(':').skip(1);
+            let start: u64 = fields.next()?.trim().parse().ok()?;
+            let count: u64 = fields.next()?.trim().parse().ok()?;
+            Some(start..start.saturating_add(count))
+        })
+        .collect()
+}
+
+/// Inside a container, root may have fewer ids than it takes.
+fn mapped_here(base: u32) -> bool {
+    ["/proc/self/uid_map", "/proc/self/gid_map"]
+        .iter()
+        .all(|path| {
+            fs::read_to_string(path).is_ok_and(|text| {
+                text.lines().any(|line| {
+                    let mut fields = line.split_whitespace().map(str::parse::<u64>);
+                    let (Some(Ok(start)), _, Some(Ok(count))) =
+                        (fields.next(), fields.next(), fields.next())
+                    else {
+                        return false;
+                    };
+                    start <= u64::from(base)
+                        && u64::from(base) + u64::from(RANGE) <= start.saturating_add(count)
+                })
+            })
+        })
+}
+
+/// Whether this process has a capability in effect, from `CapEff` of `/proc/self/status`.
+fn has_capability(number: u32) -> bool {
+    fs::read_to_string("/proc/self/status").is_ok_and(|status| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("CapEff:"))
+            .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+            .is_some_and(|bits| bits & (1 << number) != 0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_given_to_a_user_is_stepped_over() {
+        let base = u64::from(DEFAULT_BASE);
+        assert_eq!(
+            free_base(std::slice::from_ref(&(100_000..165_536))),
+            Some(DEFAULT_BASE)
+        );
+        let after = free_base(std::slice::from_ref(&(base + 10..base + 20))).map(u64::from);
+        assert_eq!(after, Some(base + 20));
+    }
+
+    #[test]
+    fn malformed_subuid_lines_are_ignored() {
+        let text = "ann:100000:65536\n\n# note\nbob:x:1\n";
+        assert_eq!(parse_subordinate(text), vec![100_000..165_536]);
+    }
+}

@@ -1,0 +1,233 @@
+//! What a VM's root is made of: one table, for both kinds of host.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use agentvm_guest::protocol::{Account, Node, Source};
+
+use super::base::{Base, HOST_DIRS};
+use super::directory::host;
+use super::ids::IdMap;
+use super::trees::clone_tree;
+use crate::vm::VmError;
+
+/// Where the agent store is inside every VM.
+pub const AGENTS: &str = "/opt/agentvm/agents";
+
+/// A default tmpfs may take half of the host's memory; these are what builds and browsers get by with.
+const TMP_SIZE: u64 = 4 << 30;
+const RUN_SIZE: u64 = 64 << 20;
+const SHM_SIZE: u64 = 1 << 30;
+const TMPFS_INODES: u64 = 1 << 20;
+
+/// The nodes of a VM's root, and the mount trees that they refer to.
+pub(super) struct Layout {
+    pub(super) nodes: Vec<Node>,
+    pub(super) trees: Vec<OwnedFd>,
+}
+
+/// Where things are on the host.
+pub(super) struct Places<'a> {
+    pub(super) vm: &'a Path,
+    pub(super) base: &'a Base,
+    pub(super) agents: &'a Path,
+}
+
+/// Builds the table. `namespace` is the VM's user namespace, for idmapped mounts.
+pub(super) fn layout(
+    ids: IdMap,
+    places: &Places<'_>,
+    namespace: Option<&OwnedFd>,
+) -> Result<Layout, VmError> {
+    let mut table = Table {
+        ids,
+        namespace,
+        nodes: Vec::new(),
+        trees: Vec::new(),
+    };
+    for path in HOST_DIRS {
+        table.host_dir(path, places)?;
+    }
+    table.dir("/etc", 0o755);
+    table.overlay_or_read_only("/etc", &places.base.etc, &places.vm.join("layers/etc"))?;
+
+    for path in [
+        "/home",
+        "/media",
+        "/mnt",
+        "/opt",
+        "/opt/agentvm",
+        "/srv",
+        "/sys",
+    ] {
+        table.dir(path, 0o755);
+    }
+    table.dir(AGENTS, 0o755);
+    table.read_only(AGENTS, places.agents)?;
+
+    table.dir("/home/user", 0o755);
+    table.durable("/home/user", &places.vm.join("home"))?;
+    table.dir("/root", 0o700);
+    if ids.root_mapped() {
+        table.durable("/root", &places.vm.join("root"))?;
+    }
+    table.dir("/var", 0o755);
+    table.durable("/var", &places.vm.join("var"))?;
+
+    table.dir("/tmp", 0o1777);
+    table.tmpfs("/tmp", 0o1777, TMP_SIZE);
+    table.dir("/run", 0o755);
+    table.tmpfs("/run", 0o755, RUN_SIZE);
+    table.dir("/run/lock", 0o1777);
+    table.nodes.push(Node::Dir {
+        path: "/run/user".to_owned(),
+        mode: 0o755,
+        owner: Account::Root,
+    });
+    table.nodes.push(Node::Dir {
+        path: "/run/user/1000".to_owned(),
+        mode: 0o700,
+        owner: Account::User,
+    });
+    table.dir("/dev", 0o755);
+    table.nodes.push(Node::Dev {
+        path: "/dev".to_owned(),
+        shm_size: SHM_SIZE,
+    });
+    table.dir("/proc", 0o555);
+    table.nodes.push(Node::Proc {
+        path: "/proc".to_owned(),
+    });
+    Ok(Layout {
+        nodes: table.nodes,
+        trees: table.trees,
+    })
+}
+
+struct Table<'a> {
+    ids: IdMap,
+    namespace: Option<&'a OwnedFd>,
+    nodes: Vec<Node>,
+    trees: Vec<OwnedFd>,
+}
+
+impl Table<'_> {
+    fn dir(&mut self, path: &str, mode: u32) {
+        self.nodes.push(Node::Dir {
+            path: path.to_owned(),
+            mode,
+            owner: Account::Root,
+        });
+    }
+
+    fn tmpfs(&mut self, path: &str, mode: u32, size: u64) {
+        self.nodes.push(Node::Tmpfs {
+            path: path.to_owned(),
+            mode,
+            size,
+            inodes: TMPFS_INODES,
+        });
+    }
+
+    /// A top-level directory of the host as the host has it; `/usr` with a writable layer.
+    fn host_dir(&mut self, path: &str, places: &Places<'_>) -> Result<(), VmError> {
+        let on_host = Path::new(path);
+        let Ok(data) = fs::symlink_metadata(on_host) else {
+            return Ok(());
+        };
+        if data.is_symlink() {
+            let target = fs::read_link(on_host)
+                .map_err(|error| host("can't read the link", on_host, error))?;
+            self.nodes.push(Node::Symlink {
+                path: path.to_owned(),
+                target: target.to_string_lossy().into_owned(),
+            });
+            return Ok(());
+        }
+        self.dir(path, 0o755);
+        if path == "/usr" {
+            self.overlay_or_read_only(path, on_host, &places.vm.join("layers/usr"))
+        } else {
+            self.read_only(path, on_host)
+        }
+    }
+
+    /// Copy-on-write where this host can give the VM's root the files of the base, else read-only.
+    fn overlay_or_read_only(
+        &mut self,
+        path: &str,
+        lower: &Path,
+        layer: &Path,
+    ) -> Result<(), VmError> {
+        let (IdMap::Range { .. }, Some(namespace)) = (self.ids, self.namespace) else {
+            return self.read_only(path, lower);
+        };
+        // A file system that can't be idmapped (overlayfs below a container, some network ones) is
+        // shown read-only: then no file of it could be copied up rightly.
+        let Ok(lower) = clone_tree(lower, Some(namespace)) else {
+            return self.read_only(path, lower);
+        };
+        let lower = self.push(lower);
+        let layer_tree = clone_tree(layer, None)
+            .map_err(|errno| host("can't clone the mount of", layer, errno.into()))?;
+        let layer = self.push(layer_tree);
+        self.nodes.push(Node::Overlay {
+            path: path.to_owned(),
+            lower,
+            layer,
+        });
+        Ok(())
+    }
+
+    /// Something of the host that is not the VM's own. Files keep owners that the VM shows as its
+    /// root's where they can be idmapped, as nobody's elsewhere; either way they are not writable.
+    fn read_only(&mut self, path: &str, source: &Path) -> Result<(), VmError> {
+        let source = match (self.ids, self.namespace) {
+            (IdMap::Range { .. }, Some(namespace)) => {
+                let tree = clone_tree(source, Some(namespace))
+                    .or_else(|_| clone_tree(source, None))
+                    .map_err(|errno| host("can't clone the mount of", source, errno.into()))?;
+                self.push(tree)
+            }
+            _ => host_path(source),
+        };
+        self.nodes.push(Node::Tree {
+            path: path.to_owned(),
+            source,
+            read_only: true,
+            no_exec: false,
+        });
+        Ok(())
+    }
+
+    /// A plain directory of the VM: what is synced there is on the disk.
+    fn durable(&mut self, path: &str, directory: &Path) -> Result<(), VmError> {
+        let source = if self.ids.root_mapped() {
+            let tree = clone_tree(directory, None)
+                .map_err(|errno| host("can't clone the mount of", directory, errno.into()))?;
+            self.push(tree)
+        } else {
+            host_path(directory)
+        };
+        self.nodes.push(Node::Tree {
+            path: path.to_owned(),
+            source,
+            read_only: false,
+            no_exec: false,
+        });
+        Ok(())
+    }
+
+    fn push(&mut self, tree: OwnedFd) -> Source {
+        self.trees.push(tree);
+        Source::Descriptor(u32::try_from(self.trees.len() - 1).unwrap_or(u32::MAX))
+    }
+}
+
+fn host_path(path: &Path) -> Source {
+    // The guest starts with this process's root but not its working directory.
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path));
+    Source::HostPath(absolute.as_os_str().as_bytes().to_vec())
+}

@@ -1,0 +1,195 @@
+//! The system calls that no process of a VM gets: what reaches the kernel's rarely used parts.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use agentvm_guest::protocol::SockFilter;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+
+/// Denied whatever the arguments. Mounts, namespaces and the like need capabilities that nobody in
+/// the VM has; they are here so that a kernel bug in their early parts is out of reach too.
+const DENIED: &[i64] = &[
+    // Mounts and roots.
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_fanotify_init,
+    // Namespaces.
+    libc::SYS_setns,
+    libc::SYS_unshare,
+    // Programs in the kernel, tracing of the machine.
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_syslog,
+    libc::SYS_acct,
+    // Asynchronous calls that seccomp can't see.
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    // Keys are not namespaced.
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    // The machine itself.
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_reboot,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_vhangup,
+    libc::SYS_nfsservctl,
+    libc::SYS_move_pages,
+    libc::SYS_mbind,
+    libc::SYS_set_mempolicy,
+    libc::SYS_migrate_pages,
+];
+
+/// Denied on x86 only: they exist nowhere else.
+#[cfg(target_arch = "x86_64")]
+const DENIED_HERE: &[i64] = &[
+    libc::SYS_iopl,
+    libc::SYS_ioperm,
+    libc::SYS_modify_ldt,
+    libc::SYS_uselib,
+    libc::SYS_ustat,
+    libc::SYS_sysfs,
+    libc::SYS__sysctl,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const DENIED_HERE: &[i64] = &[];
+
+/// Socket families that ordinary programs use; every other one is denied.
+const FAMILIES: [i32; 4] = [
+    libc::AF_UNIX,
+    libc::AF_INET,
+    libc::AF_INET6,
+    libc::AF_NETLINK,
+];
+
+/// `clone` flags that make namespaces. (`clone3` hides its flags from seccomp: nesting is also
+/// forbidden by `/proc/sys/user/max_*_namespaces`.)
+const NAMESPACE_FLAGS: [i32; 8] = [
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWTIME,
+];
+
+/// Terminal injection: pushing bytes into the input of another program's terminal.
+const IOCTLS: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
+
+/// The filter as the kernel takes it, compiled once.
+pub(super) fn filter() -> Result<Vec<SockFilter>, String> {
+    static FILTER: OnceLock<Result<Vec<SockFilter>, String>> = OnceLock::new();
+    FILTER
+        .get_or_init(|| compile().map_err(|error| error.to_string()))
+        .clone()
+}
+
+fn compile() -> Result<Vec<SockFilter>, seccompiler::Error> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DENIED
+        .iter()
+        .chain(DENIED_HERE)
+        .map(|call| (*call, Vec::new()))
+        .collect();
+    let mut conditional =
+        |call: i64, conditions: Vec<SeccompCondition>| -> Result<(), seccompiler::Error> {
+            rules
+                .entry(call)
+                .or_default()
+                .push(SeccompRule::new(conditions)?);
+            Ok(())
+        };
+    let dword = || SeccompCmpArgLen::Dword;
+    let mut other_family = Vec::new();
+    for family in FAMILIES {
+        let family = u64::from(family.cast_unsigned());
+        other_family.push(SeccompCondition::new(0, dword(), SeccompCmpOp::Ne, family)?);
+    }
+    conditional(libc::SYS_socket, other_family)?;
+    for flag in NAMESPACE_FLAGS {
+        let flag = u64::from(flag.cast_unsigned());
+        let has = SeccompCmpOp::MaskedEq(flag);
+        conditional(
+            libc::SYS_clone,
+            vec![SeccompCondition::new(0, dword(), has, flag)?],
+        )?;
+    }
+    for request in IOCTLS {
+        let condition = SeccompCondition::new(1, dword(), SeccompCmpOp::Eq, request)?;
+        conditional(libc::SYS_ioctl, vec![condition])?;
+    }
+    let denied = SeccompAction::Errno(libc::EPERM.cast_unsigned());
+    let arch = std::env::consts::ARCH.try_into()?;
+    // Other architectures' numbers are killed by seccompiler's own first instructions.
+    let program: BpfProgram =
+        SeccompFilter::new(rules, SeccompAction::Allow, denied, arch)?.try_into()?;
+    Ok(x32_refused()
+        .into_iter()
+        .chain(program.into_iter().map(|f| SockFilter {
+            code: f.code,
+            jt: f.jt,
+            jf: f.jf,
+            k: f.k,
+        }))
+        .collect())
+}
+
+/// x32 calls carry the same architecture but other numbers: `ENOSYS`, as a kernel without x32 says.
+fn x32_refused() -> Vec<SockFilter> {
+    const X32_BIT: u32 = 0x4000_0000;
+    const LOAD_NUMBER: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS, offset 0: seccomp_data.nr
+    const JUMP_IF_GREATER_OR_EQUAL: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    const ERRNO: u32 = 0x0005_0000; // SECCOMP_RET_ERRNO
+    let instruction = |code, jt, jf, k| SockFilter { code, jt, jf, k };
+    if cfg!(target_arch = "x86_64") {
+        vec![
+            instruction(LOAD_NUMBER, 0, 0, 0),
+            instruction(JUMP_IF_GREATER_OR_EQUAL, 0, 1, X32_BIT),
+            instruction(RETURN, 0, 0, ERRNO | libc::ENOSYS.cast_unsigned()),
+        ]
+    } else {
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_compiles_and_fits_the_kernel_limit() {
+        let filter = filter().expect("a filter");
+        assert!(filter.len() < 4096, "{} instructions", filter.len());
+    }
+}

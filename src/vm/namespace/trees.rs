@@ -1,0 +1,48 @@
+//! Detached mount trees, which a privileged host makes for a VM that could not reach the paths.
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+
+/// A detached clone of `path` and all mounted below it; with `map`, the ids of that user namespace
+/// own its files (an idmapped mount).
+pub(super) fn clone_tree(path: &Path, map: Option<&OwnedFd>) -> nix::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let recursive = libc::AT_RECURSIVE.cast_unsigned();
+    // SAFETY: the path outlives the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_tree,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | recursive,
+        )
+    };
+    let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just returned this descriptor.
+    let tree = unsafe { OwnedFd::from_raw_fd(fd) };
+    let attributes = libc::mount_attr {
+        attr_set: map.map_or(0, |_| libc::MOUNT_ATTR_IDMAP),
+        attr_clr: 0,
+        // A clone of a shared mount is in its peer group: what the host mounts below it later is
+        // not for the VM.
+        propagation: libc::MS_PRIVATE,
+        userns_fd: map.map_or(0, |map| u64::from(map.as_raw_fd().cast_unsigned())),
+    };
+    // SAFETY: the struct outlives the call and its size is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(result)?;
+    Ok(tree)
+}

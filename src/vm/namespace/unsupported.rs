@@ -1,0 +1,102 @@
+//! Turning what the kernel refused into what the host lacks and how to give it.
+
+use std::fs;
+
+use nix::errno::Errno;
+
+use crate::vm::VmError;
+
+/// `clone` with new namespaces was refused.
+pub(super) fn namespaces(step: &str, errno: Errno) -> VmError {
+    let (feature, remedy) = namespace_cause(errno);
+    VmError::Unsupported {
+        feature: feature.to_owned(),
+        detail: format!("{step}: {}", errno.desc()),
+        remedy: remedy.to_owned(),
+    }
+}
+
+fn namespace_cause(errno: Errno) -> (&'static str, &'static str) {
+    if setting("kernel/unprivileged_userns_clone") == Some(0) {
+        return (
+            "user namespaces for ordinary users are off",
+            "As root: sysctl -w kernel.unprivileged_userns_clone=1",
+        );
+    }
+    if setting("kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
+        return (
+            "AppArmor restricts user namespaces",
+            "As root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give this \
+             program an AppArmor profile with 'userns,'",
+        );
+    }
+    match errno {
+        Errno::ENOSPC | Errno::EUSERS => (
+            "the limit of namespaces is reached or 0",
+            "As root: raise user.max_user_namespaces and the other user.max_*_namespaces (sysctl)",
+        ),
+        Errno::EPERM => (
+            "namespaces are forbidden to this process",
+            "In a container: start it with --security-opt seccomp=unconfined --security-opt \
+             apparmor=unconfined --security-opt systempaths=unconfined",
+        ),
+        Errno::EINVAL => (
+            "the kernel lacks a kind of namespace",
+            "agentvm needs Linux 5.12 or later with user, mount, pid, ipc, uts, net and cgroup \
+             namespaces",
+        ),
+        Errno::EAGAIN | Errno::ENOMEM => (
+            "no more processes can be started",
+            "Raise the process limit (ulimit -u) or free memory",
+        ),
+        _ => (
+            "namespaces can't be made",
+            "agentvm needs Linux 5.12 or later with unprivileged user namespaces",
+        ),
+    }
+}
+
+/// Writing an id map was refused.
+pub(super) fn id_map(file: &str, errno: Errno) -> VmError {
+    VmError::Unsupported {
+        feature: "ids can't be mapped into a user namespace".to_owned(),
+        detail: format!("writing {file}: {}", errno.desc()),
+        remedy: "Run as root or as an ordinary user outside of a restricted container".to_owned(),
+    }
+}
+
+/// A step inside the fresh namespaces failed.
+pub(super) fn boot_step(step: String, errno: Errno) -> VmError {
+    let (feature, remedy) = if step == "mount /proc" {
+        (
+            "procfs can't be mounted in a user namespace",
+            "In a container: start it with --security-opt systempaths=unconfined, because its \
+             masked /proc forbids a new one",
+        )
+    } else if step.starts_with("mount ") && errno == Errno::ENOSYS {
+        (
+            "the kernel lacks the mount API",
+            "agentvm needs Linux 5.12 or later (open_tree, move_mount, mount_setattr)",
+        )
+    } else if step == "seccomp" {
+        (
+            "seccomp filters are not available",
+            "agentvm needs a kernel with CONFIG_SECCOMP_FILTER",
+        )
+    } else {
+        return VmError::Boot { step, errno };
+    };
+    VmError::Unsupported {
+        feature: feature.to_owned(),
+        detail: format!("{step}: {}", errno.desc()),
+        remedy: remedy.to_owned(),
+    }
+}
+
+fn setting(name: &str) -> Option<u64> {
+    fs::read_to_string(format!("/proc/sys/{name}"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}

@@ -1,0 +1,5 @@
+//! Integration tests, linked once.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod vm;

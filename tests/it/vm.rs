@@ -1,0 +1,167 @@
+//! VMs as a caller of the crate sees them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use agentvm::net::Policy;
+use agentvm::vm::exec::{ExecEnd, ExecOptions, ExecOutput, exec};
+use agentvm::vm::namespace::{BootOptions, boot};
+use agentvm::vm::{DynVm, Exit, GuestPath, User, file};
+
+fn options(data: &Path, name: &str) -> BootOptions {
+    BootOptions {
+        dir: data.join("vms").join(name),
+        key: format!("[{name:?}]"),
+        base_cache: data.join("base"),
+        agents: data.join("agents"),
+        policy: Arc::new(Policy::new(&[])),
+    }
+}
+
+async fn booted(data: &Path, name: &str) -> DynVm {
+    boot(options(data, name)).await.unwrap().vm
+}
+
+async fn sh(vm: &DynVm, command: &str) -> ExecOutput {
+    match exec(vm, command, ExecOptions::default()).await.unwrap() {
+        ExecEnd::Exited(output) => output,
+        ExecEnd::TimedOut(_) => unreachable!("no time limit was given"),
+    }
+}
+
+async fn stdout(vm: &DynVm, command: &str) -> String {
+    let output = sh(vm, command).await;
+    assert_eq!(
+        output.exit,
+        Exit::Code(0),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_command_runs_as_user_in_its_home() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    assert_eq!(
+        stdout(&vm, "id -un; pwd; hostname").await,
+        "user\n/home/user\nagentvm\n"
+    );
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn files_go_in_and_out_and_survive_a_shutdown() {
+    let data = tempfile::tempdir().unwrap();
+    let path = GuestPath::new("notes.txt").unwrap();
+    let vm = booted(data.path(), "a").await;
+    file::write(&*vm, &path, b"kept".to_vec(), User::User)
+        .await
+        .unwrap();
+    assert_eq!(stdout(&vm, "stat -c '%U %a' notes.txt").await, "user 644\n");
+    vm.shutdown().await;
+    let vm = booted(data.path(), "a").await;
+    assert_eq!(file::read(&*vm, &path, User::User).await.unwrap(), b"kept");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_missing_file_is_enoent() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let path = GuestPath::new("/home/user/none").unwrap();
+    let error = agentvm::error::Error::from(file::read(&*vm, &path, User::User).await.unwrap_err());
+    assert_eq!(error.code.as_str(), "ENOENT");
+    assert!(error.message.contains("/home/user/none"), "{error}");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn only_regular_files_are_handed_out() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    stdout(
+        &vm,
+        "mkfifo fifo; ln -s /proc/self/fd/4 magic; ln -s /dev/zero zero",
+    )
+    .await;
+    for name in ["fifo", "magic", "zero", "/home/user"] {
+        let path = GuestPath::new(name).unwrap();
+        assert!(file::read(&*vm, &path, User::User).await.is_err(), "{name}");
+    }
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_exec_reports_output_exit_code_and_signal_apart() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let output = sh(&vm, "echo out; echo err >&2; exit 3").await;
+    assert_eq!(output.stdout, b"out\n");
+    assert_eq!(output.stderr, b"err\n");
+    assert_eq!(output.exit, Exit::Code(3));
+    assert_eq!(sh(&vm, "kill -9 $$").await.exit, Exit::Signal(9));
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_exec_returns_when_the_shell_exits_though_a_grandchild_keeps_its_pipe() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    assert_eq!(stdout(&vm, "sleep 1000 & echo done").await, "done\n");
+    assert_eq!(stdout(&vm, "pgrep -c sleep").await, "1\n");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_time_limit_kills_the_whole_process_group() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let options = ExecOptions {
+        timeout: Some(std::time::Duration::from_millis(50)),
+        ..ExecOptions::default()
+    };
+    let end = exec(&vm, "echo early; sleep 1000 | sleep 1000", options)
+        .await
+        .unwrap();
+    let ExecEnd::TimedOut(output) = end else {
+        panic!("{end:?}")
+    };
+    assert_eq!(output.stdout, b"early\n");
+    assert_eq!(sh(&vm, "pgrep sleep").await.exit, Exit::Code(1));
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn two_vms_see_neither_each_other_nor_the_host() {
+    let data = tempfile::tempdir().unwrap();
+    let (a, b) = (
+        booted(data.path(), "a").await,
+        booted(data.path(), "b").await,
+    );
+    stdout(&a, "echo secret > only-a; sleep 1000 & true").await;
+    assert_eq!(sh(&b, "cat only-a").await.exit, Exit::Code(1));
+    assert_eq!(sh(&b, "pgrep sleep").await.exit, Exit::Code(1));
+    let mine = data.path().to_str().unwrap();
+    assert_eq!(sh(&b, &format!("ls {mine}")).await.exit, Exit::Code(2));
+    let programs = stdout(&b, "cat /proc/[0-9]*/comm | sort -u").await;
+    assert_eq!(programs, "agentvm-guest\ncat\nsh\nsort\n");
+    a.shutdown().await;
+    b.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_vm_is_open_once_and_free_again_after_shutdown() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let error = boot(options(data.path(), "a")).await.err().unwrap();
+    let error = agentvm::error::Error::from(error);
+    assert_eq!(error.code.as_str(), "VM_BUSY", "{error}");
+    assert!(
+        error.message.contains(&std::process::id().to_string()),
+        "{error}"
+    );
+    vm.shutdown().await;
+    booted(data.path(), "a").await.shutdown().await;
+}
