@@ -52,7 +52,12 @@ pub(crate) fn make(node: &Node, trees: &[OwnedFd]) -> Result<(), Failure> {
             read_only,
             no_exec,
         } => (path, tree(path, source, trees, *read_only, *no_exec)),
-        Node::Overlay { path, lower, layer } => (path, overlay(path, lower, layer, trees)),
+        Node::Overlay {
+            path,
+            lowers,
+            layer,
+        } => (path, overlay(path, lowers, layer, trees)),
+        Node::Bind { path, from } => (path, bind(&at(from), &at(path))),
         Node::Tmpfs {
             path,
             mode,
@@ -114,22 +119,24 @@ fn tree(
     attach(tree, &at(path))
 }
 
-/// `lower` with `layer/upper` on top. `volatile` spares a sync of the whole host file system at
+/// `lowers` with `layer/upper` on top. `volatile` spares a sync of the whole host file system at
 /// every unmount; what must survive a host crash (`/home/user`, `/var`) is not in an overlay.
-fn overlay(path: &str, lower: &Source, layer: &Source, trees: &[OwnedFd]) -> nix::Result<()> {
-    for scratch in [LOWER, LAYER] {
-        fs::create_dir(scratch).map_err(|error| errno_of(&error))?;
-    }
-    for (source, scratch) in [(lower, LOWER), (layer, LAYER)] {
+fn overlay(path: &str, lowers: &[Source], layer: &Source, trees: &[OwnedFd]) -> nix::Result<()> {
+    let lower_points: Vec<String> = (0..lowers.len()).map(|i| format!("{LOWER}{i}")).collect();
+    let points = || lower_points.iter().map(String::as_str).chain([LAYER]);
+    for (source, point) in lowers.iter().chain([layer]).zip(points()) {
+        fs::create_dir(point).map_err(|error| errno_of(&error))?;
         match source {
             Source::Descriptor(index) => {
-                attach(trees.get(*index as usize).ok_or(Errno::EBADF)?, scratch)?;
+                attach(trees.get(*index as usize).ok_or(Errno::EBADF)?, point)?;
             }
-            Source::HostPath(path) => attach(&clone_tree(path)?, scratch)?,
+            Source::HostPath(path) => attach(&clone_tree(path)?, point)?,
         }
     }
-    let options =
-        format!("lowerdir={LOWER},upperdir={LAYER}/upper,workdir={LAYER}/work,userxattr,volatile");
+    let options = format!(
+        "lowerdir={},upperdir={LAYER}/upper,workdir={LAYER}/work,userxattr,volatile",
+        lower_points.join(":")
+    );
     mount(
         Some("overlay"),
         at(path).as_str(),
@@ -138,9 +145,9 @@ fn overlay(path: &str, lower: &Source, layer: &Source, trees: &[OwnedFd]) -> nix
         Some(options.as_str()),
     )?;
     // The overlay holds its own references; the parts must not be reachable beside it.
-    for scratch in [LOWER, LAYER] {
-        umount2(scratch, MntFlags::MNT_DETACH)?;
-        fs::remove_dir(scratch).map_err(|error| errno_of(&error))?;
+    for point in points() {
+        umount2(point, MntFlags::MNT_DETACH)?;
+        fs::remove_dir(point).map_err(|error| errno_of(&error))?;
     }
     Ok(())
 }

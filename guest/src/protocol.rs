@@ -171,11 +171,17 @@ pub enum Node {
         read_only: bool,
         no_exec: bool,
     },
-    /// `lower` with a persistent writable layer: `layer` holds `upper` and `work`.
+    /// The directories of `lowers` as one, the first on top, with a persistent writable layer:
+    /// `layer` holds `upper` and `work`.
     Overlay {
         path: String,
-        lower: Source,
+        lowers: Vec<Source>,
         layer: Source,
+    },
+    /// A directory of the new root, shown at a second place.
+    Bind {
+        path: String,
+        from: String,
     },
     Tmpfs {
         path: String,

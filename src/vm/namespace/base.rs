@@ -86,13 +86,16 @@ const COPIED: &[&str] = &[
     "vim",
 ];
 
+/// Where the VM's `/etc` lies, relative to `/usr`.
+pub(super) const ETC: &str = "lib/agentvm/etc";
+
 /// A base, ready to be mounted.
 #[derive(Debug, Clone)]
 pub(super) struct Base {
     /// Names the state of the host that the base shows.
     pub(super) fingerprint: String,
-    /// The shared `/etc` on the host.
-    pub(super) etc: PathBuf,
+    /// What is added to the host's `/usr`: the VM's `/etc`, at [`ETC`].
+    pub(super) usr: PathBuf,
 }
 
 /// Finds or makes the base of this host in `cache`.
@@ -100,13 +103,11 @@ pub(super) async fn base(cache: &Path) -> Result<Base, VmError> {
     let cache = cache.to_owned();
     blocking(move || {
         let fingerprint = fingerprint();
-        let directory = cache.join(&fingerprint);
-        let etc = directory.join("etc");
-        if !etc.exists() {
-            make(&cache, &directory)
-                .map_err(|error| host("can't make the base in", &cache, error))?;
+        let usr = cache.join(&fingerprint);
+        if !usr.exists() {
+            make(&cache, &usr).map_err(|error| host("can't make the base in", &cache, error))?;
         }
-        Ok(Base { fingerprint, etc })
+        Ok(Base { fingerprint, usr })
     })
     .await
 }
@@ -146,10 +147,10 @@ fn fingerprint() -> String {
 
 /// Makes it beside its final place: a half-made base is never seen, and two processes that make the
 /// same one at once both end with a whole one.
-fn make(cache: &Path, directory: &Path) -> io::Result<()> {
+fn make(cache: &Path, usr: &Path) -> io::Result<()> {
     make_private_dir(cache)?;
     let partial = cache.join(format!("partial-{}", Uuid::now_v7()));
-    let etc = partial.join("etc");
+    let etc = partial.join(ETC);
     fs::create_dir_all(&etc)?;
     for name in COPIED {
         copy(&Path::new("/etc").join(name), &etc.join(name))?;
@@ -160,11 +161,12 @@ fn make(cache: &Path, directory: &Path) -> io::Result<()> {
         fs::set_permissions(&path, Permissions::from_mode(0o644))?;
     }
     symlink("/proc/self/mounts", etc.join("mtab"))?;
-    for directory in [&partial, &etc] {
+    // From the cache down to /etc: whatever the umask of this process.
+    for directory in etc.ancestors().take_while(|path| *path != cache) {
         fs::set_permissions(directory, Permissions::from_mode(0o755))?;
     }
-    match fs::rename(&partial, directory) {
-        Err(_) if directory.exists() => fs::remove_dir_all(&partial),
+    match fs::rename(&partial, usr) {
+        Err(_) if usr.exists() => fs::remove_dir_all(&partial),
         result => result,
     }
 }
@@ -304,10 +306,10 @@ mod tests {
             .expect("a runtime");
         let first = runtime.block_on(base(cache.path())).expect("a base");
         let second = runtime.block_on(base(cache.path())).expect("a base");
-        assert_eq!(first.etc, second.etc);
-        let passwd = fs::read_to_string(first.etc.join("passwd")).expect("passwd");
+        assert_eq!(first.usr, second.usr);
+        let passwd = fs::read_to_string(first.usr.join(ETC).join("passwd")).expect("passwd");
         assert!(passwd.contains("\nuser:x:1000:1000:"));
-        assert!(!first.etc.join("shadow").exists());
+        assert!(!first.usr.join(ETC).join("shadow").exists());
         assert_eq!(fs::read_dir(cache.path()).expect("cache").count(), 1);
     }
 

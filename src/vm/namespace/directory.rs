@@ -129,16 +129,13 @@ pub(super) fn record_boot(path: &Path, fingerprint: &str) -> Result<LastBoot, Vm
     let record = path.join("boot");
     let now = format!("{fingerprint}\n{boot_id}");
     let before = fs::read_to_string(&record).unwrap_or_default();
-    let mut in_use = false;
-    for layer in ["usr", "etc"] {
-        let incompatible = path.join("layers").join(layer).join("work/work/incompat");
-        // The kernel's own marker (ovl_create_volatile_dirty); nothing inside the VM can reach it.
-        // What can't be removed makes the mount fail, which says why.
-        let volatile = incompatible.join("volatile");
-        in_use |= fs::remove_file(volatile.join("dirty")).is_ok();
-        drop(fs::remove_dir(volatile));
-        drop(fs::remove_dir(incompatible));
-    }
+    // The kernel's own marker (ovl_create_volatile_dirty); nothing inside the VM can reach it.
+    // What can't be removed makes the mount fail, which says why.
+    let incompatible = path.join("layers/work/work/incompat");
+    let volatile = incompatible.join("volatile");
+    let in_use = fs::remove_file(volatile.join("dirty")).is_ok();
+    drop(fs::remove_dir(volatile));
+    drop(fs::remove_dir(incompatible));
     if before != now {
         write_atomically(&record, now.as_bytes())
             .map_err(|error| host("can't write", &record, error))?;
@@ -165,22 +162,17 @@ const SKELETON: [(&str, Owner, u32); 8] = [
 ];
 
 /// Where a privileged host keeps what the VM's root writes outside of the durable directories.
-const LAYERS: [(&str, Owner, u32); 8] = [
+const LAYERS: [(&str, Owner, u32); 4] = [
     ("root", Owner::Root, 0o700),
-    ("layers", Owner::Host, 0o700),
-    ("layers/usr", Owner::Root, 0o755),
-    ("layers/usr/upper", Owner::Root, 0o755),
-    ("layers/usr/work", Owner::Root, 0o755),
-    ("layers/etc", Owner::Root, 0o755),
-    ("layers/etc/upper", Owner::Root, 0o755),
-    ("layers/etc/work", Owner::Root, 0o755),
+    ("layers", Owner::Root, 0o700),
+    ("layers/upper", Owner::Root, 0o755),
+    ("layers/work", Owner::Root, 0o755),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
     User,
     Root,
-    Host,
 }
 
 fn make_skeleton(path: &Path, ids: IdMap) -> io::Result<()> {
@@ -195,7 +187,6 @@ fn make_skeleton(path: &Path, ids: IdMap) -> io::Result<()> {
         let owner = match owner {
             Owner::User => Some(ids.user_on_host()),
             Owner::Root => ids.root_on_host(),
-            Owner::Host => None,
         };
         if let Some((uid, gid)) = owner {
             chown(&directory, Some(uid), Some(gid))?;

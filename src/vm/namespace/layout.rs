@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use agentvm_guest::protocol::{Account, Node, Source};
 
-use super::base::{Base, HOST_DIRS};
+use super::base::{self, Base, HOST_DIRS};
 use super::directory::host;
 use super::ids::IdMap;
 use super::trees::clone_tree;
@@ -44,6 +44,7 @@ pub(super) fn layout(
     let mut table = Table {
         ids,
         namespace,
+        writable_base: false,
         nodes: Vec::new(),
         trees: Vec::new(),
     };
@@ -51,7 +52,14 @@ pub(super) fn layout(
         table.host_dir(path, places)?;
     }
     table.dir("/etc", 0o755);
-    table.overlay_or_read_only("/etc", &places.base.etc, &places.vm.join("layers/etc"))?;
+    if table.writable_base {
+        table.nodes.push(Node::Bind {
+            path: "/etc".to_owned(),
+            from: format!("/usr/{}", base::ETC),
+        });
+    } else {
+        table.read_only("/etc", &places.base.usr.join(base::ETC))?;
+    }
 
     for path in [
         "/home",
@@ -109,6 +117,8 @@ pub(super) fn layout(
 struct Table<'a> {
     ids: IdMap,
     namespace: Option<&'a OwnedFd>,
+    /// `/usr` is copy-on-write.
+    writable_base: bool,
     nodes: Vec<Node>,
     trees: Vec<OwnedFd>,
 }
@@ -131,7 +141,7 @@ impl Table<'_> {
         });
     }
 
-    /// A top-level directory of the host as the host has it; `/usr` with a writable layer.
+    /// A top-level directory of the host as the host has it.
     fn host_dir(&mut self, path: &str, places: &Places<'_>) -> Result<(), VmError> {
         let on_host = Path::new(path);
         let Ok(data) = fs::symlink_metadata(on_host) else {
@@ -147,38 +157,39 @@ impl Table<'_> {
             return Ok(());
         }
         self.dir(path, 0o755);
-        if path == "/usr" {
-            self.overlay_or_read_only(path, on_host, &places.vm.join("layers/usr"))
-        } else {
-            self.read_only(path, on_host)
+        if path == "/usr" && self.copy_on_write_usr(places)? {
+            return Ok(());
         }
+        self.read_only(path, on_host)
     }
 
-    /// Copy-on-write where this host can give the VM's root the files of the base, else read-only.
-    fn overlay_or_read_only(
-        &mut self,
-        path: &str,
-        lower: &Path,
-        layer: &Path,
-    ) -> Result<(), VmError> {
+    /// `/usr` with a writable layer, where this host can give the VM's root the files of the base.
+    ///
+    /// `/etc` lies in the same overlay, merged in from the base's own directory: each overlay costs
+    /// several metadata writes on the host's disk at every boot.
+    fn copy_on_write_usr(&mut self, places: &Places<'_>) -> Result<bool, VmError> {
         let (IdMap::Range { .. }, Some(namespace)) = (self.ids, self.namespace) else {
-            return self.read_only(path, lower);
+            return Ok(false);
         };
         // A file system that can't be idmapped (overlayfs below a container, some network ones) is
         // shown read-only: then no file of it could be copied up rightly.
-        let Ok(lower) = clone_tree(lower, Some(namespace)) else {
-            return self.read_only(path, lower);
+        let (Ok(usr), Ok(own)) = (
+            clone_tree(Path::new("/usr"), Some(namespace)),
+            clone_tree(&places.base.usr, Some(namespace)),
+        ) else {
+            return Ok(false);
         };
-        let lower = self.push(lower);
-        let layer_tree = clone_tree(layer, None)
-            .map_err(|errno| host("can't clone the mount of", layer, errno.into()))?;
-        let layer = self.push(layer_tree);
-        self.nodes.push(Node::Overlay {
-            path: path.to_owned(),
-            lower,
-            layer,
-        });
-        Ok(())
+        let layer = places.vm.join("layers");
+        let layer_tree = clone_tree(&layer, None)
+            .map_err(|errno| host("can't clone the mount of", &layer, errno.into()))?;
+        let node = Node::Overlay {
+            path: "/usr".to_owned(),
+            lowers: vec![self.push(own), self.push(usr)],
+            layer: self.push(layer_tree),
+        };
+        self.nodes.push(node);
+        self.writable_base = true;
+        Ok(true)
     }
 
     /// Something of the host that is not the VM's own. Files keep owners that the VM shows as its

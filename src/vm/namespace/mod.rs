@@ -24,7 +24,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use self::control::{Answer, Control};
-use self::directory::{Directory, blocking, host};
+use self::directory::{Directory, LastBoot, blocking, host};
 use self::ids::IdMap;
 use self::layout::Places;
 use super::{Command, GuestPath, Open, Process, Result, User, Vm, VmEnd, VmError};
@@ -61,21 +61,11 @@ pub struct Booted {
 /// directory.
 pub async fn boot(options: BootOptions) -> Result<Booted> {
     let ids = IdMap::of_this_process();
-    let directory = Directory::open(&options.dir, &options.key, ids).await?;
-    let base = base::base(&options.base_cache).await?;
-    let agents = options.agents.clone();
-    let record = directory.path().to_owned();
-    let fingerprint = base.fingerprint.clone();
-    let last = blocking(move || {
-        directory::make_private_dir(&agents)
-            .map_err(|error| host("can't make the agent store", &agents, error))?;
-        directory::record_boot(&record, &fingerprint)
-    })
-    .await?;
-
-    let started = starter::start()
-        .await
-        .map_err(|error| unsupported::namespaces(error.step, error.errno))?;
+    // The kernel needs a millisecond for the namespaces, the disk as long for the directories: at
+    // the same time. A guest that is not needed after all goes away when its socket closes.
+    let (started, prepared) = tokio::join!(starter::start(), prepare(ids, &options));
+    let (directory, base, last) = prepared?;
+    let started = started.map_err(|error| unsupported::namespaces(error.step, error.errno))?;
     // From here on an early return closes the control socket, and PID 1 goes away by itself.
     let guest = Guest::new(started.pidfd)
         .map_err(|error| host("can't watch PID 1 of", directory.path(), error))?;
@@ -113,6 +103,22 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
         base_changed: last.base_changed,
         layers_suspect: last.layers_suspect,
     })
+}
+
+/// Everything that a boot needs on the host's disk.
+async fn prepare(ids: IdMap, options: &BootOptions) -> Result<(Directory, base::Base, LastBoot)> {
+    let directory = Directory::open(&options.dir, &options.key, ids).await?;
+    let base = base::base(&options.base_cache).await?;
+    let agents = options.agents.clone();
+    let path = directory.path().to_owned();
+    let fingerprint = base.fingerprint.clone();
+    let last = blocking(move || {
+        directory::make_private_dir(&agents)
+            .map_err(|error| host("can't make the agent store", &agents, error))?;
+        directory::record_boot(&path, &fingerprint)
+    })
+    .await?;
+    Ok((directory, base, last))
 }
 
 /// Removes a VM's directory with everything in it. Waits for a VM that is still being torn down.
