@@ -1,1 +1,16 @@
-//! ACP over a pair of pipes: JSON-RPC lines in and out, with the exact JSON kept.
+//! The client side of ACP: JSON-RPC 2.0, one message a line, over a pair of pipes.
+//!
+//! What comes from the agent is kept as the text that came: fields that we do not know, the order of
+//! keys and the digits of big numbers survive ([`message`]). One task reads ([`line`]), in order; the
+//! answer to a request is therefore seen after everything that the agent sent before it
+//! ([`connection`]).
+//!
+//! Protocol: <https://agentclientprotocol.com>.
+
+mod connection;
+mod line;
+mod message;
+
+pub use connection::{Closed, Connection, Handler, Request, RequestError};
+pub use line::{Line, LineError, LineReader};
+pub use message::{Message, RpcError, outer_session_id, with_session_id};

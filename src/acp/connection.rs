@@ -1,0 +1,458 @@
+//! One agent process's pipes as typed requests and answers.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::line::{Line, LineError, LineReader};
+use super::message::{Message, RpcError};
+
+/// Lines on their way to the agent. An agent that reads none of them makes the next writer wait.
+const OUTGOING: usize = 16;
+
+/// Receives what the agent says on its own. Called by the one reading task, in order: the next line
+/// is not read before the call returns, which is how a slow consumer pushes back on the agent.
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// `line` is the whole message, `params` a part of it.
+    async fn notification(&self, line: &str, method: &str, params: Option<&RawValue>);
+
+    /// To be answered with [`Connection::respond`], now or later.
+    async fn request(&self, connection: &Connection, request: Request<'_>);
+
+    /// A line that is no JSON-RPC message, or an answer to nothing.
+    async fn stray(&self, line: &[u8]);
+}
+
+/// A request of the agent.
+#[derive(Debug)]
+pub struct Request<'a> {
+    pub id: &'a RawValue,
+    pub method: &'a str,
+    pub params: Option<&'a RawValue>,
+    /// The whole message.
+    pub line: &'a str,
+}
+
+/// Why nothing more comes from the agent.
+#[derive(Debug, Clone, Error)]
+pub enum Closed {
+    #[error("it closed its output")]
+    Eof,
+    #[error("its output broke the protocol: {0}")]
+    Protocol(String),
+    #[error("its output can't be read: {0}")]
+    Io(String),
+    #[error("the connection was ended")]
+    Ended,
+}
+
+/// Why a request has no result.
+#[derive(Debug, Clone, Error)]
+pub enum RequestError {
+    /// The agent answered with an error.
+    #[error("{0}")]
+    Rpc(RpcError),
+    /// There will be no answer.
+    #[error("{0}")]
+    Closed(Closed),
+}
+
+/// The client's side of a connection; cheap to clone. Dropping the last clone closes the agent's
+/// stdin.
+#[derive(Clone)]
+pub struct Connection {
+    outgoing: mpsc::Sender<Vec<u8>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    next_id: AtomicU64,
+    /// Fires when nobody wants to hear the agent any more.
+    ended: Notify,
+    state: Mutex<State>,
+    closed: watch::Sender<Option<Closed>>,
+}
+
+#[derive(Default)]
+struct State {
+    pending: HashMap<u64, oneshot::Sender<Result<Box<RawValue>, RequestError>>>,
+    closed: Option<Closed>,
+}
+
+/// A request, or without `id` a notification.
+#[derive(Serialize)]
+struct Call<'a, P> {
+    jsonrpc: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u64>,
+    method: &'a str,
+    params: &'a P,
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    jsonrpc: &'static str,
+    id: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a RpcError>,
+}
+
+impl Connection {
+    /// Takes over the pipes of an agent, both non-blocking. Lines of more than `limit` bytes end the
+    /// connection.
+    pub fn start(
+        stdin: OwnedFd,
+        stdout: OwnedFd,
+        limit: usize,
+        handler: Arc<dyn Handler>,
+    ) -> io::Result<Self> {
+        let stdin = pipe::Sender::from_owned_fd(stdin)?;
+        let stdout = pipe::Receiver::from_owned_fd(stdout)?;
+        let (outgoing, lines) = mpsc::channel(OUTGOING);
+        let connection = Self {
+            outgoing,
+            shared: Arc::new(Shared {
+                next_id: AtomicU64::new(1),
+                ended: Notify::new(),
+                state: Mutex::default(),
+                closed: watch::Sender::new(None),
+            }),
+        };
+        tokio::spawn(write(stdin, lines));
+        // The reader must not keep the agent's stdin open: that is how an agent is told to end.
+        let (outgoing, shared) = (connection.outgoing.downgrade(), connection.shared.clone());
+        tokio::spawn(async move {
+            let closed = tokio::select! {
+                closed = read(stdout, limit, &*handler, &outgoing, &shared) => closed,
+                () = shared.ended.notified() => Closed::Ended,
+            };
+            shared.close(closed);
+        });
+        Ok(connection)
+    }
+
+    /// Sends a request and waits for its answer, however long that takes. Everything that the agent
+    /// sent before the answer has been handled by then. A caller that stops waiting loses the answer,
+    /// nothing else.
+    pub async fn request(
+        &self,
+        method: &str,
+        params: &(impl Serialize + Sync),
+    ) -> Result<Box<RawValue>, RequestError> {
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let (answered, answer) = oneshot::channel();
+        {
+            let mut state = self.shared.state();
+            if let Some(closed) = &state.closed {
+                return Err(RequestError::Closed(closed.clone()));
+            }
+            state.pending.insert(id, answered);
+        }
+        let _forget = Forget {
+            shared: &self.shared,
+            id,
+        };
+        self.send(&Call {
+            jsonrpc: "2.0",
+            id: Some(id),
+            method,
+            params,
+        })
+        .await;
+        match answer.await {
+            Ok(answer) => answer,
+            Err(_dropped) => Err(RequestError::Closed(self.shared.why())),
+        }
+    }
+
+    /// Sends a notification. A connection that is closed loses it.
+    pub async fn notify(&self, method: &str, params: &(impl Serialize + Sync)) {
+        self.send(&Call {
+            jsonrpc: "2.0",
+            id: None,
+            method,
+            params,
+        })
+        .await;
+    }
+
+    /// Answers a request of the agent.
+    pub async fn respond(&self, id: &RawValue, answer: Result<&RawValue, &RpcError>) {
+        self.send(&Answer {
+            jsonrpc: "2.0",
+            id,
+            result: answer.ok(),
+            error: answer.err(),
+        })
+        .await;
+    }
+
+    /// `Some` once nothing more comes from the agent.
+    #[must_use]
+    pub fn closed(&self) -> watch::Receiver<Option<Closed>> {
+        self.shared.closed.subscribe()
+    }
+
+    /// Stops listening, although the agent's output may still be open: something that it started can
+    /// hold the pipe longer than the agent lives.
+    pub fn end(&self) {
+        self.shared.ended.notify_one();
+    }
+
+    async fn send(&self, message: &(impl Serialize + Sync)) {
+        // These are maps with string keys: serialising them can't fail.
+        let mut line = serde_json::to_vec(message).unwrap_or_default();
+        line.push(b'\n');
+        // A closed channel: the agent reads no more, and `closed` will say why.
+        drop(self.outgoing.send(line).await);
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn why(&self) -> Closed {
+        self.state().closed.clone().unwrap_or(Closed::Eof)
+    }
+
+    fn close(&self, why: Closed) {
+        let pending = {
+            let mut state = self.state();
+            state.closed = Some(why.clone());
+            std::mem::take(&mut state.pending)
+        };
+        self.closed.send_replace(Some(why));
+        drop(pending);
+    }
+}
+
+struct Forget<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.shared.state().pending.remove(&self.id);
+    }
+}
+
+/// Writes whole lines: a caller that gives up never leaves half a line behind.
+async fn write(mut stdin: pipe::Sender, mut lines: mpsc::Receiver<Vec<u8>>) {
+    while let Some(line) = lines.recv().await {
+        if stdin.write_all(&line).await.is_err() {
+            // The agent closed its stdin or died; the reading side finds out which.
+            return;
+        }
+    }
+}
+
+async fn read(
+    stdout: pipe::Receiver,
+    limit: usize,
+    handler: &dyn Handler,
+    outgoing: &mpsc::WeakSender<Vec<u8>>,
+    shared: &Arc<Shared>,
+) -> Closed {
+    let mut lines = LineReader::new(stdout, limit);
+    loop {
+        let line = match lines.next().await {
+            Ok(Line::Whole(line)) => line,
+            Ok(Line::End { rest }) => {
+                // It died in the middle of this; whoever looks for the reason wants to see it.
+                if !rest.is_empty() {
+                    handler.stray(rest).await;
+                }
+                return Closed::Eof;
+            }
+            Err(error @ LineError::TooLong { .. }) => return Closed::Protocol(error.to_string()),
+            Err(LineError::Io(error)) => return Closed::Io(error.to_string()),
+        };
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        let message = std::str::from_utf8(line)
+            .ok()
+            .and_then(|text| Some((text, Message::parse(text)?)));
+        match message {
+            Some((line, Message::Notification { method, params })) => {
+                handler.notification(line, &method, params).await;
+            }
+            Some((line, Message::Request { id, method, params })) => {
+                // Without a client that could still answer there is nobody to ask.
+                let Some(outgoing) = outgoing.upgrade() else {
+                    continue;
+                };
+                let connection = Connection {
+                    outgoing,
+                    shared: Arc::clone(shared),
+                };
+                let request = Request {
+                    id,
+                    method: &method,
+                    params,
+                    line,
+                };
+                handler.request(&connection, request).await;
+            }
+            Some((text, Message::Response { id, result })) => {
+                let id: Option<u64> = serde_json::from_str(id.get()).ok();
+                let waiting = id.and_then(|id| shared.state().pending.remove(&id));
+                match waiting {
+                    Some(waiting) => {
+                        let answer = result.map(ToOwned::to_owned).map_err(RequestError::Rpc);
+                        // A caller that stopped waiting has lost interest in the answer.
+                        drop(waiting.send(answer));
+                    }
+                    None => handler.stray(text.as_bytes()).await,
+                }
+            }
+            None => handler.stray(line).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{BufRead, BufReader, Write};
+
+    use super::*;
+
+    /// Records what it hears.
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<String>>);
+
+    impl Recorder {
+        fn add(&self, text: String) {
+            self.0.lock().expect("no panic").push(text);
+        }
+    }
+
+    #[async_trait]
+    impl Handler for Recorder {
+        async fn notification(&self, _line: &str, method: &str, _params: Option<&RawValue>) {
+            self.add(method.to_owned());
+        }
+
+        async fn request(&self, connection: &Connection, request: Request<'_>) {
+            let error = RpcError::method_not_found(request.method);
+            connection.respond(request.id, Err(&error)).await;
+        }
+
+        async fn stray(&self, line: &[u8]) {
+            self.add(format!("stray {}", String::from_utf8_lossy(line)));
+        }
+    }
+
+    struct Agent {
+        connection: Connection,
+        heard: Arc<Recorder>,
+        stdin: BufReader<File>,
+        stdout: File,
+    }
+
+    fn agent() -> Agent {
+        let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("a pipe");
+        let ((stdin_read, stdin), (stdout, stdout_write)) = (pipe(), pipe());
+        for end in [&stdin, &stdout] {
+            nix::fcntl::fcntl(end, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
+                .expect("fcntl");
+        }
+        let heard = Arc::new(Recorder::default());
+        Agent {
+            connection: Connection::start(stdin, stdout, 1000, heard.clone())
+                .expect("a connection"),
+            heard,
+            stdin: BufReader::new(stdin_read.into()),
+            stdout: stdout_write.into(),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_answer_is_seen_after_what_was_sent_before_it() {
+        let mut agent = agent();
+        let (connection, mut stdout) = (agent.connection.clone(), agent.stdout);
+        let script = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            agent.stdin.read_line(&mut line).expect("a request");
+            stdout
+                .write_all(b"noise\n{\"method\":\"first\"}\n{\"id\":99,\"result\":1}\n{\"id\":1,\"result\":{\"x\":1}}\n")
+                .expect("written");
+            line
+        });
+        let answer = connection
+            .request("ask", &serde_json::json!({"a": 1}))
+            .await;
+        assert_eq!(answer.expect("a result").get(), r#"{"x":1}"#);
+        let heard = agent.heard.0.lock().expect("no panic").clone();
+        assert_eq!(
+            heard,
+            ["stray noise", "first", r#"stray {"id":99,"result":1}"#]
+        );
+        let sent = script.await.expect("no panic");
+        assert_eq!(
+            sent,
+            "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ask\",\"params\":{\"a\":1}}\n"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_request_of_the_agent_is_answered_with_its_own_id() {
+        let mut agent = agent();
+        agent
+            .stdout
+            .write_all(b"{\"id\":{\"odd\":1},\"method\":\"fs/read_text_file\"}\n")
+            .expect("written");
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            agent.stdin.read_line(&mut line).expect("an answer");
+            line
+        });
+        let answer = answer.await.expect("no panic");
+        assert!(answer.contains(r#""id":{"odd":1}"#), "{answer}");
+        assert!(answer.contains("-32601"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn what_waits_fails_when_the_agent_closes_its_output() {
+        let agent = agent();
+        drop(agent.stdout);
+        let error = agent.connection.request("ask", &()).await;
+        assert!(matches!(error, Err(RequestError::Closed(Closed::Eof))));
+    }
+
+    #[tokio::test]
+    async fn a_line_over_the_limit_ends_the_connection() {
+        let mut agent = agent();
+        agent.stdout.write_all(&[b'x'; 2000]).expect("written");
+        let mut closed = agent.connection.closed();
+        let closed = closed.wait_for(Option::is_some).await.expect("closed");
+        assert!(matches!(&*closed, Some(Closed::Protocol(_))));
+    }
+
+    #[tokio::test]
+    async fn dropping_the_connection_closes_the_agents_stdin() {
+        let mut agent = agent();
+        drop(agent.connection);
+        let mut rest = String::new();
+        let length = tokio::task::spawn_blocking(move || agent.stdin.read_line(&mut rest));
+        assert_eq!(length.await.expect("no panic").expect("the end"), 0);
+    }
+}

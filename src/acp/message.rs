@@ -1,0 +1,244 @@
+//! JSON-RPC messages, taken apart without losing a byte of them.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// One line of the agent. Parts borrow from the line.
+#[derive(Debug)]
+pub enum Message<'a> {
+    Notification {
+        method: Cow<'a, str>,
+        params: Option<&'a RawValue>,
+    },
+    /// Wants an answer that repeats `id`, whatever JSON value that is.
+    Request {
+        id: &'a RawValue,
+        method: Cow<'a, str>,
+        params: Option<&'a RawValue>,
+    },
+    Response {
+        id: &'a RawValue,
+        result: Result<&'a RawValue, RpcError>,
+    },
+}
+
+/// A JSON-RPC error object, `data` as it came.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RpcError {
+    pub code: i64,
+    #[serde(default)]
+    pub message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Box<RawValue>>,
+}
+
+impl RpcError {
+    /// The method is not one that this side offers.
+    #[must_use]
+    pub fn method_not_found(method: &str) -> Self {
+        Self {
+            code: -32601,
+            message: format!("this client does not offer {method}"),
+            data: None,
+        }
+    }
+}
+
+impl fmt::Display for RpcError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.message, self.code)
+    }
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    method: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    params: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    result: Option<&'a RawValue>,
+    #[serde(default)]
+    error: Option<RpcError>,
+}
+
+/// `null` is a value too: only an absent field is `None`.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
+}
+
+impl<'a> Message<'a> {
+    /// `None`: not a JSON-RPC message.
+    #[must_use]
+    pub fn parse(line: &'a str) -> Option<Self> {
+        let envelope: Envelope<'a> = serde_json::from_str(line).ok()?;
+        let Envelope {
+            id,
+            method,
+            params,
+            result,
+            error,
+        } = envelope;
+        match (method, id) {
+            (Some(method), None) => Some(Self::Notification { method, params }),
+            (Some(method), Some(id)) => Some(Self::Request { id, method, params }),
+            (None, Some(id)) => {
+                let result = match (result, error) {
+                    (_, Some(error)) => Err(error),
+                    (Some(result), None) => Ok(result),
+                    (None, None) => return None,
+                };
+                Some(Self::Response { id, result })
+            }
+            (None, None) => None,
+        }
+    }
+}
+
+/// The values of every `sessionId` directly in an object: JSON allows a key twice.
+struct OuterSessionIds<'a>(Vec<&'a RawValue>);
+
+impl<'de> Deserialize<'de> for OuterSessionIds<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Ids;
+        impl<'de> Visitor<'de> for Ids {
+            type Value = OuterSessionIds<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut ids = Vec::new();
+                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+                    if key == "sessionId" {
+                        ids.push(map.next_value::<&'de RawValue>()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(OuterSessionIds(ids))
+            }
+        }
+        deserializer.deserialize_map(Ids)
+    }
+}
+
+/// The agent's name of the session that a message is about, from the outer `params.sessionId`.
+#[must_use]
+pub fn outer_session_id(params: Option<&RawValue>) -> Option<String> {
+    let OuterSessionIds(ids) = serde_json::from_str(params?.get()).ok()?;
+    serde_json::from_str(ids.last()?.get()).ok()
+}
+
+/// `line` with the outer `params.sessionId` replaced by `public`, and not a byte else changed.
+///
+/// `params` is the part of `line` that [`Message::parse`] found.
+#[must_use]
+pub fn with_session_id(line: &str, params: Option<&RawValue>, public: &str) -> String {
+    let ids = params
+        .and_then(|params| serde_json::from_str(params.get()).ok())
+        .map_or_else(Vec::new, |OuterSessionIds(ids)| ids);
+    let mut text = String::with_capacity(line.len() + 2 * public.len());
+    let mut copied = 0;
+    for id in ids {
+        let Some(span) = span(line, id.get()) else {
+            continue;
+        };
+        text.push_str(&line[copied..span.start]);
+        text.push('"');
+        text.push_str(public);
+        text.push('"');
+        copied = span.end;
+    }
+    text.push_str(&line[copied..]);
+    text
+}
+
+/// Where `part`, which borrows from `whole`, lies in it.
+fn span(whole: &str, part: &str) -> Option<Range<usize>> {
+    let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
+    let end = start + part.len();
+    (end <= whole.len()).then_some(start..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rewritten(line: &str) -> String {
+        let Some(Message::Notification { params, .. }) = Message::parse(line) else {
+            panic!("not a notification: {line}");
+        };
+        with_session_id(line, params, "ours")
+    }
+
+    #[test]
+    fn only_the_outer_session_id_changes() {
+        let line = r#"{ "method":"x","unknown":[1e400,  null], "params":{"z":1,"sessionId" : "abc","a":{"sessionId":"inner"}},"big":12345678901234567890123}"#;
+        assert_eq!(rewritten(line), line.replace(r#""abc""#, r#""ours""#));
+    }
+
+    #[test]
+    fn an_escaped_or_repeated_key_does_not_let_the_private_id_through() {
+        let line = r#"{"method":"x","params":{"session\u0049d":"abc","sessionId":"abc"}}"#;
+        assert!(!rewritten(line).contains("abc"));
+    }
+
+    #[test]
+    fn a_message_without_session_id_stays_as_it_is() {
+        for line in [r#"{"method":"x"}"#, r#"{"method":"x","params":[1]}"#] {
+            assert_eq!(rewritten(line), line);
+        }
+    }
+
+    #[test]
+    fn the_four_kinds_of_messages_are_told_apart() {
+        let parse = |line| Message::parse(line);
+        assert!(matches!(
+            parse(r#"{"method":"m","id":null}"#),
+            Some(Message::Request { .. })
+        ));
+        assert!(matches!(
+            parse(r#"{"id":1,"result":null}"#),
+            Some(Message::Response { result: Ok(_), .. })
+        ));
+        assert!(matches!(
+            parse(r#"{"id":"a","error":{"code":-1,"message":"no"}}"#),
+            Some(Message::Response { result: Err(_), .. })
+        ));
+        for garbage in [
+            "",
+            "hello",
+            "{}",
+            "[]",
+            r#"{"id":1}"#,
+            "42",
+            r#"{"method":"#,
+        ] {
+            assert!(parse(garbage).is_none(), "{garbage}");
+        }
+    }
+
+    #[test]
+    fn error_data_is_kept_as_it_came() {
+        let line = r#"{"id":1,"error":{"code":-32000,"message":"no","data":{"b":1.0,"a":[ ]}}}"#;
+        let Some(Message::Response {
+            result: Err(error), ..
+        }) = Message::parse(line)
+        else {
+            panic!("not an error")
+        };
+        assert_eq!(
+            error.data.map(|data| data.get().to_owned()).as_deref(),
+            Some(r#"{"b":1.0,"a":[ ]}"#)
+        );
+    }
+}
