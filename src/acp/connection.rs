@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,16 +23,22 @@ const OUTGOING: usize = 16;
 
 /// Receives what the agent says on its own. Called by the one reading task, in order: the next line
 /// is not read before the call returns, which is how a slow consumer pushes back on the agent.
+/// `Break` ends the connection.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
     /// `line` is the whole message, `params` a part of it.
-    async fn notification(&self, line: &str, method: &str, params: Option<&RawValue>);
+    async fn notification(
+        &self,
+        line: &str,
+        method: &str,
+        params: Option<&RawValue>,
+    ) -> ControlFlow<()>;
 
     /// To be answered with [`Connection::respond`], now or later.
-    async fn request(&self, connection: &Connection, request: Request<'_>);
+    async fn request(&self, connection: &Connection, request: Request<'_>) -> ControlFlow<()>;
 
     /// A line that is no JSON-RPC message, or an answer to nothing.
-    async fn stray(&self, line: &[u8]);
+    async fn stray(&self, line: &[u8]) -> ControlFlow<()>;
 }
 
 /// A request of the agent.
@@ -144,26 +151,37 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Sends a request and waits for its answer, however long that takes. Everything that the agent
-    /// sent before the answer has been handled by then. A caller that stops waiting loses the answer,
-    /// nothing else.
+    /// Sends a request and waits for its answer, however long that takes.
     pub async fn request(
         &self,
         method: &str,
         params: &(impl Serialize + Sync),
     ) -> Result<Box<RawValue>, RequestError> {
+        self.start_request(method, params).await.wait().await
+    }
+
+    /// Sends a request; what is sent from now on reaches the agent after it. A caller that drops the
+    /// result loses the answer, nothing else.
+    pub async fn start_request(
+        &self,
+        method: &str,
+        params: &(impl Serialize + Sync),
+    ) -> PendingAnswer {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (answered, answer) = oneshot::channel();
         {
             let mut state = self.shared.state();
-            if let Some(closed) = &state.closed {
-                return Err(RequestError::Closed(closed.clone()));
+            // Once closed, nobody would take it out again.
+            if state.closed.is_none() {
+                state.pending.insert(id, answered);
             }
-            state.pending.insert(id, answered);
         }
-        let _forget = Forget {
-            shared: &self.shared,
-            id,
+        let pending = PendingAnswer {
+            answer,
+            forget: Forget {
+                shared: Arc::clone(&self.shared),
+                id,
+            },
         };
         self.send(&Call {
             jsonrpc: "2.0",
@@ -172,10 +190,7 @@ impl Connection {
             params,
         })
         .await;
-        match answer.await {
-            Ok(answer) => answer,
-            Err(_dropped) => Err(RequestError::Closed(self.shared.why())),
-        }
+        pending
     }
 
     /// Sends a notification. A connection that is closed loses it.
@@ -241,12 +256,30 @@ impl Shared {
     }
 }
 
-struct Forget<'a> {
-    shared: &'a Shared,
+/// The answer to a request that has been sent.
+#[must_use = "dropping it loses the answer"]
+pub struct PendingAnswer {
+    answer: oneshot::Receiver<Result<Box<RawValue>, RequestError>>,
+    forget: Forget,
+}
+
+impl PendingAnswer {
+    /// Everything that the agent sent before the answer has been handled when this returns.
+    pub async fn wait(self) -> Result<Box<RawValue>, RequestError> {
+        match self.answer.await {
+            Ok(answer) => answer,
+            Err(_dropped) => Err(RequestError::Closed(self.forget.shared.why())),
+        }
+    }
+}
+
+/// Takes a request out of the table when nobody waits for its answer any more.
+struct Forget {
+    shared: Arc<Shared>,
     id: u64,
 }
 
-impl Drop for Forget<'_> {
+impl Drop for Forget {
     fn drop(&mut self) {
         self.shared.state().pending.remove(&self.id);
     }
@@ -276,7 +309,7 @@ async fn read(
             Ok(Line::End { rest }) => {
                 // It died in the middle of this; whoever looks for the reason wants to see it.
                 if !rest.is_empty() {
-                    handler.stray(rest).await;
+                    let _ends_anyway = handler.stray(rest).await;
                 }
                 return Closed::Eof;
             }
@@ -290,9 +323,9 @@ async fn read(
         let message = std::str::from_utf8(line)
             .ok()
             .and_then(|text| Some((text, Message::parse(text)?)));
-        match message {
+        let flow = match message {
             Some((line, Message::Notification { method, params })) => {
-                handler.notification(line, &method, params).await;
+                handler.notification(line, &method, params).await
             }
             Some((line, Message::Request { id, method, params })) => {
                 // Without a client that could still answer there is nobody to ask.
@@ -309,7 +342,7 @@ async fn read(
                     params,
                     line,
                 };
-                handler.request(&connection, request).await;
+                handler.request(&connection, request).await
             }
             Some((text, Message::Response { id, result })) => {
                 let id: Option<u64> = serde_json::from_str(id.get()).ok();
@@ -319,11 +352,15 @@ async fn read(
                         let answer = result.map(ToOwned::to_owned).map_err(RequestError::Rpc);
                         // A caller that stopped waiting has lost interest in the answer.
                         drop(waiting.send(answer));
+                        ControlFlow::Continue(())
                     }
                     None => handler.stray(text.as_bytes()).await,
                 }
             }
             None => handler.stray(line).await,
+        };
+        if flow.is_break() {
+            return Closed::Ended;
         }
     }
 }
@@ -347,17 +384,25 @@ mod tests {
 
     #[async_trait]
     impl Handler for Recorder {
-        async fn notification(&self, _line: &str, method: &str, _params: Option<&RawValue>) {
+        async fn notification(
+            &self,
+            _line: &str,
+            method: &str,
+            _params: Option<&RawValue>,
+        ) -> ControlFlow<()> {
             self.add(method.to_owned());
+            ControlFlow::Continue(())
         }
 
-        async fn request(&self, connection: &Connection, request: Request<'_>) {
+        async fn request(&self, connection: &Connection, request: Request<'_>) -> ControlFlow<()> {
             let error = RpcError::method_not_found(request.method);
             connection.respond(request.id, Err(&error)).await;
+            ControlFlow::Continue(())
         }
 
-        async fn stray(&self, line: &[u8]) {
+        async fn stray(&self, line: &[u8]) -> ControlFlow<()> {
             self.add(format!("stray {}", String::from_utf8_lossy(line)));
+            ControlFlow::Continue(())
         }
     }
 

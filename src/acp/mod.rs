@@ -11,6 +11,6 @@ mod connection;
 mod line;
 mod message;
 
-pub use connection::{Closed, Connection, Handler, Request, RequestError};
+pub use connection::{Closed, Connection, Handler, PendingAnswer, Request, RequestError};
 pub use line::{Line, LineError, LineReader};
 pub use message::{Message, RpcError, outer_session_id, with_session_id};
