@@ -1,1 +1,37 @@
-//! What differs between agents: packages, launch, environment, state, resume.
+//! What differs between agents: packages, launch, environment, state.
+//!
+//! # The agent store
+//!
+//! One directory of the host, shared by all VMs and processes and mounted read-only into every VM at
+//! [`crate::vm::namespace::AGENTS`]. It holds *entries*, each made once and never changed:
+//!
+//! - a **runtime**, `node-<version>-<hash>`: Node with npm, `bin/` ready for a `PATH`;
+//! - **agents**, `<name>-<version>-<hash>`: an npm package with its dependencies, and beside them
+//!   our ACP adapter for it, `adapter-<hash>/`, if it needs one.
+//!
+//! What is in an entry is pinned by a `package-lock.json` that is part of this crate
+//! (`locks/`): npm checks every package against the hash in it. `<hash>` is derived from that
+//! lockfile, so another lockfile makes another entry and whoever runs on the old one keeps it.
+//!
+//! An entry appears by one `rename` of a complete, checked and synced directory. Before that it is a
+//! `.partial-*` directory that belongs to the holder of the entry's lock (`.locks/<entry>`); whoever
+//! finds the lock free knows that the partial directories of that entry are left over and removes
+//! them.
+
+mod adapter;
+mod catalog;
+mod error;
+mod install;
+mod launch;
+mod npm;
+mod pi;
+mod pinned;
+mod progress;
+mod runtime;
+mod store;
+
+pub use self::catalog::Agent;
+pub use self::error::AgentError;
+pub use self::launch::{Launch, SessionSpec, launch};
+pub use self::progress::{InstallProgress, Step};
+pub use self::store::{AgentStore, Entry, Installed, default_root};

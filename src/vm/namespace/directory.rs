@@ -150,10 +150,11 @@ pub(super) fn record_boot(path: &Path, fingerprint: &str) -> Result<LastBoot, Vm
 }
 
 /// Directories of a VM, relative to its own: who owns them inside, and their mode.
-const SKELETON: [(&str, Owner, u32); 8] = [
+const SKELETON: [(&str, Owner, u32); 9] = [
     ("home", Owner::User, 0o755),
     ("var", Owner::Root, 0o755),
     ("var/cache", Owner::Root, 0o755),
+    ("var/cache/agentvm", Owner::User, 0o700),
     ("var/lib", Owner::Root, 0o755),
     ("var/lib/agentvm", Owner::Root, 0o755),
     ("var/lib/agentvm/sessions", Owner::User, 0o700),

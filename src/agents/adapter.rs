@@ -1,0 +1,197 @@
+//! Our ACP adapters: copied from the npm package into the agent's entry, where Node finds the agent's
+//! packages from them.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::error::AgentError;
+use super::install::{Partial, blocking, lock, open_to_everyone, store, write_synced};
+
+/// What Node runs.
+pub(super) const MAIN: &str = "main.js";
+
+/// Namespace of the version-5 UUIDs that name an adapter's content.
+const ADAPTER_NAMESPACE: Uuid = Uuid::from_u128(0x7b4c_02d7_95ee_4f0f_a6c1_58e9_0d33_b1f2);
+
+/// Makes sure that the adapter in `dist` lies in the entry, and returns its directory's name there.
+///
+/// The name is derived from the content: another build is another directory, and a VM that runs on
+/// the old one keeps it.
+pub(super) async fn ensure(
+    root: &Path,
+    entry: &str,
+    agent: &'static str,
+    dist: PathBuf,
+) -> Result<String, AgentError> {
+    let adapter = blocking(move || Adapter::read(agent, &dist)).await?;
+    let name = adapter.name();
+    let place = root.join(entry).join(&name);
+    if place.join(MAIN).exists() {
+        return Ok(name);
+    }
+    let lock = lock(root, entry, |_| {}).await?;
+    let (root, entry) = (root.to_owned(), entry.to_owned());
+    blocking(move || {
+        if place.join(MAIN).exists() {
+            return Ok(());
+        }
+        let partial = Partial::new(&root, &entry, lock)?;
+        match adapter.write(&partial.path) {
+            Ok(()) => partial.publish(&place),
+            Err(error) => {
+                let error = store("can't copy the adapter to", &partial.path, error);
+                partial.remove();
+                Err(error)
+            }
+        }
+    })
+    .await?;
+    Ok(name)
+}
+
+/// A built adapter, in memory: a few small scripts.
+#[derive(Debug, Default)]
+struct Adapter {
+    /// By path relative to the adapter, in a fixed order.
+    files: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl Adapter {
+    fn read(agent: &'static str, dist: &Path) -> Result<Self, AgentError> {
+        let mut adapter = Self::default();
+        match adapter.read_directory(dist, Path::new("")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(store("can't read the adapter", dist, error));
+            }
+            _ => {}
+        }
+        if adapter
+            .files
+            .iter()
+            .any(|(path, _)| path == Path::new(MAIN))
+        {
+            adapter.files.sort();
+            Ok(adapter)
+        } else {
+            Err(AgentError::AdapterMissing {
+                agent,
+                path: dist.to_owned(),
+            })
+        }
+    }
+
+    fn read_directory(&mut self, directory: &Path, relative: &Path) -> io::Result<()> {
+        for found in fs::read_dir(directory)? {
+            let found = found?;
+            let relative = relative.join(found.file_name());
+            if found.file_type()?.is_dir() {
+                self.read_directory(&found.path(), &relative)?;
+            } else {
+                self.files.push((relative, fs::read(found.path())?));
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        use std::os::unix::ffi::OsStrExt;
+        let mut content = Vec::new();
+        for (path, bytes) in &self.files {
+            // Length-prefixed, so that no two adapters read the same.
+            for part in [path.as_os_str().as_bytes(), bytes] {
+                content.extend_from_slice(&(part.len() as u64).to_le_bytes());
+                content.extend_from_slice(part);
+            }
+        }
+        let hash = Uuid::new_v5(&ADAPTER_NAMESPACE, &content).simple();
+        format!("adapter-{}", &hash.to_string()[..12])
+    }
+
+    fn write(&self, directory: &Path) -> io::Result<()> {
+        for (path, bytes) in &self.files {
+            let file = directory.join(path);
+            if let Some(parent) = file.parent() {
+                DirBuilder::new().recursive(true).create(parent)?;
+            }
+            write_synced(&file, bytes, 0o644)?;
+        }
+        open_to_everyone(directory)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn dist(main: &str) -> tempfile::TempDir {
+        let dist = tempfile::tempdir().unwrap();
+        fs::create_dir(dist.path().join("acp")).unwrap();
+        fs::write(dist.path().join("acp/lines.js"), "export {}").unwrap();
+        fs::write(dist.path().join(MAIN), main).unwrap();
+        dist
+    }
+
+    async fn copied(root: &Path, dist: &Path) -> Result<String, AgentError> {
+        fs::create_dir_all(root.join("pi-1")).unwrap();
+        ensure(root, "pi-1", "pi", dist.to_owned()).await
+    }
+
+    #[tokio::test]
+    async fn an_adapter_is_copied_once_and_readable_by_everyone() {
+        let (root, dist) = (tempfile::tempdir().unwrap(), dist("1"));
+        let name = copied(root.path(), dist.path()).await.unwrap();
+        let place = root.path().join("pi-1").join(&name);
+        assert_eq!(fs::read(place.join("acp/lines.js")).unwrap(), b"export {}");
+        for (path, mode) in [("", 0o755), (MAIN, 0o644), ("acp", 0o755)] {
+            let data = fs::metadata(place.join(path)).unwrap();
+            assert_eq!(data.permissions().mode() & 0o7777, mode, "{path}");
+        }
+        let made = fs::metadata(&place).unwrap().modified().unwrap();
+        assert_eq!(copied(root.path(), dist.path()).await.unwrap(), name);
+        assert_eq!(fs::metadata(&place).unwrap().modified().unwrap(), made);
+    }
+
+    #[tokio::test]
+    async fn another_build_lies_beside_the_one_that_may_be_in_use() {
+        let root = tempfile::tempdir().unwrap();
+        let first = copied(root.path(), dist("1").path()).await.unwrap();
+        let second = copied(root.path(), dist("2").path()).await.unwrap();
+        assert_ne!(first, second);
+        for (name, content) in [(first, "1"), (second, "2")] {
+            let main = root.path().join("pi-1").join(name).join(MAIN);
+            assert_eq!(fs::read_to_string(main).unwrap(), content);
+        }
+    }
+
+    #[tokio::test]
+    async fn many_at_once_make_one_copy() {
+        let (root, dist) = (tempfile::tempdir().unwrap(), dist("1"));
+        let copies = (0..8).map(|_| copied(root.path(), dist.path()));
+        let mut names = Vec::new();
+        for copy in copies.collect::<Vec<_>>() {
+            names.push(copy.await.unwrap());
+        }
+        names.dedup();
+        assert_eq!(names.len(), 1);
+        let left: Vec<_> = fs::read_dir(root.path().join("pi-1")).unwrap().collect();
+        assert_eq!(left.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_missing_build_is_named_with_the_remedy() {
+        let root = tempfile::tempdir().unwrap();
+        let nowhere = root.path().join("adapters/pi/dist");
+        let error = copied(root.path(), &nowhere).await.unwrap_err();
+        let error = crate::error::Error::from(error);
+        assert_eq!(error.code, crate::error::Code::InstallFailed);
+        assert!(error.message.contains("npm run build"), "{error}");
+        assert!(error.message.contains("adapters/pi/dist"), "{error}");
+    }
+}

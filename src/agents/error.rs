@@ -1,0 +1,124 @@
+//! What can go wrong with agents and their store, each variant with the thing that failed.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::error::{Code, Error};
+
+#[derive(Debug, Error)]
+pub enum AgentError {
+    #[error("unknown agent {name:?}: this version runs {known}")]
+    Unknown { name: String, known: String },
+    #[error("agent {name:?} is not in this version of agentvm yet: it runs {known}")]
+    Unsupported { name: String, known: String },
+    #[error(
+        "agent {agent:?} is not installed in {store:?}, and autoInstall is off: run `npx agentvm \
+         install {agent}`"
+    )]
+    NotInstalled { agent: &'static str, store: PathBuf },
+    /// Neither `AGENTVM_CACHE_DIR` nor `XDG_CACHE_HOME` nor `HOME` is set.
+    #[error(
+        "no place for the agent store: none of AGENTVM_CACHE_DIR, XDG_CACHE_HOME and HOME is set; set \
+         AGENTVM_CACHE_DIR to a writable directory"
+    )]
+    NoCacheDirectory,
+    /// The store itself can't be read or written.
+    #[error("{what} {path:?} in the agent store: {source}. {}", store_remedy(.source))]
+    Store {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error(
+        "can't install {title}: no npm found (looked for {}). Install npm, or set AGENTVM_NPM to an \
+         npm or to its npm-cli.js", .tried.join(", ")
+    )]
+    NoNpm { title: String, tried: Vec<String> },
+    /// npm did not start.
+    #[error("can't install {title}: can't run npm as {command:?}: {source}")]
+    NpmStart {
+        title: String,
+        command: String,
+        source: io::Error,
+    },
+    /// npm ran and failed. Nothing of the attempt is left.
+    #[error("can't install {title} into {store:?}: {reason}.{}", said(.output))]
+    Npm {
+        title: String,
+        store: PathBuf,
+        reason: String,
+        /// The end of what npm wrote.
+        output: String,
+    },
+    /// npm succeeded, but what it left is not what the lockfile says.
+    #[error(
+        "can't install {title}: npm reported success, but {missing}. Nothing was installed; try \
+         again, and if it stays so run `npm cache verify`"
+    )]
+    Incomplete { title: String, missing: String },
+    #[error(
+        "can't use Node {version} of the agent store on this host: {problem}. It needs a Linux with \
+         glibc 2.28 or newer"
+    )]
+    RuntimeUnusable {
+        version: &'static str,
+        problem: String,
+    },
+    #[error(
+        "the adapter of agent {agent:?} is missing: no main.js in {path:?}. In a checkout run `npm \
+         run build`; an installed agentvm package without it is broken: install it again"
+    )]
+    AdapterMissing { agent: &'static str, path: PathBuf },
+    /// A lockfile of this crate can't be read: a defect of agentvm.
+    #[error("the lockfile of {title} that is part of agentvm is broken: {source}")]
+    Lockfile {
+        title: String,
+        source: serde_json::Error,
+    },
+    /// The caller gave up. Nothing of the attempt is left.
+    #[error("the installation of {title} was cancelled")]
+    Cancelled { title: String },
+    /// A task of ours ended in a panic, or the async runtime is shutting down.
+    #[error("the installation ended early: {0}")]
+    Ended(String),
+}
+
+fn store_remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => {
+            "The disk is full: make room there, or set AGENTVM_CACHE_DIR to a directory elsewhere"
+        }
+        _ => "Make it writable, or set AGENTVM_CACHE_DIR to a directory that is",
+    }
+}
+
+fn said(output: &str) -> String {
+    if output.is_empty() {
+        String::new()
+    } else {
+        format!(" npm said:\n{output}")
+    }
+}
+
+impl From<AgentError> for Error {
+    fn from(error: AgentError) -> Self {
+        let code = match &error {
+            AgentError::Unknown { .. } => Code::AgentUnknown,
+            AgentError::Unsupported { .. } => Code::AgentUnsupported,
+            AgentError::NotInstalled { .. } => Code::AgentNotInstalled,
+            AgentError::NoCacheDirectory
+            | AgentError::Store { .. }
+            | AgentError::NoNpm { .. }
+            | AgentError::NpmStart { .. }
+            | AgentError::Npm { .. }
+            | AgentError::Incomplete { .. }
+            | AgentError::RuntimeUnusable { .. }
+            | AgentError::AdapterMissing { .. } => Code::InstallFailed,
+            AgentError::Cancelled { .. } => Code::Aborted,
+            AgentError::Lockfile { .. } | AgentError::Ended(_) => Code::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
