@@ -44,6 +44,12 @@ pub enum Code {
 }
 
 impl Code {
+    /// The name of an errno, where there is a more specific code for it that.
+    #[must_use]
+    pub fn from_errno(raw: i32) -> Self {
+        Self::Errno(crate::vm::errno_name(nix::errno::Errno::from_raw(raw)))
+    }
+
     /// The code as JavaScript sees it.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {

@@ -21,7 +21,9 @@ use super::message::{Message, RpcError};
 /// Lines on their way to the agent. An agent that reads none of them makes the next writer wait.
 const OUTGOING: usize = 16;
 
-/// Receives what the agent says on its own. Called by the one reading task, in order: the next line
+/// Receives what the agent says on its own.
+///
+/// Called by the one reading task, in order: the next line
 /// is not read before the call returns, which is how a slow consumer pushes back on the agent.
 /// `Break` ends the connection.
 #[async_trait]
@@ -87,6 +89,8 @@ struct Shared {
     next_id: AtomicU64,
     /// Fires when nobody wants to hear the agent any more.
     ended: Notify,
+    /// Fires when the agent's stdin is to be closed.
+    input_closed: Notify,
     state: Mutex<State>,
     closed: watch::Sender<Option<Closed>>,
 }
@@ -134,11 +138,18 @@ impl Connection {
             shared: Arc::new(Shared {
                 next_id: AtomicU64::new(1),
                 ended: Notify::new(),
+                input_closed: Notify::new(),
                 state: Mutex::default(),
                 closed: watch::Sender::new(None),
             }),
         };
-        tokio::spawn(write(stdin, lines));
+        let shared = Arc::clone(&connection.shared);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = write(stdin, lines) => {}
+                () = shared.input_closed.notified() => {}
+            }
+        });
         // The reader must not keep the agent's stdin open: that is how an agent is told to end.
         let (outgoing, shared) = (connection.outgoing.downgrade(), connection.shared.clone());
         tokio::spawn(async move {
@@ -219,6 +230,11 @@ impl Connection {
     #[must_use]
     pub fn closed(&self) -> watch::Receiver<Option<Closed>> {
         self.shared.closed.subscribe()
+    }
+
+    /// Closes the agent's stdin, which tells it to end.
+    pub fn close_input(&self) {
+        self.shared.input_closed.notify_one();
     }
 
     /// Stops listening, although the agent's output may still be open: something that it started can

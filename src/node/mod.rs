@@ -1,1 +1,11 @@
-//! The JavaScript boundary: the only code that knows `napi`.
+//! The boundary to JavaScript: the only place with `napi` types.
+//!
+//! These classes are what `lib/` stands on, not the public API: options and results cross as JSON
+//! text, which V8 parses faster than it builds objects through Node-API, and errors as JSON in the
+//! reason (see [`error::rejection`]). `lib/` turns both into what `index.d.ts` describes.
+
+mod client;
+mod error;
+mod events;
+mod options;
+mod vm;

@@ -1,1 +1,26 @@
-//! Sessions: lifecycle, turns, events. It alone puts VM, store, ACP and agents together.
+//! What a session is, and the VM it lives in as a durable thing.
+//!
+//! A [`Client`] opens a data directory. Its VMs are [`VmHandle`]s: `exec`, files, sessions. Behind all
+//! handles of one key in this process stands one machine (`machine.rs`), which boots the VM when
+//! something needs it. A session is *live* while an agent process runs for it (`live.rs`); closed or
+//! not, its events are in the VM's store. A [`Subscription`] is a cursor over what is committed there:
+//! nobody sees an event that a crash could take back.
+
+mod client;
+mod emission;
+mod environment;
+mod event;
+mod live;
+mod machine;
+mod options;
+mod start;
+mod tail;
+mod turn;
+mod updates;
+
+pub use client::{Client, ClientOptions, Settings, VmHandle, text_prompt};
+pub use emission::{Item, Notice, ShutdownReason, Subscription};
+pub use machine::CreatedSession;
+pub use options::{PermissionPolicy, SessionOptions};
+pub(crate) use options::{RawSessionOptions, check_environment};
+pub use turn::TurnResult;

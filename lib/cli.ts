@@ -1,0 +1,76 @@
+#!/usr/bin/env node
+/** `npx agentvm …` */
+
+import { defaultAgentStoreDir, openNative } from "./client";
+import { AgentVmError, call } from "./errors";
+
+const USAGE = `Usage: agentvm <command>
+
+  install <agent>   Put a pinned agent with its own Node and npm into the agent store.
+                    Agents: pi. createSession does the same when one is missing.
+  --version         Print the version.
+  --help            Print this.
+
+The store is $AGENTVM_CACHE_DIR/agents, else $XDG_CACHE_HOME/agentvm/agents, else
+~/.cache/agentvm/agents.
+`;
+
+interface Progress {
+  message: string;
+  done: number;
+  total: number;
+}
+
+async function install(agent: string): Promise<void> {
+  const show = progressLine();
+  const client = openNative({});
+  await call(client.installAgent(agent, (json) => show(JSON.parse(json))));
+  process.stderr.write(`${agent} is installed in ${defaultAgentStoreDir()}\n`);
+}
+
+/** One line that changes on a terminal; elsewhere a line for each new message. */
+function progressLine(): (progress: Progress) => void {
+  let last = "";
+  return ({ message, done, total }) => {
+    const text = total > 0 ? `${message} (${done}/${total})` : message;
+    if (process.stderr.isTTY) {
+      process.stderr.write(`\r\x1b[K${text}${done === total ? "\n" : ""}`);
+    } else if (message !== last) {
+      process.stderr.write(`${text}\n`);
+    }
+    last = message;
+  };
+}
+
+async function main([command, ...rest]: string[]): Promise<number> {
+  const [agent] = rest;
+  switch (command) {
+    case "install":
+      if (rest.length !== 1 || !agent) {
+        process.stderr.write("agentvm install takes the name of one agent, for example: pi\n");
+        return 2;
+      }
+      await install(agent);
+      return 0;
+    case "--version":
+      process.stdout.write(`${require("../package.json").version}\n`);
+      return 0;
+    case "--help":
+      process.stdout.write(USAGE);
+      return 0;
+    default:
+      process.stderr.write(command ? `Unknown command: ${command}\n\n${USAGE}` : USAGE);
+      return 2;
+  }
+}
+
+main(process.argv.slice(2)).then(
+  (code) => {
+    process.exitCode = code;
+  },
+  (error: unknown) => {
+    const text = error instanceof AgentVmError ? `${error.code}: ${error.message}` : String(error);
+    process.stderr.write(`${text}\n`);
+    process.exitCode = 1;
+  },
+);

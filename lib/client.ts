@@ -1,0 +1,77 @@
+import { homedir } from "node:os";
+import { join } from "node:path";
+import type * as Api from "../index";
+import { Agent } from "./agent";
+import { call, callSync, invalidArgument } from "./errors";
+import { native, packageDir } from "./native";
+
+export function createClient(options: Api.ClientOptions = {}): Api.Client {
+  return new Client(options);
+}
+
+type NativeClient = InstanceType<typeof native.NativeClient>;
+
+/** The addon's client, with the defaults that only this side knows. */
+export function openNative(options: Api.ClientOptions): NativeClient {
+  const { dataDir = defaultDataDir(), agentStoreDir = defaultAgentStoreDir(), ...rest } = options;
+  const parsed = {
+    ...rest,
+    dataDir,
+    agentStore: agentStoreDir,
+    packageDir,
+    node: process.execPath,
+  };
+  return callSync(() => new native.NativeClient(JSON.stringify(parsed)));
+}
+
+class Client implements Api.Client {
+  readonly vm: Api.Client["vm"];
+  readonly #native: NativeClient;
+  /** One object for each key, so that every caller's listeners share one cursor. */
+  readonly #agents = new Map<string, Agent>();
+
+  constructor(options: Api.ClientOptions) {
+    this.#native = openNative(options);
+    this.vm = { getOrCreate: (key) => this.#getOrCreate(key) };
+  }
+
+  #getOrCreate(key: string | readonly string[]): Agent {
+    const parts = typeof key === "string" ? [key] : key;
+    if (!Array.isArray(parts) || !parts.every((part) => typeof part === "string")) {
+      throw invalidArgument("key", "a VM key is a string or an array of strings");
+    }
+    // Asked each time: a closed client, or an empty key, is refused.
+    const vm = callSync(() => this.#native.vm([...parts]));
+    const name = JSON.stringify(parts);
+    let agent = this.#agents.get(name);
+    if (!agent) {
+      agent = new Agent(vm, [...parts]);
+      this.#agents.set(name, agent);
+    }
+    return agent;
+  }
+
+  async close(): Promise<void> {
+    await call(this.#native.close());
+    for (const agent of this.#agents.values()) {
+      agent.stopListening();
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+/** Where VMs live unless told otherwise: the XDG base directories. */
+function defaultDataDir(): string {
+  const { AGENTVM_DATA_DIR, XDG_DATA_HOME } = process.env;
+  return AGENTVM_DATA_DIR || join(XDG_DATA_HOME || join(homedir(), ".local", "share"), "agentvm");
+}
+
+/** Root of the agent store, which all data directories share. */
+export function defaultAgentStoreDir(): string {
+  const { AGENTVM_CACHE_DIR, XDG_CACHE_HOME } = process.env;
+  const cache = AGENTVM_CACHE_DIR || join(XDG_CACHE_HOME || join(homedir(), ".cache"), "agentvm");
+  return join(cache, "agents");
+}

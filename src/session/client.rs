@@ -1,0 +1,292 @@
+//! Where data lies, which VMs are known, and their common end.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::emission::{ShutdownReason, Subscription};
+use super::environment::Environment;
+use super::machine::{CreatedSession, Machine};
+use super::options::SessionOptions;
+use super::turn::TurnResult;
+use crate::agents::{Agent, AgentStore, InstallProgress};
+use crate::error::{Code, Error, Result};
+use crate::ids::{SessionId, VmId, VmKey};
+use crate::store::{Durability, Page, Query, SessionRecord};
+use crate::vm::exec::{ExecEnd, ExecOptions, exec};
+use crate::vm::{GuestPath, User, file, namespace};
+
+/// What a client is made with.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// Holds `vms/` and `base/`. Made when something needs it.
+    pub data_dir: PathBuf,
+    pub settings: Settings,
+}
+
+/// What a client's calls do to a VM that they boot and sessions that they start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub agents: AgentStore,
+    /// Install an agent that a session needs.
+    pub auto_install: bool,
+    pub durability: Durability,
+    /// Ports of the host's loopback that are reachable from VMs on `127.0.0.1` and `::1`.
+    pub loopback_exempt_ports: Vec<u16>,
+    /// Longest line that an agent may send.
+    pub max_message_bytes: usize,
+}
+
+/// An open data directory. Clients of one process on the same directory share its VMs.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: u64,
+    data: Arc<DataDir>,
+    settings: Settings,
+    closed: AtomicBool,
+}
+
+/// One data directory of this process.
+struct DataDir {
+    path: PathBuf,
+    machines: Mutex<HashMap<VmId, Arc<Machine>>>,
+}
+
+impl DataDir {
+    /// The one of this path, whoever asked for it first.
+    fn open(path: &Path) -> Arc<Self> {
+        static OPEN: Mutex<Vec<Weak<DataDir>>> = Mutex::new(Vec::new());
+        // A directory that does not exist yet has no other name that would matter.
+        let path = std::fs::canonicalize(path)
+            .or_else(|_| std::path::absolute(path))
+            .unwrap_or_else(|_| path.to_owned());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|data| data.strong_count() > 0);
+        let known = open.iter().filter_map(Weak::upgrade);
+        if let Some(data) = known.into_iter().find(|data| data.path == path) {
+            return data;
+        }
+        namespace::sweep(&path.join("vms"));
+        let data = Arc::new(Self {
+            path,
+            machines: Mutex::default(),
+        });
+        open.push(Arc::downgrade(&data));
+        data
+    }
+
+    fn machines(&self) -> MutexGuard<'_, HashMap<VmId, Arc<Machine>>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Client {
+    #[must_use]
+    pub fn new(options: ClientOptions) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            inner: Arc::new(Inner {
+                id: NEXT.fetch_add(1, Ordering::Relaxed),
+                data: DataDir::open(&options.data_dir),
+                settings: options.settings,
+                closed: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// The VM of this key. Does no I/O: it boots when something needs it.
+    pub fn vm(&self, key: VmKey) -> Result<VmHandle> {
+        self.inner.check_open()?;
+        let data = &self.inner.data;
+        let machine = Arc::clone(
+            data.machines()
+                .entry(key.id())
+                .or_insert_with(|| Arc::new(Machine::new(key, &data.path))),
+        );
+        machine.add_user(self.inner.id);
+        Ok(VmHandle {
+            client: Arc::clone(&self.inner),
+            machine,
+        })
+    }
+
+    /// Puts an agent into the store, if it is not there yet.
+    pub async fn install(
+        &self,
+        agent: &str,
+        progress: &(dyn Fn(InstallProgress) + Send + Sync),
+    ) -> Result<()> {
+        self.inner.check_open()?;
+        let agent = Agent::parse(agent)?;
+        let agents = &self.inner.settings.agents;
+        agents.ensure(agent, true, progress).await?;
+        Ok(())
+    }
+
+    /// Ends what this client's VMs run, unless another client has them open too. Deletes nothing.
+    pub async fn close(&self) -> Result<()> {
+        if self.inner.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let unused: Vec<_> = {
+            let machines = self.inner.data.machines();
+            machines
+                .values()
+                .filter(|machine| machine.remove_user(self.inner.id))
+                .cloned()
+                .collect()
+        };
+        let mut ending = JoinSet::new();
+        for machine in unused {
+            ending.spawn(async move { machine.shut_down(ShutdownReason::Close).await });
+        }
+        let mut result = Ok(());
+        while let Some(ended) = ending.join_next().await {
+            let ended =
+                ended.unwrap_or_else(|error| Err(Error::new(Code::Internal, error.to_string())));
+            // Every VM is ended; the first failure is told.
+            result = result.and(ended);
+        }
+        result
+    }
+}
+
+impl Inner {
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(
+                Code::ClientClosed,
+                "this client is closed: make another one with createClient()",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// One client's view of a VM.
+#[derive(Clone)]
+pub struct VmHandle {
+    client: Arc<Inner>,
+    machine: Arc<Machine>,
+}
+
+impl VmHandle {
+    /// Starts an agent in a new session. Nothing of it is left if it fails, or when `abort` resolves
+    /// first.
+    pub async fn create_session(
+        &self,
+        agent: &str,
+        options: SessionOptions,
+        abort: impl Future<Output = ()> + Send,
+    ) -> Result<CreatedSession> {
+        let settings = self.open()?;
+        let agent = Agent::parse(agent)?;
+        let machine = &self.machine;
+        machine
+            .create_session(settings, agent, options, abort)
+            .await
+    }
+
+    /// Runs a turn. A session without a running agent is resumed first.
+    pub async fn send_prompt(&self, session: SessionId, blocks: Vec<Value>) -> Result<TurnResult> {
+        let settings = self.open()?;
+        if blocks.is_empty() {
+            return Err(Error::invalid_argument(
+                "text",
+                "a prompt must not be empty",
+            ));
+        }
+        self.machine.prompt(settings, session, blocks).await
+    }
+
+    /// `false`: no turn was under way.
+    pub async fn cancel_prompt(&self, session: SessionId) -> Result<bool> {
+        self.open()?;
+        self.machine.cancel(session).await
+    }
+
+    /// Starts the agent of a session that has none running, and returns the session's record.
+    pub async fn resume_session(
+        &self,
+        session: SessionId,
+        env: Option<Environment>,
+    ) -> Result<SessionRecord> {
+        let settings = self.open()?;
+        self.machine.resume(settings, session, env).await?;
+        self.machine.record(session).await
+    }
+
+    pub async fn close_session(&self, session: SessionId) -> Result<()> {
+        self.open()?;
+        self.machine.close_session(session).await
+    }
+
+    /// Sessions in the store, newest first. Boots nothing.
+    pub async fn sessions(&self) -> Result<Vec<SessionRecord>> {
+        self.open()?;
+        self.machine.records().await
+    }
+
+    /// Committed events of a session. Boots nothing.
+    pub async fn events(&self, session: SessionId, query: Query) -> Result<Page> {
+        self.open()?;
+        self.machine.events(session, query).await
+    }
+
+    pub async fn exec(&self, command: &str, options: ExecOptions) -> Result<ExecEnd> {
+        let vm = self.machine.vm(self.open()?).await?;
+        Ok(exec(&vm, command, options).await?)
+    }
+
+    pub async fn read_file(&self, path: &GuestPath, user: User) -> Result<Vec<u8>> {
+        let vm = self.machine.vm(self.open()?).await?;
+        Ok(file::read(&*vm, path, user).await?)
+    }
+
+    pub async fn write_file(&self, path: &GuestPath, content: Vec<u8>, user: User) -> Result<()> {
+        let vm = self.machine.vm(self.open()?).await?;
+        Ok(file::write(&*vm, path, content, user).await?)
+    }
+
+    /// Ends what runs, keeps everything that is kept.
+    pub async fn sleep(&self) -> Result<()> {
+        self.open()?;
+        self.machine.shut_down(ShutdownReason::Sleep).await
+    }
+
+    /// Boots the VM if it does not run.
+    pub async fn wake(&self) -> Result<()> {
+        self.machine.vm(self.open()?).await.map(drop)
+    }
+
+    /// Deletes the VM with its files and sessions. A later call starts with an empty one.
+    pub async fn destroy(&self) -> Result<()> {
+        self.open()?;
+        self.machine.destroy().await
+    }
+
+    /// Follows what happens from now on.
+    pub fn subscribe(&self) -> Result<Subscription> {
+        self.open()?;
+        Ok(self.machine.emission.subscribe())
+    }
+
+    fn open(&self) -> Result<&Settings> {
+        self.client.check_open()?;
+        Ok(&self.client.settings)
+    }
+}
+
+/// A prompt of plain text as ACP content blocks.
+#[must_use]
+pub fn text_prompt(text: &str) -> Vec<Value> {
+    vec![json!({ "type": "text", "text": text })]
+}

@@ -1,0 +1,302 @@
+//! From the committed log to the listeners.
+//!
+//! A [`Subscription`] is a cursor: for each session it knows the number of the last event that its
+//! listener has been handed. It reads committed events only, in batches, and moves on when the
+//! listener has taken a batch; a slow listener delays itself and nobody else.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::watch;
+
+use crate::agents::InstallProgress;
+use crate::error::Result;
+use crate::ids::{Seq, SessionId};
+use crate::store::{Query, Store};
+
+/// Limits of one batch: large enough to amortise the way to JavaScript, small enough that it does not
+/// block the event loop for long.
+const BATCH_EVENTS: u64 = 512;
+const BATCH_BYTES: u64 = 1 << 20;
+
+/// Something that a listener is told.
+#[derive(Debug, Clone)]
+pub enum Item {
+    Event {
+        session: SessionId,
+        seq: Seq,
+        /// Exact JSON of the notification.
+        json: Arc<str>,
+    },
+    Notice(Notice),
+}
+
+/// What happens to a VM rather than in a session: told to who listens now, not kept.
+#[derive(Debug, Clone)]
+pub enum Notice {
+    VmBooted {
+        base_changed: bool,
+        layers_suspect: bool,
+    },
+    VmShutdown {
+        reason: ShutdownReason,
+    },
+    InstallProgress(InstallProgress),
+}
+
+/// Why a VM no longer runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShutdownReason {
+    Sleep,
+    Destroy,
+    Close,
+    /// It died on its own.
+    Error,
+}
+
+/// What the subscriptions of one VM follow.
+#[derive(Default)]
+pub(super) struct Emission {
+    state: Mutex<State>,
+    /// Wakes subscriptions when there is something else to wait for than before.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    store: Option<Store>,
+    /// Sessions that may get events, with the last number that is history to a new subscription.
+    active: HashMap<SessionId, Seq>,
+    subscribers: Vec<Weak<Subscriber>>,
+}
+
+struct Subscriber {
+    state: Mutex<Position>,
+    moved: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Position {
+    delivered: HashMap<SessionId, Seq>,
+    notices: VecDeque<Notice>,
+    closed: bool,
+}
+
+impl Emission {
+    /// Follows this store from now on.
+    pub(super) fn attach(&self, store: &Store) {
+        self.state().store = Some(store.clone());
+        self.bump();
+    }
+
+    /// Lets go of the store: nothing more will be committed.
+    pub(super) fn detach(&self) {
+        let mut state = self.state();
+        state.store = None;
+        state.active.clear();
+        drop(state);
+        self.bump();
+    }
+
+    /// A session may get events from now on; what it has until `last` is history.
+    pub(super) fn activate(&self, session: SessionId, last: Seq) {
+        let mut state = self.state();
+        state.active.insert(session, last);
+        for subscriber in state.subscribers() {
+            let mut position = subscriber.state();
+            position.delivered.entry(session).or_insert(last);
+        }
+        drop(state);
+        self.bump();
+    }
+
+    pub(super) fn notify(&self, notice: &Notice) {
+        let subscribers = self.state().subscribers();
+        for subscriber in subscribers {
+            subscriber.state().push(notice.clone());
+        }
+        self.bump();
+    }
+
+    /// Waits until the listeners that are there now have been handed everything up to `seq`.
+    pub(super) async fn delivered(&self, session: SessionId, seq: Seq) {
+        let subscribers = self.state().subscribers();
+        for subscriber in subscribers {
+            let mut moved = subscriber.moved.subscribe();
+            loop {
+                {
+                    let position = subscriber.state();
+                    let reached = position
+                        .delivered
+                        .get(&session)
+                        .copied()
+                        .unwrap_or_default();
+                    if position.closed || reached >= seq {
+                        break;
+                    }
+                }
+                // The sender is in `subscriber`, which we hold.
+                drop(moved.changed().await);
+            }
+        }
+    }
+
+    pub(super) fn subscribe(self: &Arc<Self>) -> Subscription {
+        let mut state = self.state();
+        let delivered = state
+            .active
+            .keys()
+            .map(|session| {
+                let last = state
+                    .store
+                    .as_ref()
+                    .and_then(|store| store.committed(*session).ok())
+                    .unwrap_or_default();
+                (*session, last)
+            })
+            .collect();
+        let subscriber = Arc::new(Subscriber {
+            state: Mutex::new(Position {
+                delivered,
+                ..Position::default()
+            }),
+            moved: watch::Sender::new(0),
+        });
+        state.subscribers.push(Arc::downgrade(&subscriber));
+        drop(state);
+        Subscription {
+            emission: Arc::clone(self),
+            subscriber,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bump(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+impl State {
+    fn subscribers(&mut self) -> Vec<Arc<Subscriber>> {
+        self.subscribers
+            .retain(|subscriber| subscriber.strong_count() > 0);
+        self.subscribers.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Subscriber {
+    fn state(&self) -> MutexGuard<'_, Position> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn moved(&self) {
+        self.moved.send_modify(|count| *count += 1);
+    }
+}
+
+impl Position {
+    /// Progress replaces the progress before it, so that a slow listener holds few notices.
+    fn push(&mut self, notice: Notice) {
+        if matches!(notice, Notice::InstallProgress(_))
+            && let Some(last @ Notice::InstallProgress(_)) = self.notices.back_mut()
+        {
+            *last = notice;
+        } else {
+            self.notices.push_back(notice);
+        }
+    }
+}
+
+/// One listener's cursor over everything that a VM tells. Dropping it ends it.
+pub struct Subscription {
+    emission: Arc<Emission>,
+    subscriber: Arc<Subscriber>,
+}
+
+impl Subscription {
+    /// Waits for the next items: never empty. Ask again when the listener has taken them, after
+    /// [`Subscription::taken`].
+    pub async fn next(&self) -> Result<Vec<Item>> {
+        loop {
+            let mut changed = self.emission.changed.subscribe();
+            let (store, sessions) = {
+                let state = self.emission.state();
+                let sessions: Vec<SessionId> = state.active.keys().copied().collect();
+                (state.store.clone(), sessions)
+            };
+            let notices = std::mem::take(&mut self.subscriber.state().notices);
+            if !notices.is_empty() {
+                return Ok(notices.into_iter().map(Item::Notice).collect());
+            }
+            let Some(store) = store else {
+                // The sender is in `emission`, which we hold.
+                drop(changed.changed().await);
+                continue;
+            };
+            let mut commits = store.commits();
+            // Before looking, so that a commit in between wakes us again.
+            commits.mark_unchanged();
+            let items = self.read(&store, sessions).await?;
+            if !items.is_empty() {
+                return Ok(items);
+            }
+            tokio::select! {
+                _ = changed.changed() => {}
+                committed = commits.changed() => {
+                    if committed.is_err() {
+                        // The store is closed: `detach` follows.
+                        drop(changed.changed().await);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The listener has been handed these items.
+    pub fn taken(&self, items: &[Item]) {
+        {
+            let mut position = self.subscriber.state();
+            for item in items {
+                if let Item::Event { session, seq, .. } = item {
+                    position.delivered.insert(*session, *seq);
+                }
+            }
+        }
+        self.subscriber.moved();
+    }
+
+    async fn read(&self, store: &Store, sessions: Vec<SessionId>) -> Result<Vec<Item>> {
+        let mut items = Vec::new();
+        for session in sessions {
+            let since = self.subscriber.state().delivered.get(&session).copied();
+            let since = since.unwrap_or_default();
+            // An unknown session was deleted since.
+            if store.committed(session).is_ok_and(|last| last <= since) {
+                continue;
+            }
+            let query = Query {
+                since,
+                method: None,
+                limit: Some(BATCH_EVENTS),
+                max_bytes: BATCH_BYTES,
+            };
+            let page = store.events(session, query).await?;
+            items.extend(page.events.into_iter().map(|event| Item::Event {
+                session,
+                seq: event.seq,
+                json: event.json,
+            }));
+        }
+        Ok(items)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.subscriber.state().closed = true;
+        self.subscriber.moved();
+    }
+}

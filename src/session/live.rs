@@ -1,0 +1,399 @@
+//! A session with a running agent process.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::emission::Emission;
+use super::event::{self, TurnEnd};
+use super::tail::Tail;
+use super::turn::{Stage, Turn, TurnResult};
+use super::updates::Updates;
+use crate::acp::{Closed, Connection, RequestError};
+use crate::error::{Code, Error, Result};
+use crate::ids::SessionId;
+use crate::store::{SessionChange, Status, Store};
+use crate::vm::{DynVm, Exit, exited};
+
+/// How long an agent has to obey a cancel before it is stopped.
+pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(5);
+
+/// How long an agent has to exit after its stdin was closed.
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
+
+/// How long the output of an exited agent may stay open: by then everything that it wrote itself has
+/// been read, and what it left running may hold the pipe for ever.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// The agent process of one session and the conversation with it.
+pub(super) struct LiveSession {
+    pub(super) id: SessionId,
+    pub(super) agent: String,
+    pub(super) agent_session: String,
+    pub(super) process: Arc<AgentProcess>,
+    pub(super) updates: Arc<Updates>,
+    pub(super) store: Store,
+    pub(super) emission: Arc<Emission>,
+    pub(super) turn: Mutex<Option<Arc<Turn>>>,
+}
+
+/// Answer to `session/prompt`, as far as we look into it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PromptResponse {
+    stop_reason: String,
+}
+
+impl LiveSession {
+    /// Runs a turn to its end. It goes on if the caller stops waiting.
+    pub(super) async fn prompt(self: &Arc<Self>, blocks: Vec<Value>) -> Result<TurnResult> {
+        let turn = self.begin_turn()?;
+        let session = Arc::clone(self);
+        let task = tokio::spawn(async move { session.run_turn(&turn, blocks).await });
+        task.await.unwrap_or_else(|error| {
+            Err(Error::new(
+                Code::Internal,
+                format!("a turn's task ended: {error}"),
+            ))
+        })
+    }
+
+    fn begin_turn(&self) -> Result<Arc<Turn>> {
+        let mut current = self.current();
+        if current.is_some() {
+            return Err(Error::new(
+                Code::SessionBusy,
+                format!(
+                    "session {} is in the middle of a turn: wait for its sendPrompt, or call cancelPrompt",
+                    self.id
+                ),
+            ));
+        }
+        let turn = Arc::new(Turn::new());
+        *current = Some(Arc::clone(&turn));
+        Ok(turn)
+    }
+
+    async fn run_turn(&self, turn: &Arc<Turn>, blocks: Vec<Value>) -> Result<TurnResult> {
+        self.updates.set_turn(Some(Arc::clone(turn)));
+        let result = self.ask(turn, &blocks).await;
+        self.updates.set_turn(None);
+        let end = match &result {
+            Ok(answer) => TurnEnd::Answered {
+                stop_reason: &answer.stop_reason,
+                response: &answer.response,
+            },
+            Err(error) => TurnEnd::Failed(error),
+        };
+        let logged = self
+            .updates
+            .append(event::turn_end(self.id, Some(turn.id), &end))
+            .await;
+        let settled = match logged {
+            Ok(()) => self.settle().await,
+            Err(error) => Err(error),
+        };
+        if self.has_ended() {
+            self.set_status(Status::Suspended).await;
+        }
+        *self.current() = None;
+        turn.reach(Stage::Ended);
+        // The turn's own failure says more than that of its bookkeeping.
+        let result = result?;
+        settled?;
+        Ok(result)
+    }
+
+    /// Everything of the turn is on disk and with the listeners that are there.
+    async fn settle(&self) -> Result<()> {
+        self.store.flush(true).await?;
+        self.emission
+            .delivered(self.id, self.store.committed(self.id)?)
+            .await;
+        Ok(())
+    }
+
+    async fn ask(&self, turn: &Turn, blocks: &[Value]) -> Result<TurnResult> {
+        self.updates
+            .append(event::turn_start(self.id, turn.id))
+            .await?;
+        for block in blocks {
+            self.updates
+                .append(event::user_message(self.id, turn.id, block))
+                .await?;
+        }
+        let params = json!({ "sessionId": self.agent_session, "prompt": blocks });
+        let answer = self
+            .process
+            .connection
+            .start_request("session/prompt", &params)
+            .await;
+        turn.reach(Stage::Prompted);
+        let response = match answer.wait().await {
+            Ok(response) => response,
+            // What was asked for has happened, however the agent puts it.
+            Err(error) if turn.is_cancelled() => cancelled_response(&error),
+            Err(error) => return Err(self.request_error("session/prompt", error).await),
+        };
+        let parsed: PromptResponse = serde_json::from_str(response.get()).map_err(|error| {
+            Error::new(
+                Code::AgentProtocol,
+                format!(
+                    "{}: its answer to session/prompt has no valid stopReason ({error})",
+                    self.agent
+                ),
+            )
+        })?;
+        if parsed.stop_reason == "cancelled" && !turn.is_cancelled() {
+            return Err(Error::new(
+                Code::AgentError,
+                format!(
+                    "{} ended the turn as cancelled, though nobody asked for that",
+                    self.agent
+                ),
+            ));
+        }
+        Ok(TurnResult {
+            response,
+            text: turn.take_text(),
+            stop_reason: parsed.stop_reason,
+        })
+    }
+
+    /// Ends the turn that is under way. `false`: there is none.
+    pub(super) async fn cancel(&self) -> bool {
+        let Some(turn) = self.current().clone() else {
+            return false;
+        };
+        turn.cancel();
+        turn.reached(Stage::Prompted).await;
+        let connection = &self.process.connection;
+        let params = json!({ "sessionId": self.agent_session });
+        let obeyed = timeout(CANCEL_GRACE, async {
+            connection.notify("session/cancel", &params).await;
+            turn.reached(Stage::Ended).await;
+        });
+        if obeyed.await.is_err() {
+            tracing::warn!(session = %self.id, "the agent ignored session/cancel: it is stopped");
+            self.process.kill().await;
+            turn.reached(Stage::Ended).await;
+        }
+        true
+    }
+
+    /// Ends the agent process: the turn first, then by closing its stdin, then by force. The record
+    /// then says `status`.
+    pub(super) async fn close(&self, status: Status) {
+        self.cancel().await;
+        self.process.close().await;
+        self.set_status(status).await;
+    }
+
+    async fn set_status(&self, status: Status) {
+        let change = SessionChange {
+            status: Some(status),
+            ..SessionChange::default()
+        };
+        if let Err(error) = self.store.update_session(self.id, change).await {
+            tracing::warn!(%error, session = %self.id, ?status, "the session's status is not stored");
+        }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.process.end.borrow().is_some()
+    }
+
+    pub(super) async fn request_error(&self, method: &str, error: RequestError) -> Error {
+        self.process
+            .explain(&self.agent, method, error, &self.updates)
+            .await
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Turn>>> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The answer of a turn that was cancelled, when the agent itself gives none.
+fn cancelled_response(error: &RequestError) -> Box<RawValue> {
+    let response = json!({
+        "stopReason": "cancelled",
+        "_meta": { "agentvm": { "error": error.to_string() } },
+    });
+    // Maps with string keys: always representable.
+    serde_json::value::to_raw_value(&response).unwrap_or_default()
+}
+
+/// An agent's process, watched.
+pub(super) struct AgentProcess {
+    vm: DynVm,
+    pid: u32,
+    pub(super) connection: Connection,
+    stderr: Tail,
+    /// Set once it is gone and everything that it wrote has been handled.
+    end: watch::Receiver<Option<AgentEnd>>,
+}
+
+/// How an agent process ended.
+#[derive(Debug, Clone)]
+pub(super) enum AgentEnd {
+    Exited(Exit),
+    /// It broke the protocol and was stopped.
+    Stopped(Closed),
+    /// Its VM ended first.
+    VmEnded,
+}
+
+/// A start that is given up must not leave its process running.
+impl Drop for AgentProcess {
+    fn drop(&mut self) {
+        if self.end.borrow().is_some() {
+            return;
+        }
+        let (vm, pid) = (self.vm.clone(), self.pid);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // An error: the VM is gone, and the process with it.
+            drop(runtime.spawn(async move { vm.signal(pid, libc::SIGKILL).await }));
+        }
+    }
+}
+
+impl AgentProcess {
+    /// Watches a started agent.
+    pub(super) fn watch(
+        vm: DynVm,
+        pid: u32,
+        connection: Connection,
+        stderr: Tail,
+        mut exit: watch::Receiver<Option<Exit>>,
+    ) -> Arc<Self> {
+        let (ended, end) = watch::channel(None);
+        let process = Arc::new(Self {
+            vm: vm.clone(),
+            pid,
+            connection: connection.clone(),
+            stderr,
+            end,
+        });
+        let mut closed = connection.closed();
+        tokio::spawn(async move {
+            let end = tokio::select! {
+                exit = exited(&mut exit) => {
+                    let drained = closed.wait_for(Option::is_some);
+                    if timeout(DRAIN, drained).await.is_err() {
+                        connection.end();
+                    }
+                    exit.map_or(AgentEnd::VmEnded, AgentEnd::Exited)
+                }
+                why = async { closed.wait_for(Option::is_some).await.ok().and_then(|why| why.clone()) } => {
+                    // Nobody can talk to it any more. Let it say why on stderr, if it is exiting.
+                    match timeout(DRAIN, exited(&mut exit)).await {
+                        Ok(exit) => exit.map_or(AgentEnd::VmEnded, AgentEnd::Exited),
+                        Err(_still_running) => {
+                            if let Err(error) = vm.signal(pid, libc::SIGKILL).await {
+                                tracing::debug!(%error, pid, "the agent's VM is gone too");
+                            }
+                            exited(&mut exit).await;
+                            AgentEnd::Stopped(why.unwrap_or(Closed::Eof))
+                        }
+                    }
+                }
+            };
+            ended.send_replace(Some(end));
+        });
+        process
+    }
+
+    /// Closes its stdin, and stops it if it does not exit then.
+    pub(super) async fn close(&self) {
+        self.connection.close_input();
+        let mut end = self.end.clone();
+        if timeout(CLOSE_GRACE, end.wait_for(Option::is_some))
+            .await
+            .is_err()
+        {
+            self.kill().await;
+        }
+    }
+
+    /// Stops it by force, with its process group.
+    pub(super) async fn kill(&self) {
+        if let Err(error) = self.vm.signal(self.pid, libc::SIGKILL).await {
+            tracing::debug!(%error, pid = self.pid, "the agent's VM is gone too");
+        }
+        self.ended().await;
+    }
+
+    async fn ended(&self) -> AgentEnd {
+        let mut end = self.end.clone();
+        let ended = end.wait_for(Option::is_some).await;
+        ended
+            .ok()
+            .and_then(|end| end.clone())
+            .unwrap_or(AgentEnd::VmEnded)
+    }
+
+    /// Turns a request that has no result into what the caller should read.
+    pub(super) async fn explain(
+        &self,
+        agent: &str,
+        method: &str,
+        error: RequestError,
+        updates: &Updates,
+    ) -> Error {
+        match error {
+            RequestError::Rpc(error) => {
+                let code = if error.code == AUTH_REQUIRED {
+                    Code::AuthRequired
+                } else {
+                    Code::AgentError
+                };
+                let data = error.data.as_deref().map(RawValue::get);
+                let data: Value = data
+                    .and_then(|data| serde_json::from_str(data).ok())
+                    .unwrap_or_default();
+                Error::new(code, format!("{agent}: {}", error.message))
+                    .with_data(json!({ "code": error.code, "data": data }))
+            }
+            RequestError::Closed(_) => {
+                let end = self.ended().await;
+                if let Some(error) = updates.failure() {
+                    return error;
+                }
+                self.end_error(agent, method, &end, updates)
+            }
+        }
+    }
+
+    fn end_error(&self, agent: &str, method: &str, end: &AgentEnd, updates: &Updates) -> Error {
+        let what = match end {
+            AgentEnd::Exited(Exit::Code(code)) => format!("exited with code {code}"),
+            AgentEnd::Exited(Exit::Signal(signal)) => format!("was killed by signal {signal}"),
+            AgentEnd::Stopped(why) => format!("was stopped, because {why}"),
+            AgentEnd::VmEnded => "ended with its VM".to_owned(),
+        };
+        let code = match end {
+            AgentEnd::Stopped(Closed::Protocol(_)) => Code::AgentProtocol,
+            _ => Code::AgentExited,
+        };
+        let (stderr, strays) = (self.stderr.text(), updates.strays().text());
+        let mut message = format!("{agent} {what} before it answered {method}");
+        if !stderr.is_empty() {
+            message.push_str("\nIts stderr ends with:\n");
+            message.push_str(&stderr);
+        }
+        if !strays.is_empty() {
+            message.push_str("\nOn stdout, but no protocol:\n");
+            message.push_str(&strays);
+        }
+        Error::new(code, message)
+    }
+}
+
+/// ACP's code for 'authenticate first'.
+const AUTH_REQUIRED: i64 = -32000;

@@ -1,0 +1,202 @@
+//! From 'this agent, this session' to a process that speaks ACP and has the conversation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_client_protocol_schema::ProtocolVersion;
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::live::AgentProcess;
+use super::tail::{Tail, follow};
+use super::updates::Updates;
+use crate::acp::{Connection, RequestError};
+use crate::agents::Launch;
+use crate::error::{Code, Error, Result};
+use crate::vm::{Command, DynVm, GuestPath, User};
+
+/// An agent that prints something else than the protocol and then says nothing does not speak it.
+const GARBAGE_GRACE: Duration = Duration::from_secs(10);
+
+/// What an agent says about itself.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Initialized {
+    protocol_version: ProtocolVersion,
+    /// As they came.
+    #[serde(default)]
+    pub(super) agent_capabilities: Option<Box<RawValue>>,
+    #[serde(default)]
+    pub(super) agent_info: Option<Box<RawValue>>,
+}
+
+/// The parts of capabilities that decide what we ask.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Capabilities {
+    load_session: bool,
+}
+
+impl Initialized {
+    pub(super) fn can_load(&self) -> bool {
+        self.agent_capabilities
+            .as_deref()
+            .and_then(|raw| serde_json::from_str::<Capabilities>(raw.get()).ok())
+            .is_some_and(|capabilities| capabilities.load_session)
+    }
+}
+
+/// An agent process that has answered `initialize`.
+pub(super) struct Starting {
+    agent: String,
+    pub(super) process: Arc<AgentProcess>,
+    pub(super) updates: Arc<Updates>,
+    pub(super) initialized: Initialized,
+    cwd: GuestPath,
+}
+
+/// Starts the agent's process and shakes hands.
+pub(super) async fn start(
+    vm: &DynVm,
+    agent: &str,
+    launch: &Launch,
+    cwd: GuestPath,
+    updates: Arc<Updates>,
+    max_message_bytes: usize,
+) -> Result<Starting> {
+    let started = vm
+        .spawn(&Command {
+            argv: launch.argv.clone(),
+            env: launch.env.clone(),
+            cwd: cwd.clone(),
+            user: User::User,
+        })
+        .await?;
+    let unusable = |error: std::io::Error| {
+        Error::new(Code::Internal, format!("the pipes of {agent}: {error}"))
+    };
+    let stderr = Tail::default();
+    follow(started.stderr, stderr.clone()).map_err(unusable)?;
+    let connection = Connection::start(
+        started.stdin,
+        started.stdout,
+        max_message_bytes,
+        updates.clone(),
+    )
+    .map_err(unusable)?;
+    let process = AgentProcess::watch(vm.clone(), started.pid, connection, stderr, started.exit);
+    let initialized = match initialize(agent, &process, &updates).await {
+        Ok(initialized) => initialized,
+        Err(error) => {
+            process.kill().await;
+            return Err(error);
+        }
+    };
+    Ok(Starting {
+        agent: agent.to_owned(),
+        process,
+        updates,
+        initialized,
+        cwd,
+    })
+}
+
+async fn initialize(agent: &str, process: &AgentProcess, updates: &Updates) -> Result<Initialized> {
+    const METHOD: &str = "initialize";
+    let params = json!({
+        "protocolVersion": ProtocolVersion::V1,
+        "clientCapabilities": { "fs": { "readTextFile": false, "writeTextFile": false }, "terminal": false },
+        "clientInfo": { "name": "agentvm", "title": "agentvm", "version": env!("CARGO_PKG_VERSION") },
+    });
+    let mut stray = updates.stray_seen();
+    let garbage = async {
+        // The sender is in `updates`, which we hold.
+        drop(stray.wait_for(|seen| *seen).await);
+        tokio::time::sleep(GARBAGE_GRACE).await;
+    };
+    let response = tokio::select! {
+        response = process.connection.request(METHOD, &params) => response,
+        () = garbage => return Err(not_acp(agent, &updates.strays().text())),
+    };
+    let response = match response {
+        Ok(response) => response,
+        Err(error) => return Err(process.explain(agent, METHOD, error, updates).await),
+    };
+    let initialized: Initialized = serde_json::from_str(response.get()).map_err(|error| {
+        let problem = format!("{agent}: its answer to initialize is malformed: {error}");
+        Error::new(Code::AgentProtocol, problem)
+    })?;
+    if initialized.protocol_version != ProtocolVersion::V1 {
+        return Err(Error::new(
+            Code::AgentProtocol,
+            format!("{agent} speaks another version of ACP than 1, which is the one supported"),
+        ));
+    }
+    Ok(initialized)
+}
+
+fn not_acp(agent: &str, output: &str) -> Error {
+    Error::new(
+        Code::AgentProtocol,
+        format!("{agent} does not speak ACP on its stdout; it printed:\n{output}"),
+    )
+}
+
+/// The parts of the answer to `session/new` that we need.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NewSession {
+    session_id: String,
+}
+
+impl Starting {
+    /// Opens a new conversation; returns the agent's own id of it.
+    pub(super) async fn new_session(&self) -> Result<String> {
+        let params = json!({ "cwd": self.cwd.as_str(), "mcpServers": [] });
+        let response = self.request("session/new", &params).await?;
+        let session: NewSession = serde_json::from_str(response.get()).map_err(|error| {
+            let problem = format!(
+                "{}: its answer to session/new is malformed: {error}",
+                self.agent
+            );
+            Error::new(Code::AgentProtocol, problem)
+        })?;
+        self.updates.live(session.session_id.clone());
+        Ok(session.session_id)
+    }
+
+    /// Continues a conversation that the agent has kept. What it repeats of it is not logged again.
+    pub(super) async fn load_session(&self, agent_session: &str) -> Result<()> {
+        if !self.initialized.can_load() {
+            return Err(Error::new(
+                Code::AgentUnsupported,
+                format!(
+                    "{} can't continue a session: it offers no session/load",
+                    self.agent
+                ),
+            ));
+        }
+        let params = json!({
+            "sessionId": agent_session,
+            "cwd": self.cwd.as_str(),
+            "mcpServers": [],
+        });
+        self.updates.replaying();
+        self.request("session/load", &params).await?;
+        self.updates.live(agent_session.to_owned());
+        Ok(())
+    }
+
+    async fn request(&self, method: &str, params: &serde_json::Value) -> Result<Box<RawValue>> {
+        let response: Result<_, RequestError> =
+            self.process.connection.request(method, params).await;
+        match response {
+            Ok(response) => Ok(response),
+            Err(error) => Err(self
+                .process
+                .explain(&self.agent, method, error, &self.updates)
+                .await),
+        }
+    }
+}
