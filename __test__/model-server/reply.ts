@@ -1,0 +1,93 @@
+/**
+ * What a scripted reply is, and what a model API has to provide to be served: one request reader
+ * and one encoder per API, so that adding an agent that speaks another API is one more file here.
+ */
+
+import type { IncomingHttpHeaders } from "node:http";
+
+export interface ToolCallReply {
+  name: string;
+  input: Record<string, unknown>;
+  /** Default: `call_<request index>_<position>`, unique within one server. */
+  id?: string;
+}
+
+/** One answer of the model. Content is streamed in the order thinking, text, tool calls. */
+export interface Reply {
+  thinking?: string;
+  text?: string;
+  toolCalls?: ToolCallReply[];
+  /** Default: `tool_use` with tool calls, else `end_turn`. */
+  stopReason?: "end_turn" | "max_tokens" | "refusal";
+
+  /** Characters per streamed chunk. Default: 24. */
+  chunkSize?: number;
+  /** Pause before each chunk, in milliseconds. Default: 0. */
+  delayMs?: number;
+  /** Stops after this many chunks until the promise resolves or the client hangs up. */
+  hold?: { afterChunks: number; until: Promise<unknown> };
+
+  /** Destroys the socket after this many chunks. */
+  dropConnection?: { afterChunks: number };
+  /** Writes `data` verbatim after this many chunks and ends the response there. */
+  malformed?: { afterChunks: number; data: string };
+  /** Answers with an HTTP error in the API's own error format, and streams nothing. */
+  error?: { status: number; type: string; message: string; headers?: Record<string, string> };
+  /** Sends this error as an event of the stream, after the content. */
+  streamError?: { type: string; message: string };
+}
+
+/** A request as it arrived, with the parts that scripts and assertions ask about. */
+export interface ModelRequest {
+  /** Position among all model requests of this server, from 0. */
+  index: number;
+  api: string;
+  path: string;
+  headers: IncomingHttpHeaders;
+  // biome-ignore lint/suspicious/noExplicitAny: a request body is whatever the agent sent
+  body: any;
+  /** Text of the last message that a user wrote (tool results are not counted). */
+  userText: string;
+  /** Results of the tool calls made since that message, oldest first. */
+  toolResults: string[];
+  /** Names of the tools offered to the model. */
+  toolNames: string[];
+  /** Resolves when the client has received everything or has hung up. */
+  closed: Promise<"finished" | "aborted">;
+}
+
+/** A piece of the response body. Chunks are counted and delayed, the framing around them is not. */
+export interface Frame {
+  data: string;
+  chunk: boolean;
+}
+
+export interface ModelApi {
+  name: string;
+  path: RegExp;
+  read(body: unknown): Pick<ModelRequest, "userText" | "toolResults" | "toolNames">;
+  encode(reply: Reply, request: ModelRequest): Frame[];
+  encodeError(error: NonNullable<Reply["error"]>): unknown;
+}
+
+export function chunks(text: string, size = 24): string[] {
+  const pieces: string[] = [];
+  for (let start = 0; start < text.length; start += size) {
+    pieces.push(text.slice(start, start + size));
+  }
+  return pieces;
+}
+
+export function toolCallId(call: ToolCallReply, position: number, request: ModelRequest): string {
+  return call.id ?? `call_${request.index}_${position}`;
+}
+
+/** The text of a message content that is a string or a list of typed parts, in any of the APIs. */
+export function textOf(content: unknown): string {
+  if (typeof content === "string") return content;
+  if (!Array.isArray(content)) return "";
+  return content
+    .map((part) => (typeof part?.text === "string" ? part.text : ""))
+    .filter((text) => text !== "")
+    .join("\n");
+}

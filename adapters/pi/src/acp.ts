@@ -1,0 +1,131 @@
+/**
+ * The parts of the Agent Client Protocol (version 1) that this adapter speaks.
+ * https://agentclientprotocol.com/protocol/v1/schema
+ */
+
+import { isAbsolute } from "node:path";
+import { invalidParams } from "./errors.js";
+
+export const PROTOCOL_VERSION = 1;
+
+export type ContentBlock =
+  | { type: "text"; text: string }
+  | { type: "image"; data: string; mimeType: string }
+  | { type: "audio"; data: string; mimeType: string }
+  | { type: "resource_link"; uri: string; name: string }
+  | { type: "resource"; resource: EmbeddedResource };
+
+export type EmbeddedResource =
+  | { uri: string; mimeType?: string | null; text: string }
+  | { uri: string; mimeType?: string | null; blob: string };
+
+export type ToolKind = "read" | "edit" | "search" | "execute" | "other";
+export type ToolStatus = "pending" | "in_progress" | "completed" | "failed";
+
+export type ToolContent =
+  | { type: "content"; content: ContentBlock }
+  | { type: "diff"; path: string; oldText: string | null; newText: string };
+
+export interface ToolLocation {
+  path: string;
+  line?: number;
+}
+
+export interface ToolCallFields {
+  title?: string;
+  kind?: ToolKind;
+  status?: ToolStatus;
+  content?: ToolContent[];
+  locations?: ToolLocation[];
+  rawInput?: unknown;
+  rawOutput?: unknown;
+}
+
+export type SessionUpdate =
+  | {
+      sessionUpdate: "user_message_chunk" | "agent_message_chunk" | "agent_thought_chunk";
+      content: ContentBlock;
+    }
+  | ({ sessionUpdate: "tool_call"; toolCallId: string; title: string } & ToolCallFields)
+  | ({ sessionUpdate: "tool_call_update"; toolCallId: string } & ToolCallFields);
+
+export type StopReason = "end_turn" | "max_tokens" | "refusal" | "cancelled";
+
+export interface SessionParams {
+  cwd: string;
+}
+
+type Fields = Record<string, unknown>;
+
+function fields(params: unknown): Fields {
+  if (typeof params !== "object" || params === null || Array.isArray(params)) {
+    throw invalidParams("params must be an object");
+  }
+  return params as Fields;
+}
+
+function string(params: Fields, name: string, where = ""): string {
+  const value = params[name];
+  if (typeof value !== "string") throw invalidParams(`${where}${name} must be a string`);
+  return value;
+}
+
+export function sessionIdOf(params: unknown): string {
+  return string(fields(params), "sessionId");
+}
+
+/** The working directory of session/new, session/load and session/resume. */
+export function cwdOf(params: unknown): string {
+  const { mcpServers } = fields(params);
+  if (mcpServers !== undefined && !Array.isArray(mcpServers)) {
+    throw invalidParams("mcpServers must be an array");
+  }
+  if (Array.isArray(mcpServers) && mcpServers.length > 0) {
+    throw invalidParams("mcpServers: this agent does not connect to MCP servers yet; pass []");
+  }
+  const cwd = string(fields(params), "cwd");
+  if (!isAbsolute(cwd)) throw invalidParams(`cwd must be an absolute path, not ${cwd}`);
+  return cwd;
+}
+
+export function promptOf(params: unknown): ContentBlock[] {
+  const { prompt } = fields(params);
+  if (!Array.isArray(prompt) || prompt.length === 0) {
+    throw invalidParams("prompt must be a non-empty array of content blocks");
+  }
+  return prompt.map((block, index) => contentBlock(block, `prompt[${index}].`));
+}
+
+function contentBlock(value: unknown, where: string): ContentBlock {
+  const block = fields(value);
+  switch (block["type"]) {
+    case "text":
+      return { type: "text", text: string(block, "text", where) };
+    case "image":
+    case "audio":
+      return {
+        type: block["type"],
+        data: string(block, "data", where),
+        mimeType: string(block, "mimeType", where),
+      };
+    case "resource_link":
+      return {
+        type: "resource_link",
+        uri: string(block, "uri", where),
+        name: string(block, "name", where),
+      };
+    case "resource": {
+      const resource = fields(block["resource"]);
+      const uri = string(resource, "uri", `${where}resource.`);
+      const mimeType = typeof resource["mimeType"] === "string" ? resource["mimeType"] : null;
+      return typeof resource["text"] === "string"
+        ? { type: "resource", resource: { uri, mimeType, text: resource["text"] } }
+        : {
+            type: "resource",
+            resource: { uri, mimeType, blob: string(resource, "blob", `${where}resource.`) },
+          };
+    }
+    default:
+      throw invalidParams(`${where}type ${JSON.stringify(block["type"])} is not supported`);
+  }
+}

@@ -1,0 +1,151 @@
+/** Pi's events of a running turn → ACP session updates, in order. */
+
+import { readFile, stat } from "node:fs/promises";
+import type { AgentSessionEvent } from "@earendil-works/pi-coding-agent";
+import type { SessionUpdate } from "./acp.js";
+import { describeToolCall, describeToolResult, type PiToolResult, pathOf } from "./tools.js";
+
+/** Output of a running command is passed on at most this often: each update is stored for good. */
+const OUTPUT_INTERVAL_MS = 500;
+/** Larger files are shown without what they were before. */
+const MAX_OLD_TEXT_BYTES = 1024 * 1024;
+
+interface OpenToolCall {
+  name: string;
+  args: unknown;
+  /** What the file held before `write`: null if it did not exist, undefined if it is not shown. */
+  oldText: string | null | undefined;
+  lastOutputAt: number;
+  pendingOutput: NodeJS.Timeout | undefined;
+}
+
+export class TurnTranslator {
+  readonly #cwd: string;
+  readonly #emit: (update: SessionUpdate) => void;
+  readonly #open = new Map<string, OpenToolCall>();
+  #messageHasText = false;
+
+  constructor(cwd: string, emit: (update: SessionUpdate) => void) {
+    this.#cwd = cwd;
+    this.#emit = emit;
+  }
+
+  /** Whether text or thoughts of the current assistant message have been sent. */
+  get messageHasText(): boolean {
+    return this.#messageHasText;
+  }
+
+  translate(event: AgentSessionEvent): void {
+    switch (event.type) {
+      case "message_start":
+        if (event.message.role === "assistant") this.#messageHasText = false;
+        break;
+      case "message_update": {
+        const part = event.assistantMessageEvent;
+        if (part.type === "text_delta") this.#chunk("agent_message_chunk", part.delta);
+        else if (part.type === "thinking_delta") this.#chunk("agent_thought_chunk", part.delta);
+        else if (part.type === "toolcall_end") {
+          this.#openCall(part.toolCall.id, part.toolCall.name, part.toolCall.arguments);
+        }
+        break;
+      }
+      case "tool_execution_start":
+        this.#openCall(event.toolCallId, event.toolName, event.args);
+        this.#emit({
+          sessionUpdate: "tool_call_update",
+          toolCallId: event.toolCallId,
+          status: "in_progress",
+        });
+        break;
+      case "tool_execution_update":
+        this.#output(event.toolCallId, event.partialResult as PiToolResult);
+        break;
+      case "tool_execution_end":
+        this.#closeCall(event.toolCallId, event.result as PiToolResult, event.isError);
+        break;
+      default:
+        break;
+    }
+  }
+
+  /** Call before a tool runs: keeps what it is about to overwrite, for the diff. */
+  async beforeTool(toolCallId: string): Promise<void> {
+    const call = this.#open.get(toolCallId);
+    if (call?.name !== "write") return;
+    const path = pathOf(call.args, this.#cwd);
+    if (path !== undefined) call.oldText = await readOldText(path);
+  }
+
+  /** Ends the turn: calls that never got a result have failed. */
+  finish(reason: string): void {
+    for (const toolCallId of [...this.#open.keys()]) {
+      this.#closeCall(toolCallId, { content: [{ type: "text", text: reason }] }, true);
+    }
+  }
+
+  #chunk(sessionUpdate: "agent_message_chunk" | "agent_thought_chunk", text: string): void {
+    if (text === "") return;
+    this.#messageHasText = true;
+    this.#emit({ sessionUpdate, content: { type: "text", text } });
+  }
+
+  #openCall(toolCallId: string, name: string, args: unknown): void {
+    if (this.#open.has(toolCallId)) return;
+    this.#open.set(toolCallId, {
+      name,
+      args,
+      oldText: undefined,
+      lastOutputAt: 0,
+      pendingOutput: undefined,
+    });
+    this.#emit({
+      sessionUpdate: "tool_call",
+      toolCallId,
+      status: "pending",
+      ...describeToolCall(name, args, this.#cwd),
+    });
+  }
+
+  /** Passes the newest output on, now or when the interval is over. */
+  #output(toolCallId: string, partial: PiToolResult): void {
+    const call = this.#open.get(toolCallId);
+    const text = partial.content?.map((part) => (part.type === "text" ? part.text : "")).join("");
+    if (!call || !text) return;
+    clearTimeout(call.pendingOutput);
+    const send = () => {
+      call.lastOutputAt = Date.now();
+      this.#emit({
+        sessionUpdate: "tool_call_update",
+        toolCallId,
+        status: "in_progress",
+        content: [{ type: "content", content: { type: "text", text } }],
+      });
+    };
+    const wait = call.lastOutputAt + OUTPUT_INTERVAL_MS - Date.now();
+    if (wait <= 0) send();
+    else call.pendingOutput = setTimeout(send, wait);
+  }
+
+  #closeCall(toolCallId: string, result: PiToolResult | undefined, isError: boolean): void {
+    const call = this.#open.get(toolCallId);
+    if (!call) return;
+    clearTimeout(call.pendingOutput);
+    this.#open.delete(toolCallId);
+    this.#emit({
+      sessionUpdate: "tool_call_update",
+      toolCallId,
+      ...describeToolResult(call, result, isError, this.#cwd),
+    });
+  }
+}
+
+async function readOldText(path: string): Promise<string | null | undefined> {
+  try {
+    const { size } = await stat(path);
+    if (size > MAX_OLD_TEXT_BYTES) return undefined;
+    return new TextDecoder("utf-8", { fatal: true }).decode(await readFile(path));
+  } catch (error) {
+    // Not there yet; anything else (no permission, not text) the tool itself will report.
+    return (error as NodeJS.ErrnoException).code === "ENOENT" ? null : undefined;
+  }
+}

@@ -1,0 +1,10 @@
+import { defineConfig } from "vitest/config";
+
+export default defineConfig({
+  test: {
+    include: ["test/**/*.test.ts"],
+    // Each test starts an agent process; more at once than this only slows all of them down.
+    maxWorkers: 2,
+    testTimeout: 60_000,
+  },
+});
