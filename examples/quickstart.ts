@@ -1,0 +1,3 @@
+import { version } from "agentvm";
+
+console.log(`agentvm ${await Promise.resolve(version)}`);

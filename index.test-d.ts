@@ -1,0 +1,4 @@
+import { expectType } from "tsd";
+import { version } from ".";
+
+expectType<string>(version);

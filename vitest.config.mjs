@@ -1,0 +1,21 @@
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { defineConfig } from "vitest/config";
+
+export default defineConfig({
+  // The checks run the tests as a user who can't write here, too.
+  cacheDir: join(tmpdir(), `agentvm-vitest-${process.getuid?.()}`),
+  test: {
+    include: ["__test__/**/*.test.ts"],
+    // The package is tested as it is built: CommonJS, loaded by Node and not by Vite.
+    server: { deps: { external: [/\/dist\/.*\.js$/] } },
+    pool: "forks",
+    maxWorkers: 2,
+    retry: 0,
+    allowOnly: false,
+    testTimeout: 60_000,
+    hookTimeout: 60_000,
+    dangerouslyIgnoreUnhandledErrors: false,
+    reporters: ["default"],
+  },
+});
