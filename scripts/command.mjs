@@ -1,0 +1,79 @@
+// Starting other programs from the drivers in this directory.
+
+import { spawn, spawnSync } from "node:child_process";
+import { dirname, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+
+/** The top of the checkout. */
+export const ROOT = resolve(dirname(fileURLToPath(import.meta.url)), "..");
+
+/** A message for the person at the terminal: a stack trace would not help them. */
+export class Failure extends Error {}
+
+/**
+ * Runs a program on this terminal, in the checkout.
+ *
+ * @param {string} program
+ * @param {string[]} args
+ * @param {{ cwd?: string, env?: NodeJS.ProcessEnv, log?: number }} [options] `env` is added to the
+ *   environment; a descriptor `log` gets the output instead of the terminal
+ * @returns {Promise<void>} rejects with a {@link Failure} unless it exits with 0
+ */
+export function run(program, args, { cwd = ROOT, env = {}, log } = {}) {
+  return new Promise((done, failed) => {
+    const child = spawn(program, args, {
+      cwd,
+      env: { ...process.env, ...env },
+      stdio: ["ignore", log ?? "inherit", log ?? "inherit"],
+    });
+    child.on("error", (error) => failed(new Failure(`cannot start ${program}: ${error.message}`)));
+    child.on("exit", (code, signal) => {
+      if (code === 0) done();
+      else failed(new Failure(`${program} ${args.join(" ")}: ${signal ?? `exit code ${code}`}`));
+    });
+  });
+}
+
+/**
+ * What a program prints, or `undefined` where it can't be started or fails.
+ *
+ * @param {string} program
+ * @param {string[]} args
+ * @returns {string | undefined}
+ */
+export function output(program, args) {
+  const result = spawnSync(program, args, {
+    cwd: ROOT,
+    encoding: "utf8",
+    maxBuffer: 256 * 1024 * 1024,
+    stdio: ["ignore", "pipe", "ignore"],
+  });
+  return result.status === 0 ? result.stdout : undefined;
+}
+
+/**
+ * The JavaScript program of an installed package, run with the Node that runs this: a `node` found
+ * on `PATH` may be another one.
+ *
+ * @param {string} path below node_modules
+ * @param {string[]} args
+ * @param {{ cwd?: string, env?: NodeJS.ProcessEnv }} [options]
+ */
+export function runNode(path, args, options) {
+  return run(process.execPath, [resolve(ROOT, "node_modules", path), ...args], options);
+}
+
+/**
+ * Runs a driver to its end.
+ *
+ * @param {() => Promise<void>} driver
+ */
+export async function main(driver) {
+  try {
+    await driver();
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    console.error(`\n${error.message}`);
+    process.exitCode = 1;
+  }
+}
