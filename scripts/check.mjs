@@ -1,0 +1,235 @@
+// npm test: every check there is, from a bare clone, the quick ones first.
+//
+//   npm test -- --list               names the steps
+//   npm test -- --only rust,vitest   runs these alone, without building anything first
+//
+// It stops at the first failure; with CI set it goes on with what the failure leaves meaningful.
+
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { build, setUp, sourceProjects, tsc } from "./build.mjs";
+import { provide } from "./cargo-tools.mjs";
+import { Failure, main, output, ROOT, run, runNode } from "./command.mjs";
+import { fuzz } from "./fuzz.mjs";
+import { asOrdinaryUser } from "./ordinary-user.mjs";
+import { checkPackedPackage } from "./packed.mjs";
+import { checkTestPrerequisites } from "./prerequisites.mjs";
+
+/** @typedef {{ name: string, what: string, needs?: string, root?: true, run: () => Promise<void> }} Step */
+
+const FUZZ_SECONDS = 5;
+
+// The user's tests run Vite without its usual habit of writing beside its configuration.
+const VITEST = ["run", "--configLoader", "native"];
+const VITEST_PROGRAM = "vitest/vitest.mjs";
+const JEST_PROGRAM = "jest/bin/jest.js";
+
+/** @type {Step[]} */
+const STEPS = [
+  {
+    name: "format",
+    what: "rustfmt",
+    async run() {
+      await run("cargo", ["fmt", "--all", "--check"]);
+      await run("cargo", ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]);
+    },
+  },
+  {
+    name: "lint",
+    what: "Biome: formatting and lints of TypeScript, JavaScript and JSON",
+    run: () => runNode("@biomejs/biome/bin/biome", ["ci", "--error-on-warnings", "."]),
+  },
+  {
+    name: "clippy",
+    what: "clippy, pedantic, on everything",
+    run: () =>
+      run("cargo", ["clippy", "--workspace", "--all-targets", "--locked", "--", "-Dwarnings"]),
+  },
+  {
+    name: "licences",
+    what: "cargo deny: licences, bans, sources",
+    async run() {
+      await provide("deny");
+      await run("cargo", ["fetch", "--locked"]);
+      const checks = ["check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
+      await run("cargo", ["deny", "--offline", "--locked", "--log-level", "error", ...checks]);
+    },
+  },
+  {
+    name: "unused",
+    what: "cargo machete: no dependency that nothing uses",
+    async run() {
+      await provide("machete");
+      await run("cargo", ["machete"]);
+    },
+  },
+  { name: "build", what: "the addon, the guest, the TypeScript", run: () => build() },
+  {
+    name: "types",
+    what: "tsc on everything, tests and examples included",
+    needs: "build",
+    async run() {
+      for (const project of [".", ...sourceProjects()]) {
+        await tsc(["--noEmit", "--project", project]);
+      }
+    },
+  },
+  {
+    name: "api",
+    what: "tsd: index.d.ts accepts and rejects what it should",
+    run: () => runNode("tsd/dist/cli.js", []),
+  },
+  {
+    name: "rust",
+    what: "Rust unit and integration tests",
+    async run() {
+      await provide("nextest");
+      await run("cargo", ["nextest", "run", "--workspace", "--locked"]);
+    },
+  },
+  {
+    name: "vitest",
+    what: "the built package",
+    needs: "build",
+    run: () => runNode(VITEST_PROGRAM, VITEST),
+  },
+  {
+    name: "jest",
+    what: "the built package under Jest, from CommonJS",
+    needs: "build",
+    run: () => runNode(JEST_PROGRAM, ["--config", "jest.config.cjs"]),
+  },
+  {
+    name: "packed",
+    what: "what npm would publish, installed into an empty project",
+    needs: "build",
+    run: checkPackedPackage,
+  },
+  {
+    name: "user",
+    what: "Rust, Vitest and Jest tests again, as an ordinary user",
+    needs: "build",
+    root: true,
+    run: testAsOrdinaryUser,
+  },
+  {
+    name: "fuzz",
+    what: `fuzz targets, ${FUZZ_SECONDS} s each`,
+    run: () => fuzz(FUZZ_SECONDS),
+  },
+];
+
+async function testAsOrdinaryUser() {
+  await provide("nextest");
+  const nextest = which("cargo-nextest");
+  const binaries = capture("cargo", [
+    ...["nextest", "list", "--workspace", "--locked"],
+    ...["--list-type", "binaries-only", "--message-format", "json"],
+  ]);
+  const metadata = capture("cargo", ["metadata", "--format-version", "1", "--locked"]);
+  const built = join(ROOT, "target", "ordinary-user");
+  mkdirSync(built, { recursive: true });
+  writeFileSync(join(built, "binaries.json"), binaries);
+  writeFileSync(join(built, "metadata.json"), metadata);
+
+  await asOrdinaryUser({ "cargo-nextest": nextest }, async ({ checkout, bin }, runAs) => {
+    const there = join(checkout, "target", "ordinary-user");
+    await runAs(join(bin, "cargo-nextest"), [
+      ...["nextest", "run"],
+      ...["--binaries-metadata", join(there, "binaries.json")],
+      ...["--cargo-metadata", join(there, "metadata.json")],
+      ...["--workspace-remap", checkout, "--target-dir-remap", join(checkout, "target")],
+    ]);
+    const node = join(bin, "node");
+    await runAs(node, [join(checkout, "node_modules", VITEST_PROGRAM), ...VITEST]);
+    await runAs(node, [
+      join(checkout, "node_modules", JEST_PROGRAM),
+      "--config",
+      "jest.config.cjs",
+    ]);
+  });
+}
+
+/**
+ * @param {string} program
+ * @param {string[]} args
+ */
+function capture(program, args) {
+  const text = output(program, args);
+  if (text === undefined) throw new Failure(`${program} ${args.join(" ")} failed`);
+  return text;
+}
+
+/** @param {string} program */
+function which(program) {
+  return capture("sh", ["-c", `command -v ${program}`]).trim();
+}
+
+/** @returns {Step[]} */
+function chosenSteps() {
+  const { values } = parseArgs({
+    options: { only: { type: "string" }, list: { type: "boolean", default: false } },
+  });
+  if (values.list) {
+    for (const { name, what } of STEPS) console.log(`${name.padEnd(10)}${what}`);
+    process.exit();
+  }
+  if (values.only === undefined) return STEPS;
+  const names = values.only.split(",");
+  const unknown = names.find((name) => !STEPS.some((step) => step.name === name));
+  if (unknown !== undefined) throw new Failure(`no step ${unknown}; npm test -- --list names them`);
+  return STEPS.filter(({ name }) => names.includes(name)).map(({ needs, ...step }) => step);
+}
+
+/** @param {number} since */
+function elapsed(since) {
+  return `${((performance.now() - since) / 1000).toFixed(1)} s`;
+}
+
+await main(async () => {
+  const steps = chosenSteps();
+  const isRoot = process.getuid?.() === 0;
+  const start = performance.now();
+  await setUp();
+  checkTestPrerequisites();
+
+  /** @type {Map<string, "passed" | "failed" | "skipped">} */
+  const results = new Map();
+  /** @type {string[]} */
+  const notes = [];
+  for (const step of steps) {
+    const stopped = !process.env["CI"] && [...results.values()].includes("failed");
+    const needed = step.needs === undefined ? "passed" : results.get(step.needs);
+    if (stopped || needed !== "passed") {
+      results.set(step.name, "skipped");
+      continue;
+    }
+    if (step.root && !isRoot) {
+      notes.push(
+        `NOT RUN: ${step.name}. You are an ordinary user: the tests ran as you, and not as root.`,
+      );
+      results.set(step.name, "skipped");
+      continue;
+    }
+    console.log(`\n── ${step.name}: ${step.what}`);
+    const stepStart = performance.now();
+    try {
+      await step.run();
+      results.set(step.name, "passed");
+    } catch (error) {
+      console.error(error instanceof Failure ? error.message : error);
+      results.set(step.name, "failed");
+    }
+    const summary = `${step.name} ${results.get(step.name)} in ${elapsed(stepStart)}`;
+    notes.push(summary);
+    console.log(`── ${summary}`);
+  }
+
+  const count = (/** @type {string} */ result) =>
+    [...results.values()].filter((value) => value === result).length;
+  console.log(`\nAll of it, in ${elapsed(start)}:\n${notes.map((note) => `  ${note}`).join("\n")}`);
+  const skipped = count("skipped") === 0 ? "" : `, ${count("skipped")} skipped`;
+  console.log(`checks: ${count("passed")} passed, ${count("failed")} failed${skipped}`);
+  if (count("failed") > 0) process.exitCode = 1;
+});
