@@ -2,7 +2,7 @@
 
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import type * as Native from "./native.d";
+import type * as Native from "./binding";
 import { AgentVmError } from "./errors";
 
 /** Root of this npm package, whether it runs from `dist/` or from `lib/`. */
