@@ -28,6 +28,8 @@ pub(super) struct Writer {
     durability: Durability,
     /// Whether something was committed that a power cut could take back.
     unsynced: bool,
+    /// Size of the WAL at which it is to be emptied.
+    wal_bound: u64,
     deletions: VecDeque<Deletion>,
     /// Whether deletions left pages that are to go back to the file system.
     free_pages: bool,
@@ -77,6 +79,7 @@ impl Writer {
             durability,
             // An earlier process may have left commits in the WAL that it never synced.
             unsynced: true,
+            wal_bound: WAL_MOST_BYTES,
             deletions,
             free_pages: false,
         };
@@ -168,7 +171,7 @@ impl Writer {
         Ok(())
     }
 
-    fn bound_wal(&self) -> Result<()> {
+    fn bound_wal(&mut self) -> Result<()> {
         let wal = connection::wal(&self.path);
         let size = match std::fs::metadata(&wal) {
             Ok(file) => file.len(),
@@ -176,14 +179,21 @@ impl Writer {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
             Err(error) => return Err(StoreError::io("look at", &wal, &error)),
         };
-        if size > WAL_MOST_BYTES && !self.checkpoint()? {
-            // Readers of ours end in milliseconds: this is another program with a transaction open.
-            tracing::warn!(
-                path = %self.path.display(),
-                size,
-                "another program reads the database for long: its WAL grows until it ends"
-            );
+        if size <= self.wal_bound {
+            return Ok(());
         }
+        if self.checkpoint()? {
+            self.wal_bound = WAL_MOST_BYTES;
+            return Ok(());
+        }
+        // Readers of ours end in milliseconds: this is another program with a transaction open. Not
+        // every batch is to wait for it in vain.
+        self.wal_bound = size + WAL_MOST_BYTES;
+        tracing::warn!(
+            path = %self.path.display(),
+            size,
+            "another program reads the database for long: its WAL grows until it ends"
+        );
         Ok(())
     }
 
