@@ -487,3 +487,32 @@ pub(super) fn now_ms() -> i64 {
         .and_then(|time| i64::try_from(time.as_millis()).ok())
         .unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Durability, Store};
+
+    #[tokio::test]
+    async fn a_panic_in_the_writer_stops_the_store_and_is_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("vm.db");
+        let store = Store::open(path, Durability::Normal)
+            .await
+            .expect("a store");
+        let shared = store.shared();
+        let error = shared
+            .guarded::<()>(|| panic!("on purpose"))
+            .expect_err("a panic");
+        {
+            let mut slot = shared.writer.lock().expect("not poisoned");
+            shared.fail(slot.as_mut().expect("open"), Vec::new(), &error);
+        }
+        let told = store.flush(false).await.expect_err("it has failed");
+        assert!(told.to_string().contains("on purpose"), "{told}");
+        assert!(matches!(
+            store.close().await,
+            Err(StoreError::Panicked { .. })
+        ));
+    }
+}
