@@ -1,10 +1,8 @@
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { defineConfig } from "vitest/config";
 
 export default defineConfig({
   // The checks run the tests as a user who can't write here, too.
-  cacheDir: join(tmpdir(), `agentvm-vitest-${process.getuid?.()}`),
+  cacheDir: process.env["AGENTVM_VITEST_CACHE"] ?? "target/vitest",
   test: {
     include: ["__test__/**/*.test.ts"],
     // The package is tested as it is built: CommonJS, loaded by Node and not by Vite.

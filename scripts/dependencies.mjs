@@ -13,7 +13,7 @@ import { ROOT, run } from "./command.mjs";
 export async function installDependencies() {
   for (const directory of [ROOT, resolve(ROOT, "adapters")]) {
     if (isCurrent(directory)) continue;
-    console.log(`npm ci (${directory})`);
+    console.log(`Installing node_modules in ${directory} (npm ci, up to a minute)`);
     const args = ["ci", "--loglevel=error"];
     const npm = process.env["npm_execpath"];
     if (npm === undefined) await run("npm", args, { cwd: directory });

@@ -104,6 +104,7 @@ function environment(directory, stage) {
     PATH: [stage.bin, "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"].join(delimiter),
     HOME: join(directory, "home"),
     TMPDIR: join(directory, "tmp"),
+    AGENTVM_VITEST_CACHE: join(directory, "tmp", "vitest"),
     USER: undefined,
     LOGNAME: undefined,
     XDG_CACHE_HOME: undefined,
