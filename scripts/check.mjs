@@ -53,7 +53,7 @@ const STEPS = [
       await provide("deny");
       await run("cargo", ["fetch", "--locked"]);
       const checks = ["check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
-      await run("cargo", ["deny", "--offline", "--locked", "--log-level", "error", ...checks]);
+      await run("cargo", ["deny", "--offline", "--locked", ...checks]);
     },
   },
   {
