@@ -44,7 +44,15 @@ const STEPS = [
     name: "clippy",
     what: "clippy, pedantic, on everything",
     run: () =>
-      run("cargo", ["clippy", "--workspace", "--all-targets", "--locked", "--", "-Dwarnings"]),
+      run("cargo", [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--keep-going",
+        "--locked",
+        "--",
+        "-Dwarnings",
+      ]),
   },
   {
     name: "licences",
