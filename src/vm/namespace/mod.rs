@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use agentvm_guest::net::NetSockets;
 use agentvm_guest::protocol::{Account, BootSpec, FailedAt, NetState, Reply, Request, Rlimit};
 use async_trait::async_trait;
 use nix::errno::Errno;
@@ -28,7 +29,7 @@ use self::directory::{Directory, LastBoot, blocking, host};
 use self::ids::IdMap;
 use self::layout::Places;
 use super::{Command, GuestPath, Open, Process, Result, User, Vm, VmEnd, VmError};
-use crate::net::{NetSockets, Network, Policy};
+use crate::net::{Network, Policy};
 
 pub use self::layout::AGENTS;
 

@@ -1,0 +1,175 @@
+//! The resolver of a VM, at 127.0.0.53 inside.
+//!
+//! Programs of the VM are hostile senders: [`answer_plan`] decides, without doing anything, what a
+//! message deserves; only a plain question gets as far as the host's resolvers. The host's
+//! `/etc/hosts` and its search domains stay its own.
+
+mod answer;
+mod query;
+mod upstream;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+pub use self::query::{Plan, Question, answer_plan};
+
+use self::answer::{answer, encode};
+use self::upstream::Upstream;
+use super::{host_address, proxy};
+
+/// Questions of one VM that are being looked up. More wait in the socket's buffer, and are lost
+/// where that is full, as DNS over UDP may be.
+const MAX_QUESTIONS: usize = 64;
+
+/// DNS connections of one VM. More wait in the listener's backlog.
+const MAX_CONNECTIONS: usize = 32;
+
+/// A DNS connection without a question for this long is closed (RFC 7766, section 6.2.3).
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Longer questions do not exist: a name has 255 bytes.
+const MAX_UDP_QUESTION: usize = 4096;
+
+/// Longest message over TCP: its length has two bytes.
+const MAX_TCP_ANSWER: usize = u16::MAX as usize;
+
+/// Answers the questions of one VM.
+#[derive(Debug)]
+pub(super) struct Server {
+    upstream: Upstream,
+    questions: Arc<Semaphore>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            upstream: Upstream::default(),
+            questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
+        }
+    }
+}
+
+impl Server {
+    /// The answer to a message, no longer than `limit` (over UDP also no longer than the message
+    /// asks for). `None`: the message deserves none.
+    async fn answer(&self, message: &[u8], limit: Limit) -> Option<Vec<u8>> {
+        let question = match answer_plan(message) {
+            Plan::Ignore => return None,
+            Plan::Answer(answer) => return encode(&answer, MAX_TCP_ANSWER),
+            Plan::LookUp(question) => question,
+        };
+        let limit = match limit {
+            Limit::Datagram => question.max_datagram(),
+            Limit::Stream => MAX_TCP_ANSWER,
+        };
+        // A connection to an IPv6 address succeeds inside, whatever the host can reach: programs
+        // would not fall back to IPv4.
+        let found = if question.asks_for_ipv6() && !host_address::has_ipv6_route() {
+            Ok(Vec::new())
+        } else {
+            self.upstream.look_up(&question).await
+        };
+        encode(&answer(question, found), limit)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Limit {
+    Datagram,
+    Stream,
+}
+
+pub(super) async fn serve_udp(socket: UdpSocket, server: Arc<Server>) {
+    let socket = Arc::new(socket);
+    let mut lookups = JoinSet::new();
+    let mut buffer = vec![0; MAX_UDP_QUESTION];
+    while let Ok(slot) = Arc::clone(&server.questions).acquire_owned().await {
+        let received = tokio::select! {
+            received = socket.recv_from(&mut buffer) => received,
+            Some(_) = lookups.join_next() => continue,
+        };
+        match received {
+            Ok((len, from)) => {
+                let message = buffer[..len].to_vec();
+                let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
+                lookups.spawn(async move {
+                    if let Some(answer) = server.answer(&message, Limit::Datagram).await
+                        && let Err(error) = socket.send_to(&answer, from).await
+                    {
+                        tracing::debug!(%error, "a DNS answer could not be sent");
+                    }
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::error!(%error, "a VM's DNS can't receive any more");
+                return;
+            }
+        }
+    }
+}
+
+pub(super) async fn serve_tcp(listener: TcpListener, server: Arc<Server>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+        let stream = tokio::select! {
+            accepted = proxy::accept(&listener) => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        match stream {
+            Ok(stream) => {
+                let server = Arc::clone(&server);
+                connections.spawn(async move {
+                    if let Err(error) = serve_stream(stream, &server).await {
+                        tracing::debug!(%error, "a VM's DNS connection ended with an error");
+                    }
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::error!(%error, "a VM's DNS can't accept connections any more");
+                return;
+            }
+        }
+    }
+}
+
+/// One question after the other, each with its length before it.
+async fn serve_stream(mut stream: TcpStream, server: &Server) -> io::Result<()> {
+    loop {
+        let read = tokio::time::timeout(IDLE, read_message(&mut stream));
+        let Ok(Some(message)) = read.await.unwrap_or(Ok(None)) else {
+            return Ok(());
+        };
+        let Ok(slot) = server.questions.acquire().await else {
+            return Ok(());
+        };
+        let Some(answer) = server.answer(&message, Limit::Stream).await else {
+            return Ok(());
+        };
+        drop(slot);
+        let len = u16::try_from(answer.len()).map_err(io::Error::other)?;
+        let framed = [&len.to_be_bytes()[..], &answer].concat();
+        let written = tokio::time::timeout(IDLE, stream.write_all(&framed));
+        written.await??;
+    }
+}
+
+/// `None` at the end of the stream.
+async fn read_message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+    let len = match stream.read_u16().await {
+        Ok(len) => len,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut message = vec![0; usize::from(len)];
+    stream.read_exact(&mut message).await?;
+    Ok(Some(message))
+}

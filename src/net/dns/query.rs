@@ -1,0 +1,321 @@
+//! What a message to the resolver deserves.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+
+use crate::net::address::{Scope, scope};
+
+/// Least size of every DNS message, and most of an answer over UDP without EDNS (RFC 1035).
+const HEADER_LEN: usize = 12;
+const PLAIN_DATAGRAM: u16 = 512;
+
+/// Most of an answer over UDP: more may be cut into fragments (RFC 9715).
+const MAX_DATAGRAM: u16 = 1232;
+
+/// How long `localhost` may be remembered, in seconds.
+const LOCALHOST_TTL: u32 = 86400;
+
+/// What to do with a message.
+#[derive(Debug)]
+pub enum Plan {
+    /// Not a question at all.
+    Ignore,
+    /// The answer is known.
+    Answer(Message),
+    /// Ask the host's resolvers.
+    LookUp(Question),
+}
+
+/// A question that the host's resolvers may be asked.
+#[derive(Debug)]
+pub struct Question {
+    query: Query,
+    /// Everything of the answer but what was found.
+    answer: Message,
+    max_datagram: u16,
+}
+
+impl Question {
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.query.name
+    }
+
+    #[must_use]
+    pub fn record_type(&self) -> RecordType {
+        self.query.query_type
+    }
+
+    pub(super) fn asks_for_ipv6(&self) -> bool {
+        self.record_type() == RecordType::AAAA
+    }
+
+    /// Bytes that an answer over UDP may have.
+    pub(super) fn max_datagram(&self) -> usize {
+        usize::from(self.max_datagram)
+    }
+
+    /// The answer, to be filled.
+    pub(super) fn into_answer(self) -> Message {
+        self.answer
+    }
+}
+
+/// Decides what a message deserves. Looks at nothing but the message, which anybody may have sent.
+#[must_use]
+pub fn answer_plan(message: &[u8]) -> Plan {
+    const RESPONSE_BIT: u8 = 0x80;
+    let [id_high, id_low, flags, ..] = *message else {
+        return Plan::Ignore;
+    };
+    if message.len() < HEADER_LEN || flags & RESPONSE_BIT != 0 {
+        // Answering an answer could go on for ever.
+        return Plan::Ignore;
+    }
+    let id = u16::from_be_bytes([id_high, id_low]);
+    let Ok(asked) = Message::from_vec(message) else {
+        let op_code = OpCode::from_u8((flags >> 3) & 0xf);
+        let error = Message::error_msg(id, op_code, ResponseCode::FormErr);
+        return Plan::Answer(error);
+    };
+    plan(&asked)
+}
+
+fn plan(asked: &Message) -> Plan {
+    let mut answer = Message::new(
+        asked.metadata.id,
+        MessageType::Response,
+        asked.metadata.op_code,
+    );
+    answer.metadata.recursion_desired = asked.metadata.recursion_desired;
+    answer.metadata.recursion_available = true;
+    let refuse = |mut answer: Message, code| {
+        answer.metadata.response_code = code;
+        Plan::Answer(answer)
+    };
+    if asked.metadata.op_code != OpCode::Query {
+        return refuse(answer, ResponseCode::NotImp);
+    }
+    let [query] = &asked.queries[..] else {
+        return refuse(answer, ResponseCode::FormErr);
+    };
+    answer.add_query(query.clone());
+    let max_datagram = asked.edns.as_ref().map_or(PLAIN_DATAGRAM, |edns| {
+        let mut ours = Edns::new();
+        ours.set_max_payload(MAX_DATAGRAM);
+        answer.set_edns(ours);
+        edns.max_payload().clamp(PLAIN_DATAGRAM, MAX_DATAGRAM)
+    });
+    if asked.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+        return refuse(answer, ResponseCode::BADVERS);
+    }
+    if query.query_class != DNSClass::IN {
+        return refuse(answer, ResponseCode::Refused);
+    }
+    if query.name.is_localhost() {
+        return localhost(answer, query);
+    }
+    match query.query_type {
+        // Names of the host's own network are none of the VM's business.
+        RecordType::PTR if points_inside(&query.name) => refuse(answer, ResponseCode::NXDomain),
+        RecordType::A
+        | RecordType::AAAA
+        | RecordType::CAA
+        | RecordType::CNAME
+        | RecordType::MX
+        | RecordType::NAPTR
+        | RecordType::NS
+        | RecordType::PTR
+        | RecordType::SOA
+        | RecordType::SRV
+        | RecordType::SSHFP
+        | RecordType::TLSA
+        | RecordType::TXT => {
+            let mut query = query.clone();
+            // Complete: the host's search domains do not apply.
+            query.name.set_fqdn(true);
+            Plan::LookUp(Question {
+                query,
+                answer,
+                max_datagram,
+            })
+        }
+        // "There is none": they carry addresses and keys that would bypass the name.
+        RecordType::HTTPS | RecordType::SVCB => Plan::Answer(answer),
+        _ => refuse(answer, ResponseCode::NotImp),
+    }
+}
+
+/// `localhost` and everything below it are the VM itself (RFC 6761, section 6.3).
+fn localhost(mut answer: Message, query: &Query) -> Plan {
+    let data = match query.query_type {
+        RecordType::A => Some(RData::A(A(Ipv4Addr::LOCALHOST))),
+        RecordType::AAAA => Some(RData::AAAA(AAAA(Ipv6Addr::LOCALHOST))),
+        _ => None,
+    };
+    if let Some(data) = data {
+        answer.add_answer(Record::from_rdata(query.name.clone(), LOCALHOST_TTL, data));
+    }
+    Plan::Answer(answer)
+}
+
+/// Whether a name of the reverse tree stands for an address (or a network) that is not public.
+fn points_inside(name: &Name) -> bool {
+    name.parse_arpa_name()
+        .is_ok_and(|network| scope(network.addr()) != Scope::Public)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asking(name: &str, record_type: RecordType) -> Message {
+        let mut message = Message::query();
+        message.metadata.id = 7;
+        let name = Name::from_ascii(name).expect("a name");
+        message.add_query(Query::query(name, record_type));
+        message
+    }
+
+    fn plan_of(message: &Message) -> Plan {
+        answer_plan(&message.to_vec().expect("a message"))
+    }
+
+    fn code(plan: &Plan) -> ResponseCode {
+        match plan {
+            Plan::Answer(answer) => answer.metadata.response_code,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_plain_question_is_looked_up_as_a_complete_name() {
+        let Plan::LookUp(question) = plan_of(&asking("example.com", RecordType::A)) else {
+            panic!("not looked up")
+        };
+        assert_eq!(question.name().to_ascii(), "example.com.");
+        assert_eq!(question.max_datagram(), 512);
+        assert_eq!(question.into_answer().metadata.id, 7);
+    }
+
+    #[test]
+    fn the_datagram_size_that_is_asked_for_is_kept_within_bounds() {
+        for (asked, expected) in [(0, 512), (1000, 1000), (u16::MAX, 1232)] {
+            let mut message = asking("example.com", RecordType::TXT);
+            let mut edns = Edns::new();
+            edns.set_max_payload(asked);
+            message.set_edns(edns);
+            let Plan::LookUp(question) = plan_of(&message) else {
+                panic!("not looked up")
+            };
+            assert_eq!(question.max_datagram(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_no_question_is_ignored() {
+        assert!(matches!(answer_plan(b""), Plan::Ignore));
+        assert!(matches!(answer_plan(&[0; 11]), Plan::Ignore));
+        let mut response = asking("example.com", RecordType::A);
+        response.metadata.message_type = MessageType::Response;
+        assert!(matches!(plan_of(&response), Plan::Ignore));
+    }
+
+    #[test]
+    fn a_broken_question_is_a_format_error_with_its_id() {
+        let mut broken = asking("example.com", RecordType::A)
+            .to_vec()
+            .expect("a message");
+        broken.truncate(20);
+        let Plan::Answer(answer) = answer_plan(&broken) else {
+            panic!("no answer")
+        };
+        assert_eq!(answer.metadata.response_code, ResponseCode::FormErr);
+        assert_eq!(answer.metadata.id, 7);
+    }
+
+    #[test]
+    fn every_prefix_and_every_flipped_byte_of_a_question_has_a_plan() {
+        let mut message = asking("a.very.long.name.example.com", RecordType::A);
+        message.set_edns(Edns::new());
+        let bytes = message.to_vec().expect("a message");
+        for len in 0..bytes.len() {
+            drop(answer_plan(&bytes[..len]));
+        }
+        for at in 0..bytes.len() {
+            for value in 0..=u8::MAX {
+                let mut changed = bytes.clone();
+                changed[at] = value;
+                drop(answer_plan(&changed));
+            }
+        }
+    }
+
+    #[test]
+    fn two_questions_in_one_message_are_a_format_error() {
+        let mut message = asking("example.com", RecordType::A);
+        let name = Name::from_ascii("example.org").expect("a name");
+        message.add_query(Query::query(name, RecordType::A));
+        assert_eq!(code(&plan_of(&message)), ResponseCode::FormErr);
+    }
+
+    #[test]
+    fn other_operations_classes_and_types_are_refused() {
+        let mut update = asking("example.com", RecordType::A);
+        update.metadata.op_code = OpCode::Notify;
+        assert_eq!(code(&plan_of(&update)), ResponseCode::NotImp);
+        let mut chaos = asking("version.bind", RecordType::TXT);
+        chaos.queries[0].set_query_class(DNSClass::CH);
+        assert_eq!(code(&plan_of(&chaos)), ResponseCode::Refused);
+        for record_type in [
+            RecordType::AXFR,
+            RecordType::ANY,
+            RecordType::Unknown(65000),
+        ] {
+            let plan = plan_of(&asking("example.com", record_type));
+            assert_eq!(code(&plan), ResponseCode::NotImp, "{record_type}");
+        }
+    }
+
+    #[test]
+    fn there_are_no_https_records() {
+        let Plan::Answer(answer) = plan_of(&asking("example.com", RecordType::HTTPS)) else {
+            panic!("no answer")
+        };
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
+        assert!(answer.answers.is_empty());
+    }
+
+    #[test]
+    fn localhost_is_the_vm_itself() {
+        for (name, record_type, expected) in [
+            ("localhost", RecordType::A, Some("127.0.0.1")),
+            ("app.LOCALHOST.", RecordType::AAAA, Some("::1")),
+            ("localhost", RecordType::MX, None),
+        ] {
+            let Plan::Answer(answer) = plan_of(&asking(name, record_type)) else {
+                panic!("no answer")
+            };
+            let found = answer.answers.first().map(|record| record.data.to_string());
+            assert_eq!(found.as_deref(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_of_addresses_that_are_not_public_do_not_exist() {
+        for name in [
+            "1.0.0.10.in-addr.arpa",
+            "10.in-addr.arpa",
+            "254.169.254.169.in-addr.arpa",
+            "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa",
+        ] {
+            let plan = plan_of(&asking(name, RecordType::PTR));
+            assert_eq!(code(&plan), ResponseCode::NXDomain, "{name}");
+        }
+        let public = plan_of(&asking("8.8.8.8.in-addr.arpa", RecordType::PTR));
+        assert!(matches!(public, Plan::LookUp(_)), "{public:?}");
+    }
+}

@@ -1,0 +1,130 @@
+//! Serves the connections that the VM's rules redirect.
+
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{SockaddrIn, SockaddrIn6, getsockopt, setsockopt, sockopt};
+use tokio::io::Interest;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::policy::{Policy, Verdict, denied};
+use super::relay::relay;
+
+/// Connections of one VM at a time. More wait in the listener's backlog, as at a busy server.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// How long accepting rests when the process or the host has no descriptor or memory left: trying
+/// again at once would only keep a core busy.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Clone)]
+pub(super) struct Proxy {
+    policy: Arc<Policy>,
+    slots: Arc<Semaphore>,
+}
+
+impl Proxy {
+    pub(super) fn new(policy: Arc<Policy>) -> Self {
+        Self {
+            policy,
+            slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        }
+    }
+
+    pub(super) async fn serve(self, listener: TcpListener) {
+        let mut connections = JoinSet::new();
+        while let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await {
+            let guest = tokio::select! {
+                accepted = accept(&listener) => accepted,
+                Some(_) = connections.join_next() => continue,
+            };
+            match guest {
+                Ok(guest) => {
+                    let policy = Arc::clone(&self.policy);
+                    connections.spawn(async move {
+                        connect(guest, &policy).await;
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a VM's proxy can't accept connections any more");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The next connection. An error means that there will be none.
+pub(super) async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return Ok(stream),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                    tracing::warn!(%error, "a VM's connections have to wait");
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+                // The listener itself.
+                Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP) | None => {
+                    return Err(error);
+                }
+                // A connection that was gone before it was accepted: accept(2), "Error handling".
+                Some(_) => {}
+            },
+        }
+    }
+}
+
+/// Connects the guest to where it wanted, or resets it.
+async fn connect(mut guest: TcpStream, policy: &Policy) {
+    if let Err(error) = try_connect(&mut guest, policy).await {
+        tracing::debug!(%error, "a VM's connection ended with an error");
+        // The guest's program sees a connection reset, not an orderly end of a stream.
+        if let Err(error) = guest.set_zero_linger() {
+            tracing::debug!(%error, "can't reset a connection");
+        }
+    }
+}
+
+async fn try_connect(guest: &mut TcpStream, policy: &Policy) -> io::Result<()> {
+    let destination = original_destination(guest)?;
+    if let Verdict::Deny(rule) = policy.judge(destination) {
+        denied(&destination.ip(), destination.port(), rule);
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    // As long as it takes: a program that gives up resets its side.
+    let mut server = tokio::select! {
+        dialled = TcpStream::connect(destination) => dialled?,
+        gone = guest.ready(Interest::ERROR) => {
+            gone?;
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+    };
+    // Both programs have already decided what goes into one segment.
+    guest.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    // A server that vanished without a word must not hold a connection for ever.
+    setsockopt(&server, sockopt::KeepAlive, &true)?;
+    let relayed = relay(guest, &mut server).await;
+    if relayed.is_err() {
+        server.set_zero_linger()?;
+    }
+    relayed
+}
+
+/// Where the guest's program wanted to connect, as connection tracking of its namespace knows it.
+/// Nothing in the VM can forge that.
+fn original_destination(guest: &TcpStream) -> io::Result<SocketAddr> {
+    if guest.local_addr()?.is_ipv4() {
+        let address = SockaddrIn::from(getsockopt(guest, sockopt::OriginalDst)?);
+        Ok(SocketAddrV4::from(address).into())
+    } else {
+        let address = SockaddrIn6::from(getsockopt(guest, sockopt::Ip6tOriginalDst)?);
+        Ok(SocketAddrV6::from(address).into())
+    }
+}

@@ -1,0 +1,238 @@
+//! A little world for tests: a host with public addresses, and an internet that nobody else sees.
+//!
+//! The test runs again in a child process that has net and mount namespaces of its own, as root as
+//! well as as an ordinary user. A thread of it in a further net namespace is the internet.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::sync::{Arc, mpsc};
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, TXT};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::watch;
+
+/// Public addresses of the internet's server.
+pub(super) const SERVER_V4: &str = "1.2.3.4";
+pub(super) const SERVER_V6: &str = "2606:4700::1";
+/// Public addresses of the host.
+pub(super) const HOST_V4: &str = "5.6.7.8";
+pub(super) const HOST_V6: &str = "2600:5::8";
+
+/// Sends back what it gets, until the stream ends.
+pub(super) const ECHO: u16 = 7;
+/// Says how many bytes came, once the stream has ended.
+pub(super) const COUNT: u16 = 9;
+
+const RESOLVER: &str = "1.2.3.53";
+
+/// Set in the child.
+const INSIDE: &str = "AGENTVM_TEST_WORLD";
+
+/// Runs the test `name` (with its module path) in a world of its own.
+pub(super) fn in_a_world<F: Future<Output = ()>>(name: &str, test: impl FnOnce(World) -> F) {
+    if std::env::var_os(INSIDE).is_none() {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--net", "--mount"]);
+        if !nix::unistd::geteuid().is_root() {
+            unshare.args(["--user", "--map-current-user", "--keep-caps"]);
+        }
+        let status = unshare
+            .arg(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env(INSIDE, "1")
+            .status()
+            .unwrap();
+        assert!(status.success(), "see above");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async { test(World::make()).await });
+}
+
+pub(super) struct World {
+    /// Echo connections that are open at this moment.
+    pub(super) open: watch::Receiver<usize>,
+}
+
+impl World {
+    fn make() -> Self {
+        let (number, thread) = mpsc::channel();
+        let (wired, go) = mpsc::channel();
+        let (up, ready) = mpsc::channel();
+        let (open_sender, open) = watch::channel(0);
+        std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            number.send(nix::unistd::gettid()).unwrap();
+            go.recv().unwrap();
+            for command in [
+                "link set lo up".to_owned(),
+                "link set internet up".to_owned(),
+                "addr add 5.6.7.1/24 dev internet".to_owned(),
+                "addr add 2600:5::1/64 dev internet nodad".to_owned(),
+                format!("addr add {SERVER_V4}/32 dev lo"),
+                format!("addr add {RESOLVER}/32 dev lo"),
+                format!("addr add {SERVER_V6}/128 dev lo"),
+            ] {
+                ip(&command);
+            }
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(internet(open_sender, up));
+        });
+        let thread = thread.recv().unwrap();
+        ip("link set lo up");
+        ip(&format!(
+            "link add name wan type veth peer name internet netns {thread}"
+        ));
+        ip("link set wan up");
+        ip(&format!("addr add {HOST_V4}/24 dev wan"));
+        ip(&format!("addr add {HOST_V6}/64 dev wan nodad"));
+        wired.send(()).unwrap();
+        ready.recv().unwrap();
+        ip("route add default via 5.6.7.1");
+        ip("route add default via 2600:5::1");
+        use_resolver(RESOLVER);
+        Self { open }
+    }
+}
+
+/// Runs ip(8) in this thread's net namespace.
+pub(super) fn ip(command: &str) {
+    let status = Command::new("ip")
+        .args(command.split_whitespace())
+        .status()
+        .unwrap();
+    assert!(status.success(), "ip {command}");
+}
+
+/// In this mount namespace only.
+fn use_resolver(address: &str) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "nameserver {address}").unwrap();
+    nix::mount::mount(
+        Some(file.path()),
+        "/etc/resolv.conf",
+        None::<&str>,
+        nix::mount::MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .unwrap();
+}
+
+async fn internet(open: watch::Sender<usize>, up: mpsc::Sender<()>) {
+    let echo = TcpListener::bind(("::", ECHO)).await.unwrap();
+    let count = TcpListener::bind(("::", COUNT)).await.unwrap();
+    let dns_udp = UdpSocket::bind((RESOLVER, 53)).await.unwrap();
+    let dns_tcp = TcpListener::bind((RESOLVER, 53)).await.unwrap();
+    up.send(()).unwrap();
+    let open = Arc::new(open);
+    tokio::join!(
+        serve(echo, move |stream| {
+            let open = Arc::clone(&open);
+            async move {
+                open.send_modify(|open| *open += 1);
+                drop(send_back(stream).await);
+                open.send_modify(|open| *open -= 1);
+            }
+        }),
+        serve(count, |mut stream| async move {
+            let count = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            let count = count.unwrap();
+            drop(stream.write_all(format!("{count}\n").as_bytes()).await);
+        }),
+        answer_datagrams(dns_udp),
+        serve(dns_tcp, |stream| async move {
+            drop(answer_stream(stream).await);
+        }),
+    );
+}
+
+async fn serve<F>(listener: TcpListener, serve: impl Fn(TcpStream) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        tokio::spawn(serve(stream));
+    }
+}
+
+async fn send_back(mut stream: TcpStream) -> std::io::Result<()> {
+    let (mut from, mut to) = stream.split();
+    tokio::io::copy(&mut from, &mut to).await?;
+    to.shutdown().await
+}
+
+async fn answer_datagrams(socket: UdpSocket) {
+    let mut buffer = [0; 1500];
+    loop {
+        let (len, from): (usize, SocketAddr) = socket.recv_from(&mut buffer).await.unwrap();
+        let answer = answer(&buffer[..len]);
+        let mut bytes = answer.to_vec().unwrap();
+        if bytes.len() > 1232 {
+            bytes = answer.truncate().to_vec().unwrap();
+        }
+        socket.send_to(&bytes, from).await.unwrap();
+    }
+}
+
+async fn answer_stream(mut stream: TcpStream) -> std::io::Result<()> {
+    loop {
+        let len = stream.read_u16().await?;
+        let mut message = vec![0; usize::from(len)];
+        stream.read_exact(&mut message).await?;
+        let answer = answer(&message).to_vec().unwrap();
+        stream
+            .write_u16(u16::try_from(answer.len()).unwrap())
+            .await?;
+        stream.write_all(&answer).await?;
+    }
+}
+
+/// What the internet's resolver knows.
+fn zone() -> HashMap<(&'static str, RecordType), RData> {
+    let address = |text: &str| match text.parse().unwrap() {
+        IpAddr::V4(address) => RData::A(A(address)),
+        IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+    };
+    let long = TXT::new(vec!["x".repeat(250); 8]);
+    HashMap::from([
+        (("site.example.", RecordType::A), address(SERVER_V4)),
+        (("site.example.", RecordType::AAAA), address(SERVER_V6)),
+        (("long.example.", RecordType::TXT), RData::TXT(long)),
+        (("private.example.", RecordType::A), address("10.0.0.5")),
+        (
+            ("metadata.example.", RecordType::A),
+            address("169.254.169.254"),
+        ),
+    ])
+}
+
+fn answer(message: &[u8]) -> Message {
+    let asked = Message::from_vec(message).unwrap();
+    let mut answer = Message::response(asked.metadata.id, asked.metadata.op_code);
+    answer.metadata.recursion_desired = true;
+    answer.metadata.recursion_available = true;
+    let query = asked.queries[0].clone();
+    let name = query.name.to_ascii().to_lowercase();
+    let zone = zone();
+    if let Some(data) = zone.get(&(name.as_str(), query.query_type)) {
+        let name: Name = query.name.clone();
+        answer.add_answer(Record::from_rdata(name, 60, data.clone()));
+    } else if !zone.keys().any(|(known, _)| *known == name) {
+        answer.metadata.response_code = ResponseCode::NXDomain;
+    }
+    answer.add_query(query);
+    answer
+}
