@@ -1,7 +1,7 @@
 //! Serves the connections that the VM's rules redirect.
 
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,7 +99,7 @@ async fn try_connect(guest: &mut TcpStream, policy: &Policy) -> io::Result<()> {
     }
     // As long as it takes: a program that gives up resets its side.
     let mut server = tokio::select! {
-        dialled = TcpStream::connect(destination) => dialled?,
+        dialled = dial(destination) => dialled?,
         gone = guest.ready(Interest::ERROR) => {
             gone?;
             return Err(io::ErrorKind::ConnectionReset.into());
@@ -115,6 +115,23 @@ async fn try_connect(guest: &mut TcpStream, policy: &Policy) -> io::Result<()> {
         server.set_zero_linger()?;
     }
     relayed
+}
+
+/// On the host's loopback, also by its other address: programs of the VM that ask for `localhost` use
+/// `::1` and do not fall back, because their connection has already succeeded, while many servers
+/// listen on 127.0.0.1 only.
+async fn dial(destination: SocketAddr) -> io::Result<TcpStream> {
+    let other: IpAddr = match destination.ip() {
+        address if !address.is_loopback() => return TcpStream::connect(destination).await,
+        IpAddr::V4(_) => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv4Addr::LOCALHOST.into(),
+    };
+    let refused = match TcpStream::connect(destination).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => error,
+        result => return result,
+    };
+    let dialled = TcpStream::connect((other, destination.port())).await;
+    dialled.map_err(|_| refused)
 }
 
 /// Where the guest's program wanted to connect, as connection tracking of its namespace knows it.
