@@ -316,7 +316,7 @@ fn many_connections_at_once_are_kept_apart() {
             const MANY: &str = r#"
             use IO::Socket::IP;
             my @s = map { IO::Socket::IP->new(PeerHost => $ARGV[0], PeerPort => $ARGV[1])
-                or die "$_: $!\n" } 1..500;
+                or die "$_: $!\n" } 1..250;
             for my $i (0..$#s) { syswrite($s[$i], "number $i\n") or die "$!\n" }
             for my $i (0..$#s) {
                 my $line = readline($s[$i]);
