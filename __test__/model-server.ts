@@ -158,7 +158,8 @@ async function stream(
   /** Does what the script says about this point of the stream; false ends the stream. */
   const reached = async (chunksSent: number): Promise<boolean> => {
     if (reply.hold?.afterChunks === chunksSent) {
-      await Promise.race([reply.hold.until, request.closed]);
+      const { until } = reply.hold;
+      await Promise.race([typeof until === "function" ? until() : until, request.closed]);
     }
     if (reply.dropConnection?.afterChunks === chunksSent) {
       response.destroy();

@@ -59,13 +59,19 @@ export const openaiChat: ModelApi = {
       }
     }
     if (reply.streamError) {
-      frames.push({ data: `data: ${JSON.stringify({ error: reply.streamError })}\n\n`, chunk: false });
+      frames.push({
+        data: `data: ${JSON.stringify({ error: reply.streamError })}\n\n`,
+        chunk: false,
+      });
       return frames;
     }
     const finish = reply.toolCalls?.length ? "tool_calls" : "stop";
     send({}, reply.stopReason ? FINISH_REASONS[reply.stopReason] : finish);
     const usage = { prompt_tokens: 10, completion_tokens: 10, total_tokens: 20 };
-    frames.push({ data: `data: ${JSON.stringify({ ...base, choices: [], usage })}\n\n`, chunk: false });
+    frames.push({
+      data: `data: ${JSON.stringify({ ...base, choices: [], usage })}\n\n`,
+      chunk: false,
+    });
     frames.push({ data: "data: [DONE]\n\n", chunk: false });
     return frames;
   },

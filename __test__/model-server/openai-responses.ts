@@ -10,7 +10,8 @@ export const openaiResponses: ModelApi = {
   read(body: any) {
     let userText = "";
     let toolResults: string[] = [];
-    const items = typeof body?.input === "string" ? [{ role: "user", content: body.input }] : body?.input;
+    const items =
+      typeof body?.input === "string" ? [{ role: "user", content: body.input }] : body?.input;
     for (const item of items ?? []) {
       if (item.type === "function_call_output") {
         toolResults.push(textOf(item.output));

@@ -10,7 +10,10 @@ export function quickstartScript(): (request: ModelRequest) => Reply {
           thinking: "A one-line program will do. I write it first, then run it to be sure.",
           text: "I'll write the program and run it.",
           toolCalls: [
-            { name: "write", input: { path, content: 'console.log("Hello from inside the VM");\n' } },
+            {
+              name: "write",
+              input: { path, content: 'console.log("Hello from inside the VM");\n' },
+            },
           ],
           delayMs: 20,
         };

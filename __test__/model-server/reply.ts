@@ -24,8 +24,11 @@ export interface Reply {
   chunkSize?: number;
   /** Pause before each chunk, in milliseconds. Default: 0. */
   delayMs?: number;
-  /** Stops after this many chunks until the promise resolves or the client hangs up. */
-  hold?: { afterChunks: number; until: Promise<unknown> };
+  /**
+   * Stops after this many chunks until the promise resolves or the client hangs up. As a function
+   * it is called at that moment.
+   */
+  hold?: { afterChunks: number; until: Promise<unknown> | (() => Promise<unknown>) };
 
   /** Destroys the socket after this many chunks. */
   dropConnection?: { afterChunks: number };

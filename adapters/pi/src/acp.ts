@@ -98,13 +98,13 @@ export function promptOf(params: unknown): ContentBlock[] {
 
 function contentBlock(value: unknown, where: string): ContentBlock {
   const block = fields(value);
-  switch (block["type"]) {
+  switch (block.type) {
     case "text":
       return { type: "text", text: string(block, "text", where) };
     case "image":
     case "audio":
       return {
-        type: block["type"],
+        type: block.type,
         data: string(block, "data", where),
         mimeType: string(block, "mimeType", where),
       };
@@ -115,17 +115,17 @@ function contentBlock(value: unknown, where: string): ContentBlock {
         name: string(block, "name", where),
       };
     case "resource": {
-      const resource = fields(block["resource"]);
+      const resource = fields(block.resource);
       const uri = string(resource, "uri", `${where}resource.`);
-      const mimeType = typeof resource["mimeType"] === "string" ? resource["mimeType"] : null;
-      return typeof resource["text"] === "string"
-        ? { type: "resource", resource: { uri, mimeType, text: resource["text"] } }
+      const mimeType = typeof resource.mimeType === "string" ? resource.mimeType : null;
+      return typeof resource.text === "string"
+        ? { type: "resource", resource: { uri, mimeType, text: resource.text } }
         : {
             type: "resource",
             resource: { uri, mimeType, blob: string(resource, "blob", `${where}resource.`) },
           };
     }
     default:
-      throw invalidParams(`${where}type ${JSON.stringify(block["type"])} is not supported`);
+      throw invalidParams(`${where}type ${JSON.stringify(block.type)} is not supported`);
   }
 }

@@ -113,7 +113,7 @@ export class Agent {
   }
 
   async #files(): Promise<SessionFiles> {
-    return new SessionFiles(await this.#sdk, this.#env["AGENTVM_STATE_DIR"]);
+    return new SessionFiles(await this.#sdk, this.#env.AGENTVM_STATE_DIR);
   }
 
   #session(params: unknown): Session {

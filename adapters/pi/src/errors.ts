@@ -59,9 +59,9 @@ export function readModelFailure(failed: {
   const prefix = /^(?:[^{}\n]{0,80} \((\d{3})\): )?(?:(\d{3})(?::? |$))?/.exec(text);
   const status = prefix?.[1] ?? prefix?.[2];
   const body = parseObject(text.slice(prefix?.[0].length ?? 0));
-  const error = asObject(body?.["error"]) ?? body;
-  const type = error?.["type"] ?? error?.["code"];
-  const message = error?.["message"];
+  const error = asObject(body?.error) ?? body;
+  const type = error?.type ?? error?.code;
+  const message = error?.message;
   return {
     provider: failed.provider,
     model: failed.model,

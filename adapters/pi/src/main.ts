@@ -4,7 +4,7 @@
 import { Agent } from "./agent.js";
 import { killChildren } from "./children.js";
 import { Connection } from "./protocol.js";
-import { goOffline } from "./sdk.js";
+import { prepareEnvironment } from "./sdk.js";
 import { takeStdout } from "./stdout.js";
 
 /** How long open turns and unwritten output may delay the exit. */
@@ -20,7 +20,7 @@ function die(error: unknown): never {
 process.on("uncaughtException", die);
 process.on("unhandledRejection", die);
 
-goOffline(process.env);
+prepareEnvironment(process.env);
 
 const connection = new Connection(output);
 const agent = new Agent(connection, process.env);

@@ -61,7 +61,11 @@ export class Connection {
     const request = asRequest(message);
     if (request === "response") return; // this side sends no requests, so nothing waits for it
     if (request === undefined) {
-      this.#sendError(null, ErrorCode.invalidRequest, "Invalid request: not a JSON-RPC 2.0 message");
+      this.#sendError(
+        null,
+        ErrorCode.invalidRequest,
+        "Invalid request: not a JSON-RPC 2.0 message",
+      );
       return;
     }
     const { id, method, params } = request;

@@ -22,11 +22,14 @@ export async function loadSdk(): Promise<Sdk> {
 }
 
 /**
- * What Pi reads from the environment when it is loaded. Only the model's service is contacted: no
- * update check, no package installation, no telemetry, no remote model catalogue.
+ * What Pi and the commands it runs read from the environment. Only the model's service is contacted:
+ * no update check, no package installation, no telemetry, no remote model catalogue.
  */
-export function goOffline(env: NodeJS.ProcessEnv): void {
-  env["PI_OFFLINE"] ??= "1";
-  env["PI_TELEMETRY"] ??= "0";
-  env["PI_SKIP_VERSION_CHECK"] ??= "1";
+export function prepareEnvironment(env: NodeJS.ProcessEnv): void {
+  env.PI_OFFLINE ??= "1";
+  env.PI_TELEMETRY ??= "0";
+  env.PI_SKIP_VERSION_CHECK ??= "1";
+  // As Pi's own entry points do: programs look here to see that an agent is calling.
+  env.PI_CODING_AGENT = "true";
+  env.AI_AGENT = "pi";
 }

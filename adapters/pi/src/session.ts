@@ -132,9 +132,10 @@ export class Session {
     await this.#abort();
   }
 
-  /** Ends the turn, if one is running, and the session's processes. */
+  /** Ends the turn, if one is running, and lets extensions put away what they hold. */
   async close(): Promise<void> {
     await this.cancel();
+    await this.#pi.extensionRunner.emit({ type: "session_shutdown", reason: "quit" });
     this.#pi.dispose();
   }
 

@@ -102,11 +102,11 @@ function diffs(
   const args = asArgs(call.args);
   const path = pathOf(args, cwd);
   if (path === undefined) return [];
-  if (call.name === "write" && typeof args["content"] === "string" && call.oldText !== undefined) {
-    return [{ type: "diff", path, oldText: call.oldText, newText: args["content"] }];
+  if (call.name === "write" && typeof args.content === "string" && call.oldText !== undefined) {
+    return [{ type: "diff", path, oldText: call.oldText, newText: args.content }];
   }
   if (call.name !== "edit") return [];
-  const edits = Array.isArray(args["edits"]) ? args["edits"] : [args];
+  const edits = Array.isArray(args.edits) ? args.edits : [args];
   return edits.flatMap((edit: unknown): ToolContent[] => {
     const { oldText, newText } = asArgs(edit);
     return typeof oldText === "string" && typeof newText === "string"

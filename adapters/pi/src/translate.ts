@@ -15,7 +15,8 @@ interface OpenToolCall {
   args: unknown;
   /** What the file held before `write`: null if it did not exist, undefined if it is not shown. */
   oldText: string | null | undefined;
-  lastOutputAt: number;
+  /** When the call started, then when its output was last passed on. */
+  outputAt: number;
   pendingOutput: NodeJS.Timeout | undefined;
 }
 
@@ -50,7 +51,7 @@ export class TurnTranslator {
         break;
       }
       case "tool_execution_start":
-        this.#openCall(event.toolCallId, event.toolName, event.args);
+        this.#openCall(event.toolCallId, event.toolName, event.args).outputAt = Date.now();
         this.#emit({
           sessionUpdate: "tool_call_update",
           toolCallId: event.toolCallId,
@@ -89,21 +90,18 @@ export class TurnTranslator {
     this.#emit({ sessionUpdate, content: { type: "text", text } });
   }
 
-  #openCall(toolCallId: string, name: string, args: unknown): void {
-    if (this.#open.has(toolCallId)) return;
-    this.#open.set(toolCallId, {
-      name,
-      args,
-      oldText: undefined,
-      lastOutputAt: 0,
-      pendingOutput: undefined,
-    });
+  #openCall(toolCallId: string, name: string, args: unknown): OpenToolCall {
+    const open = this.#open.get(toolCallId);
+    if (open) return open;
+    const call = { name, args, oldText: undefined, outputAt: 0, pendingOutput: undefined };
+    this.#open.set(toolCallId, call);
     this.#emit({
       sessionUpdate: "tool_call",
       toolCallId,
       status: "pending",
       ...describeToolCall(name, args, this.#cwd),
     });
+    return call;
   }
 
   /** Passes the newest output on, now or when the interval is over. */
@@ -113,7 +111,7 @@ export class TurnTranslator {
     if (!call || !text) return;
     clearTimeout(call.pendingOutput);
     const send = () => {
-      call.lastOutputAt = Date.now();
+      call.outputAt = Date.now();
       this.#emit({
         sessionUpdate: "tool_call_update",
         toolCallId,
@@ -121,7 +119,7 @@ export class TurnTranslator {
         content: [{ type: "content", content: { type: "text", text } }],
       });
     };
-    const wait = call.lastOutputAt + OUTPUT_INTERVAL_MS - Date.now();
+    const wait = call.outputAt + OUTPUT_INTERVAL_MS - Date.now();
     if (wait <= 0) send();
     else call.pendingOutput = setTimeout(send, wait);
   }

@@ -41,7 +41,7 @@ export class Adapter implements AsyncDisposable {
     this.home = home;
     this.#ownsHome = options.home === undefined;
     const env: Record<string, string | undefined> = {
-      PATH: process.env["PATH"],
+      PATH: process.env.PATH,
       HOME: home,
       ANTHROPIC_API_KEY: "test-key",
       AGENTVM_MAX_RETRIES: "0",

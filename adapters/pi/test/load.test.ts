@@ -1,4 +1,4 @@
-import { mkdir, mkdtemp, readdir, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, rm, symlink } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
@@ -170,4 +170,32 @@ test("a closed session takes no prompts until it is loaded again", async () => {
   expect((await pi.prompt(sessionId, "Hi")).error).toMatchObject({ code: -32002 });
   await pi.request("session/load", { sessionId, cwd: home, mcpServers: [] });
   expect((await pi.prompt(sessionId, "Hi")).result).toEqual({ stopReason: "end_turn" });
+});
+
+test("two adapters of one home use their own services and sessions", async () => {
+  await using left = await startModelServer({ script: () => ({ text: "left" }) });
+  await using right = await startModelServer({ script: () => ({ text: "right" }) });
+  await using a = await Adapter.start({ home, env: anthropic(left) });
+  await using b = await Adapter.start({ home, env: anthropic(right) });
+  const turn = async (pi: Adapter) => await pi.prompt(await pi.newSession(), "Which one?");
+  await Promise.all([turn(a), turn(b), turn(a), turn(b)]);
+
+  expect(a.textOf("agent_message_chunk")).toBe("leftleft");
+  expect(b.textOf("agent_message_chunk")).toBe("rightright");
+  const files = await readdir(home, { recursive: true });
+  expect(files.filter((file) => file.endsWith(".jsonl"))).toHaveLength(4);
+});
+
+test("a session file that can't be written is an error of the prompt", async () => {
+  await using server = await startModelServer({ script: () => ({ text: "Hello." }) });
+  await using pi = await Adapter.start({ home, env: anthropic(server) });
+  const sessionId = await pi.newSession();
+  const files = await readdir(home, { recursive: true });
+  const file = join(home, files.find((name) => name.endsWith(".jsonl")) ?? "");
+  await rm(file);
+  await symlink("/dev/full", file);
+
+  const { error } = await pi.prompt(sessionId, "Hi");
+  expect(error).toMatchObject({ code: -32603, message: expect.stringContaining("ENOSPC") });
+  expect(await pi.newSession()).not.toBe(sessionId);
 });
