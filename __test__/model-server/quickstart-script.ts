@@ -1,8 +1,11 @@
 import type { ModelRequest, Reply } from "./reply.js";
 
-/** The model's part in the quickstart: writes a program, runs it, and says what it printed. */
-export function quickstartScript(): (request: ModelRequest) => Reply {
-  const path = "/home/user/hello.js";
+/**
+ * The model's part in the quickstart: writes a program, runs it, and says what it printed. The tool
+ * calls are in the words of Pi's tools.
+ */
+export function quickstartScript(home = "/home/user"): (request: ModelRequest) => Reply {
+  const path = `${home}/hello.js`;
   return ({ toolResults }) => {
     switch (toolResults.length) {
       case 0:

@@ -45,6 +45,8 @@ export type SessionUpdate =
   | {
       sessionUpdate: "user_message_chunk" | "agent_message_chunk" | "agent_thought_chunk";
       content: ContentBlock;
+      /** Equal for all chunks of one message. */
+      messageId: string;
     }
   | ({ sessionUpdate: "tool_call"; toolCallId: string; title: string } & ToolCallFields)
   | ({ sessionUpdate: "tool_call_update"; toolCallId: string } & ToolCallFields);

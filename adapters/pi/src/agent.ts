@@ -13,6 +13,8 @@ export class Agent {
   readonly #env: NodeJS.ProcessEnv;
   readonly #sdk: Promise<Sdk>;
   readonly #sessions = new Map<string, Session>();
+  /** Stored sessions that are being opened, so that no file is opened twice. */
+  readonly #opening = new Map<string, Promise<Session>>();
 
   constructor(connection: Connection, env: NodeJS.ProcessEnv) {
     this.#connection = connection;
@@ -98,10 +100,20 @@ export class Agent {
   async #reopen(params: unknown): Promise<Session> {
     const sessionId = sessionIdOf(params);
     const cwd = existingDirectory(cwdOf(params));
-    const files = await this.#files();
     const opened = this.#sessions.get(sessionId);
     if (opened?.busy) throw busy(sessionId);
     if (opened) return opened;
+    const opening = this.#opening.get(sessionId) ?? this.#openStored(sessionId, cwd);
+    this.#opening.set(sessionId, opening);
+    try {
+      return await opening;
+    } finally {
+      this.#opening.delete(sessionId);
+    }
+  }
+
+  async #openStored(sessionId: string, cwd: string): Promise<Session> {
+    const files = await this.#files();
     const session = await this.#open(files.open(sessionId, cwd));
     this.#sessions.set(session.id, session);
     return session;

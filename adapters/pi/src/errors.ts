@@ -56,7 +56,7 @@ export function readModelFailure(failed: {
   errorMessage?: string | undefined;
 }): ModelFailure {
   const text = failed.errorMessage ?? "The model request failed without a message";
-  const prefix = /^(?:[^{}\n]{0,80} \((\d{3})\): )?(?:(\d{3})(?::? |$))?/.exec(text);
+  const prefix = /^(?:[^{}\n]{0,80} \(([45]\d\d)\): )?(?:([45]\d\d)(?::? |$))?/.exec(text);
   const status = prefix?.[1] ?? prefix?.[2];
   const body = parseObject(text.slice(prefix?.[0].length ?? 0));
   const error = asObject(body?.error) ?? body;

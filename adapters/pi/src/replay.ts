@@ -1,7 +1,7 @@
 /** A stored Pi session → the ACP updates that tell it again. */
 
 import type { SessionEntry } from "@earendil-works/pi-coding-agent";
-import type { SessionUpdate } from "./acp.js";
+import type { ContentBlock, SessionUpdate } from "./acp.js";
 import { describeToolCall, describeToolResult, type PiToolResult } from "./tools.js";
 
 type Message = Extract<SessionEntry, { type: "message" }>["message"];
@@ -13,7 +13,7 @@ export function* replay(branch: SessionEntry[], cwd: string): Generator<SessionU
 
   for (const entry of branch) {
     if (entry.type !== "message" || omitted.has(entry.id)) continue;
-    yield* replayMessage(entry.message, open, cwd);
+    yield* replayMessage(entry.message, entry.id, open, cwd);
   }
   // The process died while these ran.
   for (const [toolCallId, call] of open) {
@@ -25,26 +25,28 @@ export function* replay(branch: SessionEntry[], cwd: string): Generator<SessionU
 
 function* replayMessage(
   message: Message,
+  messageId: string,
   open: Map<string, { name: string; args: unknown; oldText: undefined }>,
   cwd: string,
 ): Generator<SessionUpdate> {
   switch (message.role) {
     case "user":
       for (const part of parts(message.content)) {
-        if (part.type === "text") yield text("user_message_chunk", part.text);
-        else {
-          const { data, mimeType } = part;
-          const content = { type: "image" as const, data, mimeType };
-          yield { sessionUpdate: "user_message_chunk", content };
-        }
+        const content: ContentBlock =
+          part.type === "text"
+            ? { type: "text", text: part.text }
+            : { type: "image", data: part.data, mimeType: part.mimeType };
+        yield { sessionUpdate: "user_message_chunk", content, messageId };
       }
       break;
     case "assistant":
       for (const part of message.content) {
         if (part.type === "thinking") {
-          if (part.thinking) yield text("agent_thought_chunk", part.thinking);
+          const content: ContentBlock = { type: "text", text: part.thinking };
+          if (part.thinking) yield { sessionUpdate: "agent_thought_chunk", content, messageId };
         } else if (part.type === "text") {
-          if (part.text) yield text("agent_message_chunk", part.text);
+          const content: ContentBlock = { type: "text", text: part.text };
+          if (part.text) yield { sessionUpdate: "agent_message_chunk", content, messageId };
         } else {
           const { id: toolCallId, name, arguments: args } = part;
           open.set(toolCallId, { name, args, oldText: undefined });
@@ -78,11 +80,4 @@ function omittedEntries(branch: SessionEntry[]): Set<string> {
 
 function parts<T>(content: string | T[]): (T | { type: "text"; text: string })[] {
   return typeof content === "string" ? [{ type: "text", text: content }] : content;
-}
-
-function text(
-  sessionUpdate: "user_message_chunk" | "agent_message_chunk" | "agent_thought_chunk",
-  value: string,
-): SessionUpdate {
-  return { sessionUpdate, content: { type: "text", text: value } };
 }

@@ -120,7 +120,7 @@ export class Session {
       if (turn.cancelled) return "cancelled";
       throw error;
     } finally {
-      translator.finish(turn.cancelled ? "Cancelled" : "Not executed");
+      translator.abandonCalls(turn.cancelled ? "Cancelled" : "Not executed");
       this.#turn = undefined;
     }
   }
@@ -153,19 +153,24 @@ export class Session {
     if (event.type === "message_end" && event.message.role === "assistant") {
       turn.lastAnswer = event.message;
     }
-    if (event.type === "auto_retry_start") {
-      this.#connection.notify("_agentvm/retry", {
-        sessionId: this.id,
-        attempt: event.attempt,
-        maxAttempts: event.maxAttempts,
-        delayMs: event.delayMs,
-        discardsMessage: turn.translator.messageHasText,
-        error: turn.lastAnswer
-          ? readModelFailure(turn.lastAnswer)
-          : { message: event.errorMessage },
-      });
-    }
+    if (event.type === "auto_retry_start") this.#announceRetry(event, turn);
     turn.translator.translate(event);
+  }
+
+  #announceRetry(
+    event: Extract<AgentSessionEvent, { type: "auto_retry_start" }>,
+    { translator, lastAnswer }: Turn,
+  ): void {
+    const { messageId } = translator;
+    translator.abandonCalls("The answer broke off and is repeated");
+    this.#connection.notify("_agentvm/retry", {
+      sessionId: this.id,
+      attempt: event.attempt,
+      maxAttempts: event.maxAttempts,
+      delayMs: event.delayMs,
+      ...(messageId === undefined ? {} : { discardedMessageId: messageId }),
+      error: lastAnswer ? readModelFailure(lastAnswer) : { message: event.errorMessage },
+    });
   }
 
   #update(update: SessionUpdate): void {

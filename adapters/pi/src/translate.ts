@@ -1,5 +1,6 @@
 /** Pi's events of a running turn → ACP session updates, in order. */
 
+import { randomUUID } from "node:crypto";
 import { readFile, stat } from "node:fs/promises";
 import type { AgentSessionEvent } from "@earendil-works/pi-coding-agent";
 import type { SessionUpdate } from "./acp.js";
@@ -24,6 +25,7 @@ export class TurnTranslator {
   readonly #cwd: string;
   readonly #emit: (update: SessionUpdate) => void;
   readonly #open = new Map<string, OpenToolCall>();
+  #messageId = randomUUID();
   #messageHasText = false;
 
   constructor(cwd: string, emit: (update: SessionUpdate) => void) {
@@ -31,15 +33,17 @@ export class TurnTranslator {
     this.#emit = emit;
   }
 
-  /** Whether text or thoughts of the current assistant message have been sent. */
-  get messageHasText(): boolean {
-    return this.#messageHasText;
+  /** The assistant message of which text or thoughts have been sent last, if any were. */
+  get messageId(): string | undefined {
+    return this.#messageHasText ? this.#messageId : undefined;
   }
 
   translate(event: AgentSessionEvent): void {
     switch (event.type) {
       case "message_start":
-        if (event.message.role === "assistant") this.#messageHasText = false;
+        if (event.message.role !== "assistant") break;
+        this.#messageId = randomUUID();
+        this.#messageHasText = false;
         break;
       case "message_update": {
         const part = event.assistantMessageEvent;
@@ -77,8 +81,8 @@ export class TurnTranslator {
     if (path !== undefined) call.oldText = await readOldText(path);
   }
 
-  /** Ends the turn: calls that never got a result have failed. */
-  finish(reason: string): void {
+  /** Calls that will get no result any more have failed. */
+  abandonCalls(reason: string): void {
     for (const toolCallId of [...this.#open.keys()]) {
       this.#closeCall(toolCallId, { content: [{ type: "text", text: reason }] }, true);
     }
@@ -87,7 +91,8 @@ export class TurnTranslator {
   #chunk(sessionUpdate: "agent_message_chunk" | "agent_thought_chunk", text: string): void {
     if (text === "") return;
     this.#messageHasText = true;
-    this.#emit({ sessionUpdate, content: { type: "text", text } });
+    const messageId = this.#messageId;
+    this.#emit({ sessionUpdate, content: { type: "text", text }, messageId });
   }
 
   #openCall(toolCallId: string, name: string, args: unknown): OpenToolCall {

@@ -45,6 +45,7 @@ export class Adapter implements AsyncDisposable {
       HOME: home,
       ANTHROPIC_API_KEY: "test-key",
       AGENTVM_MAX_RETRIES: "0",
+      NODE_COMPILE_CACHE: join(ROOT, "node_modules/.cache/compile"),
       ...options.env,
     };
     this.child = spawn(NODE, [MAIN], { cwd: home, env, stdio: "pipe" });

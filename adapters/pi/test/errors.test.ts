@@ -121,17 +121,16 @@ test("an overload is retried and announced, and the turn succeeds", async () => 
   expect((await pi.prompt(sessionId, "Hello")).result).toEqual({ stopReason: "end_turn" });
 
   expect(pi.messages.filter(({ method }) => method === "_agentvm/retry")).toMatchObject([
-    {
-      params: { sessionId, attempt: 1, maxAttempts: 2, delayMs: 5, discardsMessage: false, error },
-    },
+    { params: { sessionId, attempt: 1, maxAttempts: 2, delayMs: 5, error } },
   ]);
   expect(pi.textOf("agent_message_chunk")).toBe("Now then.");
 });
 
-test("a retry after a broken stream says that the text so far is void", async () => {
+test("a retry after a broken stream says which message is void", async () => {
+  const bash = { name: "bash", input: { command: "touch ran" }, id: "t" };
   await using server = await startModelServer({
     script: [
-      { text: "The answer is probably 41", dropConnection: { afterChunks: 1 } },
+      { text: "41", toolCalls: [bash], streamError: { type: "overloaded_error", message: "Oh" } },
       { text: "42" },
     ],
   });
@@ -139,8 +138,15 @@ test("a retry after a broken stream says that the text so far is void", async ()
     env: { ...anthropic(server), AGENTVM_MAX_RETRIES: "1", AGENTVM_RETRY_DELAY_MS: "5" },
   });
   await pi.prompt(await pi.newSession(), "Hello");
+
+  const [first, second] = pi.updatesOf("agent_message_chunk");
+  expect(first).toMatchObject({ content: { text: "41" } });
+  expect(second).toMatchObject({ content: { text: "42" } });
   const retry = pi.messages.find(({ method }) => method === "_agentvm/retry");
-  expect(retry?.params).toMatchObject({ discardsMessage: true });
+  expect(retry?.params.discardedMessageId).toBe(first.messageId);
+  expect(second.messageId).not.toBe(first.messageId);
+  expect(pi.updatesOf("tool_call_update")).toMatchObject([{ toolCallId: "t", status: "failed" }]);
+  expect(await readdir(pi.home)).not.toContain("ran");
 });
 
 test("retries end at the limit with the last error", async () => {

@@ -162,6 +162,20 @@ test.for([["unknown"], ["../../etc/passwd"], [""]])(
   },
 );
 
+test("a session that is loaded twice at once is opened once", async () => {
+  await using server = await startModelServer({ script: () => ({ text: "Hello." }) });
+  let sessionId: string;
+  {
+    await using pi = await Adapter.start({ home, env: anthropic(server) });
+    sessionId = await pi.newSession();
+  }
+  await using pi = await Adapter.start({ home, env: anthropic(server) });
+  const params = { sessionId, cwd: home, mcpServers: [] };
+  await Promise.all([pi.request("session/load", params), pi.request("session/load", params)]);
+  const answers = await Promise.all([pi.prompt(sessionId, "One"), pi.prompt(sessionId, "Two")]);
+  expect(answers.map(({ error }) => error?.code)).toEqual([undefined, -32600]);
+});
+
 test("a closed session takes no prompts until it is loaded again", async () => {
   await using server = await startModelServer({ script: [{ text: "Hello." }] });
   await using pi = await Adapter.start({ home, env: anthropic(server) });

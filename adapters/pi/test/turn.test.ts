@@ -1,7 +1,8 @@
-import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { startModelServer } from "../../../__test__/model-server.js";
+import { quickstartScript, startModelServer } from "../../../__test__/model-server.js";
 import { Adapter, anthropic } from "./adapter.js";
 
 test("initialize says who the agent is and what it can do", async () => {
@@ -211,7 +212,12 @@ test("OPENAI_API_KEY and OPENAI_BASE_URL lead to an OpenAI model", async () => {
 });
 
 test("Pi's own models.json and settings.json choose the model", async () => {
-  await using server = await startModelServer({ script: [{ text: "Local." }] });
+  await using server = await startModelServer({
+    script: [
+      { toolCalls: [{ name: "bash", input: { command: "echo $((6 * 7))" } }] },
+      { text: "Local." },
+    ],
+  });
   await using pi = await Adapter.start({ env: { ANTHROPIC_API_KEY: undefined } });
   const dir = join(pi.home, ".pi/agent");
   await mkdir(dir, { recursive: true });
@@ -231,4 +237,18 @@ test("Pi's own models.json and settings.json choose the model", async () => {
   expect(result).toEqual({ stopReason: "end_turn" });
   expect(pi.textOf("agent_message_chunk")).toBe("Local.");
   expect(server.requests[0]).toMatchObject({ api: "openai-chat", body: { model: "tiny" } });
+  expect(server.requests[1]?.toolResults).toEqual(["42\n"]);
+});
+
+test("the quickstart's script writes a program, runs it and says what it printed", async () => {
+  const home = await mkdtemp(join(tmpdir(), "pi-adapter-home-"));
+  await using server = await startModelServer({ script: quickstartScript(home) });
+  {
+    await using pi = await Adapter.start({ env: anthropic(server), home });
+    const { result } = await pi.prompt(await pi.newSession(), "Write hello.js and run it");
+    expect(result).toEqual({ stopReason: "end_turn" });
+    expect(await readFile(join(home, "hello.js"), "utf8")).toContain("Hello from inside the VM");
+    expect(pi.textOf("agent_message_chunk")).toContain('it printed "Hello from inside the VM"');
+  }
+  await rm(home, { recursive: true });
 });
