@@ -24,7 +24,7 @@ interface Progress {
 async function install(agent: string): Promise<void> {
   const show = progressLine();
   const client = openNative({});
-  await call(client.installAgent(agent, (json) => show(JSON.parse(json))));
+  await call(client.installAgent(agent, (json: string) => show(JSON.parse(json))));
   process.stderr.write(`${agent} is installed in ${defaultAgentStoreDir()}\n`);
 }
 
