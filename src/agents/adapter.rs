@@ -173,10 +173,14 @@ mod tests {
     #[tokio::test]
     async fn many_at_once_make_one_copy() {
         let (root, dist) = (tempfile::tempdir().unwrap(), dist("1"));
-        let copies = (0..8).map(|_| copied(root.path(), dist.path()));
+        let mut copies = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (root, dist) = (root.path().to_owned(), dist.path().to_owned());
+            copies.spawn(async move { copied(&root, &dist).await });
+        }
         let mut names = Vec::new();
-        for copy in copies.collect::<Vec<_>>() {
-            names.push(copy.await.unwrap());
+        for copied in copies.join_all().await {
+            names.push(copied.unwrap());
         }
         names.dedup();
         assert_eq!(names.len(), 1);

@@ -1,5 +1,7 @@
 //! Which agents there are.
 
+use std::sync::LazyLock;
+
 use super::error::AgentError;
 use super::pi;
 use super::pinned::Pinned;
@@ -22,6 +24,8 @@ pub(super) struct Definition {
     /// As `createSession` takes it.
     pub(super) name: &'static str,
     pub(super) packages: Pinned,
+    /// Name of the entry that `packages` make.
+    pub(super) entry: LazyLock<String>,
     /// Directory of our ACP adapter below `adapters/` of the npm package; its `main.js` is what the
     /// runtime's Node runs.
     pub(super) adapter: &'static str,
@@ -62,7 +66,7 @@ impl Agent {
         self.definition().packages.version
     }
 
-    pub(super) const fn definition(self) -> &'static Definition {
+    pub(super) fn definition(self) -> &'static Definition {
         match self {
             Self::Pi => &pi::PI,
         }

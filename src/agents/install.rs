@@ -89,7 +89,7 @@ where
     let partial = {
         let (root, entry) = (root.to_owned(), entry.clone());
         blocking(move || {
-            sweep(&root, &entry);
+            sweep(&root, &entry, None);
             Partial::new(&root, &entry, lock)
         })
         .await?
@@ -119,7 +119,11 @@ where
             .and_then(|()| check(&partial.path, &pinned, &required))
             .and_then(|()| lay_out(&partial.path));
         match finished {
-            Ok(()) => partial.publish_entry(&root, &entry),
+            Ok(()) => {
+                // An npm may have outlived its killed installer by a moment, and made files again.
+                sweep(&root, &entry, Some(&partial.path));
+                partial.publish_entry(&root, &entry)
+            }
             Err(error) => {
                 partial.remove();
                 Err(error)
@@ -239,8 +243,8 @@ fn try_lock(root: &Path, entry: &str) -> Result<Option<Lock>, AgentError> {
 }
 
 /// Removes the partial directories of installers that are dead: those of the entry `mine`, which the
-/// caller has locked, and of others that nobody has locked.
-fn sweep(root: &Path, mine: &str) {
+/// caller has locked, but for the caller's own, `keep`, and those of others that nobody has locked.
+fn sweep(root: &Path, mine: &str, keep: Option<&Path>) {
     let Ok(found) = fs::read_dir(root) else {
         return;
     };
@@ -250,7 +254,9 @@ fn sweep(root: &Path, mine: &str) {
             continue;
         };
         if entry == mine {
-            remove_tree(&found.path());
+            if keep != Some(&found.path()) {
+                remove_tree(&found.path());
+            }
         } else if let Ok(Some(_lock)) = try_lock(root, entry) {
             remove_tree(&found.path());
         }
@@ -429,3 +435,7 @@ pub(super) async fn blocking<T: Send + 'static>(
         .await
         .unwrap_or_else(|error| Err(AgentError::Ended(error.to_string())))
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests;

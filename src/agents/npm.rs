@@ -31,6 +31,8 @@ pub(super) struct Npm {
     program: PathBuf,
     /// `npm-cli.js`, if `program` is a Node.
     script: Option<PathBuf>,
+    /// The host's npmrc for all users, if npm would not find it by itself.
+    global_config: Option<PathBuf>,
 }
 
 impl Npm {
@@ -46,10 +48,12 @@ impl Npm {
                 Some(extension) if extension == "js" && own.is_file() => Ok(Self {
                     program: node.to_owned(),
                     script: Some(own),
+                    global_config: None,
                 }),
                 _ if is_program(&own) => Ok(Self {
                     program: own,
                     script: None,
+                    global_config: None,
                 }),
                 _ => Err(vec![format!("{} (AGENTVM_NPM)", own.display())]),
             };
@@ -66,6 +70,7 @@ impl Npm {
                 return Ok(Self {
                     program: node.to_owned(),
                     script: Some(script),
+                    global_config: None,
                 });
             }
             let script = script.display().to_string();
@@ -86,16 +91,30 @@ impl Npm {
                 Ok(Self {
                     program,
                     script: None,
+                    global_config: None,
                 })
             },
         )
     }
 
-    /// npm of a runtime entry.
-    pub(super) fn of_runtime(node: PathBuf, cli: PathBuf) -> Self {
+    /// npm of a runtime entry. It would look for the npmrc of all users beside its own Node: it gets
+    /// the one beside `host_node`, unless the environment names another.
+    pub(super) fn of_runtime(
+        node: PathBuf,
+        cli: PathBuf,
+        host_node: &Path,
+        env: impl Fn(&str) -> Option<OsString>,
+    ) -> Self {
+        let named = ["npm_config_globalconfig", "NPM_CONFIG_GLOBALCONFIG"]
+            .iter()
+            .any(|name| env(name).is_some());
+        let prefix = host_node.parent().and_then(Path::parent);
         Self {
             program: node,
             script: Some(cli),
+            global_config: prefix
+                .filter(|_| !named)
+                .map(|prefix| prefix.join("etc/npmrc")),
         }
     }
 
@@ -147,6 +166,11 @@ impl Npm {
     fn start(&self, directory: &Path, output: io::PipeWriter) -> io::Result<Running> {
         let mut prefix = OsString::from("--prefix=");
         prefix.push(directory);
+        let global_config = self.global_config.as_ref().map(|file| {
+            let mut option = OsString::from("--globalconfig=");
+            option.push(file);
+            option
+        });
         // The environment and the working directory are inherited: the user's registry, proxies,
         // certificates and NODE_OPTIONS mean what they mean to the program that embeds us. Options
         // that would change *what* is installed are overridden, whatever ~/.npmrc says.
@@ -161,6 +185,7 @@ impl Npm {
             .args(["--loglevel=http", "--no-progress", "--no-color"])
             .args(["--no-json", "--no-update-notifier"])
             .arg(prefix)
+            .args(global_config)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -193,9 +218,10 @@ struct Running {
 
 impl Running {
     fn kill(&self) {
-        if let Some(group) = self.group {
-            // It fails only if nothing is left.
-            drop(killpg(group, Signal::SIGKILL));
+        if let Some(group) = self.group
+            && let Err(errno) = killpg(group, Signal::SIGKILL)
+        {
+            tracing::debug!(%errno, %group, "npm was gone already");
         }
     }
 
@@ -465,7 +491,7 @@ mod tests {
     async fn of_much_output_only_the_end_is_kept() {
         let output = parsed(&"a line\n".repeat(1000)).await;
         assert_eq!(output.tail.len(), TAIL_LINES);
-        let output = parsed(&"x".repeat(100_000)).await;
+        let output = parsed(&"x".repeat(10 * MAX_LINE)).await;
         assert_eq!(output.tail[0].len(), MAX_LINE);
     }
 }

@@ -1,18 +1,23 @@
 //! Pi: our adapter hosts its SDK in one Node process.
 
+use std::sync::LazyLock;
+
 use super::catalog::Definition;
 use super::pinned::Pinned;
 
-pub(super) const PI: Definition = Definition {
+pub(super) const PACKAGES: Pinned = Pinned {
     name: "pi",
-    packages: Pinned {
-        name: "pi",
-        version: "0.87.1",
-        package: "@earendil-works/pi-coding-agent",
-        manifest: include_str!("locks/pi/package.json"),
-        lock: include_str!("locks/pi/package-lock.json"),
-        files: &["node_modules/@earendil-works/pi-coding-agent/dist/index.js"],
-    },
+    version: "0.87.1",
+    package: "@earendil-works/pi-coding-agent",
+    manifest: include_str!("locks/pi/package.json"),
+    lock: include_str!("locks/pi/package-lock.json"),
+    files: &["node_modules/@earendil-works/pi-coding-agent/dist/index.js"],
+};
+
+pub(super) static PI: Definition = Definition {
+    name: "pi",
+    packages: PACKAGES,
+    entry: LazyLock::new(|| PACKAGES.entry()),
     adapter: "pi",
     // It asks nobody but the model's provider: no update check, no download, no telemetry.
     env: &[

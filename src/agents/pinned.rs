@@ -31,7 +31,7 @@ pub(super) struct Pinned {
 }
 
 impl Pinned {
-    /// Name of the entry: its directory in the store.
+    /// Name of the entry: its directory in the store. Hashes the lockfile: kept by who needs it often.
     pub(super) fn entry(&self) -> String {
         let content = format!("{LAYOUT_VERSION}\0{}\0{}", self.manifest, self.lock);
         let hash = Uuid::new_v5(&LOCK_NAMESPACE, content.as_bytes()).simple();
@@ -50,7 +50,7 @@ impl Pinned {
         Ok(lock
             .packages
             .into_iter()
-            .filter(|(_, package)| package.required())
+            .filter(|(path, package)| !path.is_empty() && package.required())
             .filter_map(|(path, package)| {
                 let version = package.version?;
                 Some(LockedPackage { path, version })
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
     use crate::agents::{pi, runtime};
 
-    const ALL: [Pinned; 3] = [pi::PI.packages, runtime::X64, runtime::ARM64];
+    const ALL: [Pinned; 3] = [pi::PACKAGES, runtime::X64, runtime::ARM64];
 
     fn packages(pinned: &Pinned) -> Vec<(String, Value)> {
         let lock: Value = serde_json::from_str(pinned.lock).unwrap();
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn another_lockfile_is_another_entry() {
-        let pinned = pi::PI.packages;
+        let pinned = pi::PACKAGES;
         let other = Pinned {
             lock: "{}",
             ..pinned
@@ -219,7 +219,7 @@ mod tests {
     fn required(lock: &'static str) -> Vec<String> {
         let pinned = Pinned {
             lock,
-            ..pi::PI.packages
+            ..pi::PACKAGES
         };
         let required = pinned.required().unwrap();
         required.into_iter().map(|package| package.path).collect()

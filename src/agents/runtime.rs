@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use super::error::AgentError;
 use super::pinned::Pinned;
@@ -50,6 +51,9 @@ pub(super) const ARM64: Pinned = Pinned {
 pub(super) const RUNTIME: Pinned = X64;
 #[cfg(target_arch = "aarch64")]
 pub(super) const RUNTIME: Pinned = ARM64;
+
+/// Name of its entry.
+pub(super) static ENTRY: LazyLock<String> = LazyLock::new(|| RUNTIME.entry());
 
 /// What goes on a `PATH`, relative to the entry.
 pub(super) const BIN: &str = "bin";

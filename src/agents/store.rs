@@ -104,8 +104,8 @@ impl AgentStore {
         progress: &(dyn Fn(InstallProgress) + Send + Sync),
     ) -> Result<Installed, AgentError> {
         let definition = agent.definition();
-        let installed = |pinned: &Pinned| is_installed(self.root(), &pinned.entry());
-        if !(installed(&RUNTIME) && installed(&definition.packages)) {
+        let installed = |entry: &str| is_installed(self.root(), entry);
+        if !(installed(&runtime::ENTRY) && installed(&definition.entry)) {
             if !auto_install {
                 return Err(AgentError::NotInstalled {
                     agent: definition.name,
@@ -114,9 +114,8 @@ impl AgentStore {
             }
             self.install(definition, progress).await?;
         }
-        let root = self.root().to_owned();
-        blocking(move || install::make_root(&root)).await?;
-        let entry = definition.packages.entry();
+        install::make_root(self.root())?;
+        let entry = definition.entry.clone();
         let dist = self
             .places
             .package
@@ -126,7 +125,7 @@ impl AgentStore {
             adapter::ensure(self.root(), &entry, definition.name, dist.join("dist")).await?;
         Ok(Installed {
             agent,
-            runtime: RUNTIME.entry(),
+            runtime: runtime::ENTRY.clone(),
             entry,
             adapter,
         })
@@ -136,7 +135,7 @@ impl AgentStore {
     pub async fn list(&self) -> Result<Vec<Entry>, AgentError> {
         let root = self.root().to_owned();
         blocking(move || {
-            let current = Agent::ALL.map(|agent| agent.definition().packages.entry());
+            let current = Agent::ALL.map(|agent| agent.definition().entry.as_str());
             let failed = |error| store("can't read", &root, error);
             let found = match fs::read_dir(&root) {
                 Ok(found) => found,
@@ -151,7 +150,7 @@ impl AgentStore {
                     && let Some(marker) = install::marker(&found.path())
                 {
                     entries.push(Entry {
-                        current: current.contains(&name) || name == RUNTIME.entry(),
+                        current: current.contains(&name.as_str()) || name == *runtime::ENTRY,
                         bytes: marker.bytes,
                         name,
                     });
@@ -196,13 +195,12 @@ async fn install_missing(
     let report = |step, pinned: &Pinned, movement| {
         moved.send_replace(Some(describe(definition.name, step, pinned, movement)));
     };
+    let env = |name: &str| std::env::var_os(name);
     let mut cancelled = async || drop((&mut caller).await);
-    if !is_installed(&places.root, &RUNTIME.entry()) {
-        let npm = Npm::of_host(&places.node, |name| std::env::var_os(name)).map_err(|tried| {
-            AgentError::NoNpm {
-                title: definition.packages.title(),
-                tried,
-            }
+    if !is_installed(&places.root, &runtime::ENTRY) {
+        let npm = Npm::of_host(&places.node, env).map_err(|tried| AgentError::NoNpm {
+            title: definition.packages.title(),
+            tried,
         })?;
         let lay_out = |entry: &Path| {
             runtime::lay_out(entry).map_err(|error| store("can't set up", entry, error))?;
@@ -212,8 +210,9 @@ async fn install_missing(
         install::install(&places.root, RUNTIME, &npm, lay_out, cancelled(), moved).await?;
     }
     // npm with its own Node: under an older one it would refuse, or choose other packages.
-    let runtime = places.root.join(RUNTIME.entry());
-    let npm = Npm::of_runtime(runtime::node(&runtime), runtime::npm_cli(&runtime));
+    let runtime = places.root.join(&*runtime::ENTRY);
+    let (node, cli) = (runtime::node(&runtime), runtime::npm_cli(&runtime));
+    let npm = Npm::of_runtime(node, cli, &places.node, env);
     let packages = definition.packages;
     let moved = |movement| report(Step::Agent, &packages, movement);
     install::install(&places.root, packages, &npm, |_| Ok(()), cancelled(), moved).await
