@@ -17,28 +17,26 @@ The store is $AGENTVM_CACHE_DIR/agents, else $XDG_CACHE_HOME/agentvm/agents, els
 
 interface Progress {
   message: string;
-  done: number;
-  total: number;
+  step: string;
 }
 
 async function install(agent: string): Promise<void> {
   const show = progressLine();
   const client = openNative({});
   await call(client.installAgent(agent, (json: string) => show(JSON.parse(json))));
-  process.stderr.write(`${agent} is installed in ${defaultAgentStoreDir()}\n`);
+  process.stderr.write(`${process.stderr.isTTY ? "\n" : ""}${agent} is installed in ${defaultAgentStoreDir()}\n`);
 }
 
-/** One line that changes on a terminal; elsewhere a line for each new message. */
+/** One line for each step, which changes on a terminal; elsewhere a line for each message. */
 function progressLine(): (progress: Progress) => void {
   let last = "";
-  return ({ message, done, total }) => {
-    const text = total > 0 ? `${message} (${done}/${total})` : message;
+  return ({ message, step }) => {
     if (process.stderr.isTTY) {
-      process.stderr.write(`\r\x1b[K${text}${done === total ? "\n" : ""}`);
-    } else if (message !== last) {
-      process.stderr.write(`${text}\n`);
+      process.stderr.write(`${step === last ? "\r\x1b[K" : "\n"}${message}`);
+    } else {
+      process.stderr.write(`${message}\n`);
     }
-    last = message;
+    last = step;
   };
 }
 

@@ -35,9 +35,9 @@ pub(crate) fn open(path: &[u8], flags: i32, mode: u32, user: Account) -> nix::Re
                 size_of::<libc::open_how>(),
             )
         };
-        let fd = Errno::result(fd)?;
-        // SAFETY: the kernel has just returned this descriptor, which fits a RawFd.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+        let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+        // SAFETY: the kernel has just returned this descriptor.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     })
 }
 

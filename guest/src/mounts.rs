@@ -277,8 +277,7 @@ fn bind(source: &str, target: &str) -> nix::Result<()> {
 /// A detached copy of a mount and everything below it.
 fn clone_tree(path: &[u8]) -> nix::Result<OwnedFd> {
     let path = CString::new(Bytes::from(path)).map_err(|_| Errno::EINVAL)?;
-    #[expect(clippy::cast_sign_loss, reason = "AT_ flags are positive")]
-    let recursive = libc::AT_RECURSIVE as u32;
+    let recursive = libc::AT_RECURSIVE.cast_unsigned();
     open_tree(
         &path,
         libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | recursive,
@@ -288,9 +287,9 @@ fn clone_tree(path: &[u8]) -> nix::Result<OwnedFd> {
 fn open_tree(path: &CStr, flags: u32) -> nix::Result<OwnedFd> {
     // SAFETY: the path outlives the call.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
-    let fd = Errno::result(fd)?;
-    // SAFETY: the kernel has just returned this descriptor, which fits a RawFd.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just returned this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn set_attributes(tree: &OwnedFd, set: u64) -> nix::Result<()> {
