@@ -24,7 +24,9 @@ async function install(agent: string): Promise<void> {
   const show = progressLine();
   const client = openNative({});
   await call(client.installAgent(agent, (json: string) => show(JSON.parse(json))));
-  process.stderr.write(`${process.stderr.isTTY ? "\n" : ""}${agent} is installed in ${defaultAgentStoreDir()}\n`);
+  process.stderr.write(
+    `${process.stderr.isTTY ? "\n" : ""}${agent} is installed in ${defaultAgentStoreDir()}\n`,
+  );
 }
 
 /** One line for each step, which changes on a terminal; elsewhere a line for each message. */
