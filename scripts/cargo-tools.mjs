@@ -50,5 +50,7 @@ export async function provide(name) {
 function isRight(name) {
   const { crate, version } = TOOLS[name];
   const series = version.slice(0, version.lastIndexOf("."));
-  return output("cargo", [name, "--version"])?.includes(`${crate} ${series}.`) ?? false;
+  // Some name themselves before the version, some print it alone.
+  const printed = output("cargo", [name, "--version"])?.split("\n", 1)[0];
+  return printed?.replace(`${crate} `, "").startsWith(`${series}.`) ?? false;
 }
