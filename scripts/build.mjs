@@ -27,16 +27,34 @@ async function buildAddon(debug) {
 }
 
 async function buildTypeScript() {
-  // Nothing of a source file that is gone may stay.
-  rmSync(resolve(ROOT, "dist"), { recursive: true, force: true });
-  await Promise.all(sourceProjects().map((project) => tsc(["--project", project])));
+  await Promise.all(
+    sourceProjects().map(async (project) => {
+      // Nothing of a source file that is gone may stay.
+      rmSync(resolve(ROOT, outputOf(project)), { recursive: true, force: true });
+      await tsc(["--project", project]);
+    }),
+  );
   chmodSync(resolve(ROOT, "dist/cli.js"), 0o755);
 }
 
-/** The directories that TypeScript is compiled in. */
+/** The directories whose TypeScript is compiled: the package's own, and one for each adapter. */
 export function sourceProjects() {
-  const adapters = readdirSync(resolve(ROOT, "adapters")).map((name) => `adapters/${name}`);
-  return ["lib", ...adapters].filter((path) => existsSync(resolve(ROOT, path, "tsconfig.json")));
+  return ["lib", ...adapters()];
+}
+
+/** The directories of the adapters. */
+export function adapters() {
+  const paths = readdirSync(resolve(ROOT, "adapters")).map((name) => `adapters/${name}`);
+  return paths.filter((path) => existsSync(resolve(ROOT, path, "tsconfig.json")));
+}
+
+/**
+ * Where tsc puts what it makes of a project.
+ *
+ * @param {string} project
+ */
+function outputOf(project) {
+  return project === "lib" ? "dist" : `${project}/dist`;
 }
 
 /** @param {string[]} args */

@@ -6,9 +6,9 @@
 // It stops at the first failure; with CI set it goes on with what the failure leaves meaningful.
 
 import { mkdirSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
-import { build, setUp, sourceProjects, tsc } from "./build.mjs";
+import { adapters, build, setUp, sourceProjects, tsc } from "./build.mjs";
 import { provide } from "./cargo-tools.mjs";
 import { Failure, main, output, ROOT, run, runNode } from "./command.mjs";
 import { fuzz } from "./fuzz.mjs";
@@ -78,7 +78,8 @@ const STEPS = [
     what: "tsc on everything, tests and examples included",
     needs: "build",
     async run() {
-      for (const project of [".", ...sourceProjects()]) {
+      const tests = adapters().map((adapter) => `${adapter}/tsconfig.test.json`);
+      for (const project of [".", ...sourceProjects(), ...tests]) {
         await tsc(["--noEmit", "--project", project]);
       }
     },
@@ -101,6 +102,16 @@ const STEPS = [
     what: "the built package",
     needs: "build",
     run: () => runNode(VITEST_PROGRAM, VITEST),
+  },
+  {
+    name: "adapters",
+    what: "the agents' ACP adapters, on the Node that they have in a VM",
+    needs: "build",
+    async run() {
+      for (const adapter of adapters()) {
+        await runNode(VITEST_PROGRAM, VITEST, { cwd: resolve(ROOT, adapter) });
+      }
+    },
   },
   {
     name: "jest",

