@@ -39,11 +39,12 @@ export function run(program, args, { cwd = ROOT, env = {}, log } = {}) {
  *
  * @param {string} program
  * @param {string[]} args
+ * @param {{ cwd?: string }} [options]
  * @returns {string | undefined}
  */
-export function output(program, args) {
+export function output(program, args, { cwd = ROOT } = {}) {
   const result = spawnSync(program, args, {
-    cwd: ROOT,
+    cwd,
     encoding: "utf8",
     maxBuffer: 256 * 1024 * 1024,
     stdio: ["ignore", "pipe", "ignore"],
@@ -61,6 +62,17 @@ export function output(program, args) {
  */
 export function runNode(path, args, options) {
   return run(process.execPath, [resolve(ROOT, "node_modules", path), ...args], options);
+}
+
+/**
+ * Program and arguments of an npm command: of the npm that runs this, where one does.
+ *
+ * @param {string[]} args
+ * @returns {[string, string[]]}
+ */
+export function npm(args) {
+  const path = process.env["npm_execpath"];
+  return path === undefined ? ["npm", args] : [process.execPath, [path, ...args]];
 }
 
 /**

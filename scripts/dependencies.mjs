@@ -2,7 +2,7 @@
 
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
-import { ROOT, run } from "./command.mjs";
+import { npm, ROOT, run } from "./command.mjs";
 
 /**
  * @typedef {{ version?: string, integrity?: string, optional?: boolean, devOptional?: boolean,
@@ -14,10 +14,7 @@ export async function installDependencies() {
   for (const directory of [ROOT, resolve(ROOT, "adapters")]) {
     if (isCurrent(directory)) continue;
     console.log(`Installing node_modules in ${directory} (npm ci, up to a minute)`);
-    const args = ["ci", "--loglevel=error"];
-    const npm = process.env["npm_execpath"];
-    if (npm === undefined) await run("npm", args, { cwd: directory });
-    else await run(process.execPath, [npm, ...args], { cwd: directory });
+    await run(...npm(["ci", "--loglevel=error"]), { cwd: directory });
   }
 }
 
