@@ -4,14 +4,17 @@
 import { chmodSync, existsSync, readdirSync, rmSync } from "node:fs";
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
-import { main, ROOT, runNode } from "./command.mjs";
+import { main, ROOT, runNode, stage } from "./command.mjs";
 import { installDependencies } from "./dependencies.mjs";
 import { checkBuildPrerequisites } from "./prerequisites.mjs";
 
 /** @param {{ debug?: boolean }} [options] */
 export async function build({ debug = false } = {}) {
-  await buildAddon(debug);
-  await buildTypeScript();
+  const profile = debug ? "debug" : "release";
+  await stage(`The addon, ${profile} (cargo: minutes the first time, then seconds)`, () =>
+    buildAddon(debug),
+  );
+  await stage("TypeScript: the package and the adapters (tsc)", buildTypeScript);
 }
 
 /**

@@ -2,7 +2,7 @@
 
 import { homedir } from "node:os";
 import { delimiter, join, resolve } from "node:path";
-import { output, run } from "./command.mjs";
+import { output, run, stage } from "./command.mjs";
 
 /**
  * Any version of the same minor series that is already on the machine will do. Built without
@@ -35,14 +35,12 @@ export async function provide(name) {
   const root = join(CACHE, `${crate}-${version}`);
   process.env["PATH"] = [join(root, "bin"), process.env["PATH"]].join(delimiter);
   if (isRight(name)) return;
-  console.log(`cargo install ${crate} ${version} (once, into ${root})`);
-  await run(
-    "cargo",
-    ["install", "--locked", "--debug", ...flags, "--root", root, `${crate}@${version}`],
-    {
+  const args = ["install", "--locked", "--debug", ...flags, "--root", root, `${crate}@${version}`];
+  await stage(`${crate} (cargo install into ${root}: minutes, once for all checkouts)`, () =>
+    run("cargo", args, {
       cwd: resolve("/"),
       env: { CARGO_PROFILE_DEV_DEBUG: "0", CARGO_TARGET_DIR: undefined, RUSTFLAGS: undefined },
-    },
+    }),
   );
 }
 

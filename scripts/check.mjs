@@ -10,7 +10,7 @@ import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { adapters, build, setUp, sourceProjects, tsc } from "./build.mjs";
 import { provide } from "./cargo-tools.mjs";
-import { Failure, main, output, ROOT, run, runNode } from "./command.mjs";
+import { elapsed, Failure, main, output, ROOT, run, runNode } from "./command.mjs";
 import { fuzz } from "./fuzz.mjs";
 import { asOrdinaryUser } from "./ordinary-user.mjs";
 import { checkPackedPackage } from "./packed.mjs";
@@ -199,11 +199,6 @@ function chosenSteps() {
   const unknown = names.find((name) => !STEPS.some((step) => step.name === name));
   if (unknown !== undefined) throw new Failure(`no step ${unknown}; npm test -- --list names them`);
   return STEPS.filter(({ name }) => names.includes(name)).map(({ needs, ...step }) => step);
-}
-
-/** @param {number} since */
-function elapsed(since) {
-  return `${((performance.now() - since) / 1000).toFixed(1)} s`;
 }
 
 await main(async () => {

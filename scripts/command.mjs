@@ -76,6 +76,26 @@ export function npm(args) {
 }
 
 /**
+ * Announces what may take a while, and says how long it took.
+ *
+ * @param {string} title
+ * @param {() => Promise<void>} work
+ */
+export async function stage(title, work) {
+  const start = performance.now();
+  console.log(`── ${title}`);
+  await work();
+  console.log(`   ${elapsed(start)}`);
+}
+
+/**
+ * @param {number} since of `performance.now()`
+ */
+export function elapsed(since) {
+  return `${((performance.now() - since) / 1000).toFixed(1)} s`;
+}
+
+/**
  * Runs a driver to its end.
  *
  * @param {() => Promise<void>} driver

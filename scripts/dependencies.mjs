@@ -2,7 +2,7 @@
 
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
-import { npm, ROOT, run } from "./command.mjs";
+import { npm, ROOT, run, stage } from "./command.mjs";
 
 /**
  * @typedef {{ version?: string, integrity?: string, optional?: boolean, devOptional?: boolean,
@@ -13,8 +13,9 @@ import { npm, ROOT, run } from "./command.mjs";
 export async function installDependencies() {
   for (const directory of [ROOT, resolve(ROOT, "adapters")]) {
     if (isCurrent(directory)) continue;
-    console.log(`Installing node_modules in ${directory} (npm ci, up to a minute)`);
-    await run(...npm(["ci", "--loglevel=error"]), { cwd: directory });
+    await stage(`Packages for ${directory} (npm ci: up to a minute, once)`, () =>
+      run(...npm(["ci", "--loglevel=error"]), { cwd: directory }),
+    );
   }
 }
 

@@ -40,15 +40,16 @@ export async function fuzz(seconds) {
  * @param {number} seconds
  */
 async function fuzzTarget(directory, name, program, seconds) {
-  const corpus = join(directory, "corpus", name);
+  // What it finds goes into the first; the second is committed.
+  const corpus = [join(directory, "corpus", name), join(directory, "seeds", name)];
   const artifacts = join(directory, "artifacts", name);
-  for (const path of [corpus, artifacts]) mkdirSync(path, { recursive: true });
+  for (const path of [...corpus, artifacts]) mkdirSync(path, { recursive: true });
   const logFile = join(artifacts, "log");
   const log = openSync(logFile, "w");
   try {
     const limits = ["-max_len=65536", "-rss_limit_mb=1024", "-timeout=5"];
     const time = `-max_total_time=${seconds}`;
-    await run(program, [time, `-artifact_prefix=${artifacts}/`, ...limits, corpus], { log });
+    await run(program, [time, `-artifact_prefix=${artifacts}/`, ...limits, ...corpus], { log });
   } catch (error) {
     console.error(readFileSync(logFile, "utf8").slice(-8000));
     throw error;
