@@ -5,6 +5,7 @@ export default defineConfig({
   cacheDir: process.env["AGENTVM_VITEST_CACHE"] ?? "target/vitest",
   test: {
     include: ["__test__/**/*.test.ts"],
+    globalSetup: "__test__/agent-store.ts",
     // The package is tested as it is built: CommonJS, loaded by Node and not by Vite.
     server: { deps: { external: [/\/dist\/.*\.js$/] } },
     pool: "forks",
