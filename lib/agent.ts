@@ -6,6 +6,13 @@ type NativeVm = InstanceType<typeof native.NativeVm>;
 type NativeSubscription = ReturnType<NativeVm["subscribe"]>;
 type Listener = (value: never) => void;
 
+const EVENTS: readonly string[] = [
+  "sessionEvent",
+  "vmBooted",
+  "vmShutdown",
+  "installProgress",
+] satisfies (keyof Api.AgentEvents)[];
+
 /** An item of a batch from the addon. */
 interface Item {
   type: keyof Api.AgentEvents | "error";
@@ -15,7 +22,8 @@ interface Item {
 export class Agent implements Api.Agent {
   readonly key: readonly string[];
   readonly #vm: NativeVm;
-  readonly #listeners = new Map<string, Set<Listener>>();
+  /** By event. `true`: for one event only. */
+  readonly #listeners = new Map<string, Map<Listener, boolean>>();
   #subscription: NativeSubscription | undefined;
 
   constructor(vm: NativeVm, key: readonly string[]) {
@@ -162,28 +170,14 @@ export class Agent implements Api.Agent {
     event: E,
     listener: (value: Api.AgentEvents[E]) => void,
   ): () => void {
-    if (typeof listener !== "function") {
-      throw invalidArgument("listener", "must be a function");
-    }
-    this.#subscription ??= callSync(() => this.#vm.subscribe((batch) => this.#deliver(batch)));
-    let listeners = this.#listeners.get(event);
-    if (!listeners) {
-      listeners = new Set();
-      this.#listeners.set(event, listeners);
-    }
-    listeners.add(listener as Listener);
-    return () => this.off(event, listener);
+    return this.#listen(event, listener, false);
   }
 
   once<E extends keyof Api.AgentEvents>(
     event: E,
     listener: (value: Api.AgentEvents[E]) => void,
   ): () => void {
-    const off = this.on(event, (value) => {
-      off();
-      listener(value);
-    });
-    return off;
+    return this.#listen(event, listener, true);
   }
 
   off<E extends keyof Api.AgentEvents>(
@@ -197,6 +191,28 @@ export class Agent implements Api.Agent {
         this.stopListening();
       }
     }
+  }
+
+  #listen<E extends keyof Api.AgentEvents>(
+    event: E,
+    listener: (value: Api.AgentEvents[E]) => void,
+    once: boolean,
+  ): () => void {
+    if (!EVENTS.includes(event)) {
+      throw invalidArgument("event", `${JSON.stringify(event)} is none of ${EVENTS.join(", ")}`);
+    }
+    if (typeof listener !== "function") {
+      throw invalidArgument("listener", "must be a function");
+    }
+    this.#subscription ??= callSync(() => this.#vm.subscribe((batch) => this.#deliver(batch)));
+    let listeners = this.#listeners.get(event);
+    if (!listeners) {
+      listeners = new Map();
+      this.#listeners.set(event, listeners);
+    }
+    // Who listens to every event goes on listening.
+    listeners.set(listener, once && (listeners.get(listener) ?? true));
+    return () => this.off(event, listener);
   }
 
   stopListening(): void {
@@ -213,7 +229,10 @@ export class Agent implements Api.Agent {
         continue;
       }
       // A copy: a listener may remove itself or others.
-      for (const listener of [...(this.#listeners.get(item.type) ?? [])]) {
+      for (const [listener, once] of [...(this.#listeners.get(item.type) ?? [])]) {
+        if (once) {
+          this.off(item.type, listener as never);
+        }
         try {
           listener(item.value as never);
         } catch (error) {
