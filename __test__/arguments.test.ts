@@ -1,0 +1,198 @@
+import type { Agent } from "agentvm";
+import { createClient } from "agentvm";
+import { expect, test } from "vitest";
+import { failureOf, newClient, newDirectory, newPiSession, newVm } from "./fixtures.js";
+
+/** A call with something that its types forbid. */
+// biome-ignore lint/suspicious/noExplicitAny: what JavaScript callers can do
+type Untyped = any;
+
+/** What is no object of options. */
+const NO_OBJECT: Untyped[] = [null, 7, "x", true, [], [1]];
+
+test.for<[string, Untyped, string]>([
+  ["an unknown name", { datadir: "/tmp" }, "datadir"],
+  ["a path that is no string", { dataDir: 1 }, "dataDir"],
+  ["null", { dataDir: null }, "dataDir"],
+  ["an empty path", { dataDir: "" }, "dataDir"],
+  ["an empty store path", { agentStoreDir: "" }, "agentStoreDir"],
+  ["a store path that is no string", { agentStoreDir: ["/tmp"] }, "agentStoreDir"],
+  ["a boolean as text", { autoInstall: "no" }, "autoInstall"],
+  ["another durability", { durability: "maximal" }, "durability"],
+  ["one port", { loopbackExemptPorts: 80 }, "loopbackExemptPorts"],
+  ["port 0", { loopbackExemptPorts: [0] }, "loopbackExemptPorts"],
+  ["a port beyond 65535", { loopbackExemptPorts: [80, 65_536] }, "loopbackExemptPorts[1]"],
+  ["a fraction of a port", { loopbackExemptPorts: [80.5] }, "loopbackExemptPorts[0]"],
+  ["a limit below an agent's first answer", { maxMessageBytes: 10 }, "maxMessageBytes"],
+  ["a negative limit", { maxMessageBytes: -1 }, "maxMessageBytes"],
+  ["NaN", { maxMessageBytes: Number.NaN }, "maxMessageBytes"],
+])("createClient refuses %s, naming the option", async ([, options, field]) => {
+  const dataDir = await newDirectory();
+  await expectRefused(() => createClient({ dataDir, ...options }), field);
+});
+
+test("createClient refuses what is no object", async () => {
+  for (const options of NO_OBJECT) await expectRefused(() => createClient(options), "options");
+});
+
+test("getOrCreate refuses what is no key", async () => {
+  const client = await newClient();
+  for (const key of ["", [], [""], ["a", ""], null, undefined, 7, {}, ["a", 7], [null]]) {
+    await expectRefused(() => client.vm.getOrCreate(key as Untyped), "key");
+  }
+});
+
+test.for<[string, Untyped, string]>([
+  ["an unknown name", { evn: {} }, "evn"],
+  ["an env that is no object", { env: "A=1" }, "env"],
+  ["null", { env: null }, "env"],
+  ["a list", { env: ["A=1"] }, "env"],
+  ["a value that is no string", { env: { PORT: 80 } }, "env.PORT"],
+  ["a name with =", { env: { "A=B": "1" } }, "env"],
+  ["an empty name", { env: { "": "1" } }, "env"],
+  ["a value with NUL", { env: { A: "\0" } }, "env"],
+  ["a cwd that is no string", { cwd: 7 }, "cwd"],
+  ["an empty cwd", { cwd: "" }, "cwd"],
+  ["a cwd with NUL", { cwd: "/a\0b" }, "cwd"],
+  ["another policy", { permissionPolicy: "ask" }, "permissionPolicy"],
+  ["a boolean as number", { persistEnv: 1 }, "persistEnv"],
+  ["a signal that is none", { signal: {} }, "signal"],
+  ["a signal of null", { signal: null }, "signal"],
+])("createSession refuses %s, naming the option", async ([, options, field]) => {
+  const agent = await newVm();
+  await expectRefused(() => agent.createSession("pi", options), field);
+});
+
+test.for<[string, Untyped, string]>([
+  ["an unknown name", { timeout: 1 }, "timeout"],
+  ["a cwd that is no string", { cwd: 7 }, "cwd"],
+  ["null", { cwd: null }, "cwd"],
+  ["another user", { user: "admin" }, "user"],
+  ["a user id", { user: 0 }, "user"],
+  ["a negative time", { timeoutMs: -1 }, "timeoutMs"],
+  ["a time as text", { timeoutMs: "5s" }, "timeoutMs"],
+  ["an endless time", { timeoutMs: Number.POSITIVE_INFINITY }, "timeoutMs"],
+  ["a negative limit", { maxOutputBytes: -1 }, "maxOutputBytes"],
+  ["a limit of null", { maxOutputBytes: null }, "maxOutputBytes"],
+  ["a value that is no string", { env: { A: null } }, "env.A"],
+  ["a stdin that is neither text nor bytes", { stdin: [1, 2] }, "stdin"],
+  ["a stdin of null", { stdin: null }, "stdin"],
+  ["a signal that is none", { signal: "stop" }, "signal"],
+])("exec refuses %s, naming the option", async ([, options, field]) => {
+  const agent = await newVm();
+  await expectRefused(() => agent.exec("true", options), field);
+});
+
+test("other calls name the argument that is wrong", async () => {
+  const agent = await newVm();
+  const bad = agent as Untyped;
+  await expectRefused(() => bad.createSession(), "agentType");
+  await expectRefused(() => bad.createSession(null), "agentType");
+  for (const method of [
+    "sendPrompt",
+    "cancelPrompt",
+    "resumeSession",
+    "closeSession",
+    "getSessionEvents",
+  ]) {
+    await expectRefused(() => bad[method](undefined, "text"), "sessionId");
+    await expectRefused(() => bad[method](7, "text"), "sessionId");
+  }
+  await expectRefused(() => bad.exec(["ls"]), "command");
+  await expectRefused(() => bad.exec("a\0b"), "command");
+  await expectRefused(() => bad.readFile(), "path");
+  await expectRefused(() => agent.readFile(""), "path");
+  await expectRefused(() => agent.readFile("a\0b"), "path");
+  await expectRefused(() => bad.readFile("a", { encoding: "utf8" }), "encoding");
+  await expectRefused(() => bad.readFile("a", { user: "nobody" }), "user");
+  await expectRefused(() => bad.writeFile("a"), "content");
+  await expectRefused(() => bad.writeFile("a", 7), "content");
+  await expectRefused(() => bad.writeFile("a", new Uint16Array(1)), "content");
+  await expectRefused(() => bad.writeFile("a", "", { mode: 0o600 }), "mode");
+  await expectRefused(() => bad.on("vmBooted"), "listener");
+  await expectRefused(() => bad.once("vmBooted", "x"), "listener");
+});
+
+test("what is no object of options is refused by every call", async () => {
+  const agent = await newVm();
+  for (const options of NO_OBJECT) {
+    const id = "01a20f17-a84e-70d6-a176-692da91130ed";
+    await expectRefused(() => agent.createSession("pi", options), "options");
+    await expectRefused(() => agent.sendPrompt(id, "text", options), "options");
+    await expectRefused(() => agent.resumeSession(id, options), "options");
+    await expectRefused(() => agent.getSessionEvents(id, options), "options");
+    await expectRefused(() => agent.exec("true", options), "options");
+    await expectRefused(() => agent.readFile("a", options), "options");
+    await expectRefused(() => agent.writeFile("a", "", options), "options");
+  }
+});
+
+test("a prompt that is none is refused and starts no turn", async () => {
+  const { agent, sessionId, model } = await newPiSession([]);
+  const prompt = (text: Untyped, options?: Untyped) => agent.sendPrompt(sessionId, text, options);
+  for (const text of [undefined, null, 7, {}, [], ["text"], [null], [{ text: "no type" }]]) {
+    await expectRefused(() => prompt(text), "text");
+  }
+  await expectRefused(() => prompt("hi", { timeoutMs: 1 }), "timeoutMs");
+  await expectRefused(() => prompt("hi", { signal: 1 }), "signal");
+  expect(model.requests).toEqual([]);
+  expect(await agent.getSessionEvents(sessionId)).toEqual([]);
+});
+
+test("since and limit are whole numbers from 0", async () => {
+  const { agent, sessionId } = await newPiSession([]);
+  const events = (options: Untyped) => agent.getSessionEvents(sessionId, options);
+  for (const wrong of [-1, 1.5, "1", null, Number.NaN]) {
+    await expectRefused(() => events({ since: wrong }), "since");
+    await expectRefused(() => events({ limit: wrong }), "limit");
+  }
+  await expectRefused(() => events({ from: 1 }), "from");
+});
+
+test("an option that is undefined is one that is not given", async () => {
+  const agent = await newVm();
+  const options: Untyped = { cwd: undefined, env: undefined, signal: undefined, stdin: undefined };
+  expect((await agent.exec("pwd", options)).stdout).toBe("/home/user\n");
+});
+
+test.for(["01a20f17-a84e-70d6-a176-692da91130ed", "nonsense", "", "../../etc"])(
+  "a session id that names nothing, as %j, is SESSION_NOT_FOUND",
+  async (id) => {
+    const agent = await newVm();
+    for (const call of [
+      () => agent.sendPrompt(id, "Hello"),
+      () => agent.cancelPrompt(id),
+      () => agent.resumeSession(id),
+      () => agent.closeSession(id),
+      () => agent.getSessionEvents(id),
+    ]) {
+      const error = await failureOf(call);
+      expect(error.code).toBe("SESSION_NOT_FOUND");
+      expect(error.message).toContain("listPersistedSessions()");
+    }
+  },
+);
+
+test("a session of another VM is none of this one", async () => {
+  const { client, sessionId } = await newPiSession([]);
+  const other: Agent = client.vm.getOrCreate("another");
+  const error = await failureOf(() => other.sendPrompt(sessionId, "Hello"));
+  expect(error.code).toBe("SESSION_NOT_FOUND");
+});
+
+test("an error has a name, a code, a message and the stack of the call", async () => {
+  const agent = await newVm();
+  const error = await failureOf(function readsNothing() {
+    return agent.readFile("nothing");
+  });
+  expect(error).toBeInstanceOf(Error);
+  expect(error.name).toBe("AgentVmError");
+  expect(error.stack).toMatch(/^AgentVmError: .*nothing/);
+  expect(error.stack).toContain("readsNothing");
+});
+
+async function expectRefused(call: () => unknown, field: string): Promise<void> {
+  const error = await failureOf(call);
+  expect(error).toMatchObject({ code: "INVALID_ARGUMENT" });
+  expect(error.message.split(":")[0]).toBe(field);
+}
