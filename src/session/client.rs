@@ -243,17 +243,20 @@ impl VmHandle {
 
     pub async fn exec(&self, command: &str, options: ExecOptions) -> Result<ExecEnd> {
         let vm = self.machine.vm(self.open()?).await?;
-        Ok(exec(&vm, command, options).await?)
+        let ended = exec(&vm, command, options).await;
+        self.machine.outcome(&vm, ended).await
     }
 
     pub async fn read_file(&self, path: &GuestPath, user: User) -> Result<Vec<u8>> {
         let vm = self.machine.vm(self.open()?).await?;
-        Ok(file::read(&*vm, path, user).await?)
+        let content = file::read(&*vm, path, user).await;
+        self.machine.outcome(&vm, content).await
     }
 
     pub async fn write_file(&self, path: &GuestPath, content: Vec<u8>, user: User) -> Result<()> {
         let vm = self.machine.vm(self.open()?).await?;
-        Ok(file::write(&*vm, path, content, user).await?)
+        let written = file::write(&*vm, path, content, user).await;
+        self.machine.outcome(&vm, written).await
     }
 
     /// Ends what runs, keeps everything that is kept.

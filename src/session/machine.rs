@@ -119,6 +119,26 @@ impl Machine {
         Ok(vm)
     }
 
+    /// What a call on `vm` comes to: one whose VM was shut down under it was given up on purpose.
+    pub(super) async fn outcome<T>(&self, vm: &DynVm, result: Result<T, VmError>) -> Result<T> {
+        match result {
+            Err(VmError::Ended(_)) if self.was_shut_down(vm).await => Err(Error::new(
+                Code::Aborted,
+                format!(
+                    "VM {} was shut down during the call: by sleep, destroy or close",
+                    self.key
+                ),
+            )),
+            result => Ok(result?),
+        }
+    }
+
+    async fn was_shut_down(&self, vm: &DynVm) -> bool {
+        // A shutdown that is under way holds the lock to its end.
+        let _running = self.running.lock().await;
+        matches!(&*vm.ended().borrow(), Some(VmEnd::Shutdown))
+    }
+
     /// Tells listeners when the VM dies on its own.
     fn watch(&self, vm: &DynVm) {
         let mut ended = vm.ended();
@@ -218,7 +238,7 @@ impl Machine {
         };
         vm.create_dir_all(&options.cwd, User::User)
             .await
-            .map_err(bad_cwd)?;
+            .map_err(start::bad_cwd)?;
         let session = SessionId::generate();
         let launch = plan(&installed, session, &options.cwd, &options.env);
         let made = tokio::select! {
@@ -381,7 +401,9 @@ impl Machine {
         };
         let cwd = GuestPath::new(&record.cwd)
             .map_err(|problem| Error::invalid_argument("cwd", problem))?;
-        vm.create_dir_all(&cwd, User::User).await.map_err(bad_cwd)?;
+        vm.create_dir_all(&cwd, User::User)
+            .await
+            .map_err(start::bad_cwd)?;
         let launch = plan(&installed, session, &cwd, &env);
         self.emission.activate(session, store.committed(session)?);
         let policy = serde_json::from_str::<KeptSettings>(&record.settings)
@@ -556,19 +578,6 @@ async fn last_of(store: &Store, session: SessionId, method: &str) -> Result<Seq>
         if page.complete {
             return Ok(last);
         }
-    }
-}
-
-fn bad_cwd(error: VmError) -> Error {
-    match error {
-        VmError::File { errno, path, .. } => Error::invalid_argument(
-            "cwd",
-            format!(
-                "{path:?} can't be used as working directory in the VM: {}",
-                errno.desc()
-            ),
-        ),
-        other => other.into(),
     }
 }
 

@@ -14,7 +14,7 @@ use super::updates::Updates;
 use crate::acp::{Connection, RequestError};
 use crate::agents::Launch;
 use crate::error::{Code, Error, Result};
-use crate::vm::{Command, DynVm, GuestPath, User};
+use crate::vm::{Command, DynVm, GuestPath, User, VmError};
 
 /// An agent that prints something else than the protocol and then says nothing does not speak it.
 const GARBAGE_GRACE: Duration = Duration::from_secs(10);
@@ -72,7 +72,8 @@ pub(super) async fn start(
             cwd: cwd.clone(),
             user: User::User,
         })
-        .await?;
+        .await
+        .map_err(bad_cwd)?;
     let unusable = |error: std::io::Error| {
         Error::new(Code::Internal, format!("the pipes of {agent}: {error}"))
     };
@@ -100,6 +101,20 @@ pub(super) async fn start(
         initialized,
         cwd,
     })
+}
+
+/// A file operation of a start is about the working directory.
+pub(super) fn bad_cwd(error: VmError) -> Error {
+    match error {
+        VmError::File { errno, path, .. } => Error::invalid_argument(
+            "cwd",
+            format!(
+                "{path:?} can't be used as working directory in the VM: {}",
+                errno.desc()
+            ),
+        ),
+        other => other.into(),
+    }
 }
 
 async fn initialize(agent: &str, process: &AgentProcess, updates: &Updates) -> Result<Initialized> {
