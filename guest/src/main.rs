@@ -17,6 +17,7 @@ use agentvm_guest::protocol::{CONTROL_FD, Reply, Request};
 use crate::control::Control;
 
 fn main() {
+    default_signals();
     // Anything else that is open belongs to nobody: the host closed its own before exec.
     let control = Control::inherited(CONTROL_FD);
     let Some((Request::Boot(spec), descriptors)) = control.receive() else {
@@ -37,5 +38,25 @@ fn main() {
             },
             &[],
         ),
+    }
+}
+
+/// What the host process ignores (under nohup, say) is not to be ignored in the VM; and with SIGCHLD
+/// ignored the kernel would reap for us and tell nobody.
+fn default_signals() {
+    /// `struct sigaction` as the kernel has it, all zero: `SIG_DFL`, no flags, an empty mask.
+    const DEFAULT: [u64; 4] = [0; 4];
+    for signal in 1..=64 {
+        // The raw call: libc keeps two signals to itself. SIGKILL and SIGSTOP refuse, as they may.
+        // SAFETY: the kernel reads 32 bytes, and writes nothing with a null pointer.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                DEFAULT.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            );
+        }
     }
 }

@@ -127,8 +127,7 @@ unsafe fn become_program(child: &Child<'_>) -> (i32, FailedAt) {
                 return failed(FailedAt::Operation);
             }
         }
-        // Rust ignores SIGPIPE, and this process blocks what it reads from its signalfd.
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        // This process blocks what it reads from its signalfd.
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());

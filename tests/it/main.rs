@@ -3,6 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod agents;
+mod child;
+mod death;
+mod isolation;
 mod net;
 mod store;
+mod unsupported;
 mod vm;

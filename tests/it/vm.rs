@@ -8,7 +8,7 @@ use agentvm::vm::exec::{ExecEnd, ExecOptions, ExecOutput, exec};
 use agentvm::vm::namespace::{BootOptions, boot};
 use agentvm::vm::{DynVm, Exit, GuestPath, User, file};
 
-fn options(data: &Path, name: &str) -> BootOptions {
+pub(super) fn options(data: &Path, name: &str) -> BootOptions {
     BootOptions {
         dir: data.join("vms").join(name),
         key: format!("[{name:?}]"),
@@ -18,18 +18,18 @@ fn options(data: &Path, name: &str) -> BootOptions {
     }
 }
 
-async fn booted(data: &Path, name: &str) -> DynVm {
+pub(super) async fn booted(data: &Path, name: &str) -> DynVm {
     boot(options(data, name)).await.unwrap().vm
 }
 
-async fn sh(vm: &DynVm, command: &str) -> ExecOutput {
+pub(super) async fn sh(vm: &DynVm, command: &str) -> ExecOutput {
     match exec(vm, command, ExecOptions::default()).await.unwrap() {
         ExecEnd::Exited(output) => output,
         ExecEnd::TimedOut(_) => unreachable!("no time limit was given"),
     }
 }
 
-async fn stdout(vm: &DynVm, command: &str) -> String {
+pub(super) async fn stdout(vm: &DynVm, command: &str) -> String {
     let output = sh(vm, command).await;
     assert_eq!(
         output.exit,
