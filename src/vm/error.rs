@@ -64,6 +64,10 @@ pub enum VmError {
 impl From<VmError> for Error {
     fn from(error: VmError) -> Self {
         let code = match &error {
+            VmError::Boot {
+                errno: nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT,
+                ..
+            } => Code::StoreFull,
             VmError::Unsupported { .. } | VmError::Boot { .. } | VmError::User(_) => {
                 Code::VmUnsupported
             }

@@ -145,9 +145,12 @@ async fn two_vms_see_neither_each_other_nor_the_host() {
     assert_eq!(sh(&b, "pgrep sleep").await.exit, Exit::Code(1));
     let mine = data.path().to_str().unwrap();
     assert_eq!(sh(&b, &format!("ls {mine}")).await.exit, Exit::Code(2));
-    // Without a pipeline: its parts are called 'sh' until they have exec'ed.
     let programs = stdout(&b, "cat /proc/[0-9]*/comm; true").await;
-    assert_eq!(programs, "agentvm-guest\nsh\ncat\n");
+    let own = ["agentvm-guest", "sh", "cat"];
+    assert!(
+        programs.lines().all(|name| own.contains(&name)),
+        "{programs}"
+    );
     a.shutdown().await;
     b.shutdown().await;
 }

@@ -11,6 +11,7 @@ use super::base::{self, Base, HOST_DIRS};
 use super::directory::host;
 use super::ids::IdMap;
 use super::trees::clone_tree;
+use super::unsupported;
 use crate::vm::VmError;
 
 /// Where the agent store is inside every VM.
@@ -180,8 +181,8 @@ impl Table<'_> {
             return Ok(false);
         };
         let layer = places.vm.join("layers");
-        let layer_tree = clone_tree(&layer, None)
-            .map_err(|errno| host("can't clone the mount of", &layer, errno.into()))?;
+        let layer_tree =
+            clone_tree(&layer, None).map_err(|errno| unsupported::clone_tree(&layer, errno))?;
         let node = Node::Overlay {
             path: "/usr".to_owned(),
             lowers: vec![self.push(own), self.push(usr)],
@@ -199,7 +200,7 @@ impl Table<'_> {
             (IdMap::Range { .. }, Some(namespace)) => {
                 let tree = clone_tree(source, Some(namespace))
                     .or_else(|_| clone_tree(source, None))
-                    .map_err(|errno| host("can't clone the mount of", source, errno.into()))?;
+                    .map_err(|errno| unsupported::clone_tree(source, errno))?;
                 self.push(tree)
             }
             _ => host_path(source),
@@ -217,7 +218,7 @@ impl Table<'_> {
     fn durable(&mut self, path: &str, directory: &Path) -> Result<(), VmError> {
         let source = if self.ids.root_mapped() {
             let tree = clone_tree(directory, None)
-                .map_err(|errno| host("can't clone the mount of", directory, errno.into()))?;
+                .map_err(|errno| unsupported::clone_tree(directory, errno))?;
             self.push(tree)
         } else {
             host_path(directory)

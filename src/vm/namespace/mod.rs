@@ -63,47 +63,62 @@ pub struct Booted {
 pub async fn boot(options: BootOptions) -> Result<Booted> {
     let ids = IdMap::of_this_process();
     // The kernel needs a millisecond for the namespaces, the disk as long for the directories: at
-    // the same time. A guest that is not needed after all goes away when its socket closes.
+    // the same time.
     let (started, prepared) = tokio::join!(starter::start(), prepare(ids, &options));
-    let (directory, base, last) = prepared?;
-    let started = started.map_err(|error| unsupported::namespaces(error.step, error.errno))?;
-    // From here on an early return closes the control socket, and PID 1 goes away by itself.
-    let guest = Guest::new(started.pidfd)
-        .map_err(|error| host("can't watch PID 1 of", directory.path(), error))?;
-    ids.write(started.pid)
-        .map_err(|(file, errno)| unsupported::id_map(file, errno))?;
-
-    let (boot_message, trees) = {
-        let vm = directory.path().to_owned();
-        let (options, pid) = (options.clone(), started.pid);
-        blocking(move || boot_spec(ids, pid, &vm, &base, &options)).await?
-    };
-    let control = Control::new(started.control)
-        .map_err(|error| host("can't use the control socket of", directory.path(), error))?;
-    let mut descriptors = vec![directory.lock().as_fd()];
-    descriptors.extend(trees.iter().map(AsFd::as_fd));
-    let (net, sockets) = match first_reply(&control, boot_message, &descriptors).await {
-        Ok(ready) => ready,
+    let started = match started {
+        Ok(started) => started,
         Err(error) => {
-            drop(control);
-            guest.gone().await;
-            return Err(error);
+            // What is wrong with the VM's directory comes first: that is the caller's own.
+            prepared?;
+            return Err(unsupported::namespaces(error.step, error.errno));
         }
     };
-    drop(trees);
+    let pid = started.pid;
+    let (guest, control) = Guest::adopt(started).await?;
+    match furnish(ids, pid, &control, prepared, &options).await {
+        Ok((directory, network, last)) => Ok(Booted {
+            vm: NamespaceVm::run(directory, control, guest, network, ids),
+            base_changed: last.base_changed,
+            layers_suspect: last.layers_suspect,
+        }),
+        Err(error) => {
+            // PID 1 exits when its socket closes. The caller hears of the failure when nothing is
+            // left of the attempt.
+            drop(control);
+            guest.gone().await;
+            Err(error)
+        }
+    }
+}
+
+/// Turns a waiting guest into a VM in its directory.
+async fn furnish(
+    ids: IdMap,
+    pid: i32,
+    control: &Control,
+    prepared: Result<(Directory, base::Base, LastBoot)>,
+    options: &BootOptions,
+) -> Result<(Directory, Option<Network>, LastBoot)> {
+    let (directory, base, last) = prepared?;
+    ids.write(pid)
+        .map_err(|(file, errno)| unsupported::id_map(file, errno))?;
+    let (boot_message, trees) = {
+        let vm = directory.path().to_owned();
+        let options = options.clone();
+        blocking(move || boot_spec(ids, pid, &vm, &base, &options)).await?
+    };
+    let mut descriptors = vec![directory.lock().as_fd()];
+    descriptors.extend(trees.iter().map(AsFd::as_fd));
+    let (net, sockets) = first_reply(control, boot_message, &descriptors).await?;
     let network = match net {
-        NetState::Up { v6 } => Some(start_network(sockets, v6, options.policy)?),
+        NetState::Up { v6 } => Some(start_network(sockets, v6, Arc::clone(&options.policy))?),
         NetState::Down { step, errno } => {
             let step = String::from_utf8_lossy(&step);
             tracing::warn!(%step, errno = %Errno::from_raw(errno), "this VM has no network");
             None
         }
     };
-    Ok(Booted {
-        vm: NamespaceVm::run(directory, control, guest, network, ids),
-        base_changed: last.base_changed,
-        layers_suspect: last.layers_suspect,
-    })
+    Ok((directory, network, last))
 }
 
 /// Everything that a boot needs on the host's disk.
@@ -234,10 +249,32 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(pidfd: OwnedFd) -> std::io::Result<Self> {
+    /// Takes charge of a guest that has been started.
+    async fn adopt(started: starter::Started) -> Result<(Self, Control)> {
+        let unusable = |error| host("can't watch", Path::new("PID 1"), error);
         // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
-        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
-        Ok(Self { pidfd: Some(pidfd) })
+        match unsafe { AsyncFd::register_with_interest(started.pidfd, Interest::READABLE) } {
+            Ok(pidfd) => {
+                let guest = Self { pidfd: Some(pidfd) };
+                match Control::new(started.control) {
+                    Ok(control) => Ok((guest, control)),
+                    Err(error) => {
+                        guest.gone().await;
+                        Err(unusable(error))
+                    }
+                }
+            }
+            Err(refused) => {
+                let (pidfd, error) = refused.into_parts();
+                drop(started.control);
+                blocking(move || {
+                    starter::reap(&pidfd);
+                    Ok(())
+                })
+                .await?;
+                Err(unusable(error))
+            }
+        }
     }
 
     /// Waits until PID 1, and with it every process of the VM, is gone.

@@ -55,8 +55,11 @@ pub(super) async fn start() -> Result<Started, StartError> {
             .name("agentvm-starter".to_owned())
             .spawn(move || {
                 for reply in jobs {
-                    // A caller that has gone away drops its socket; the guest sees that and exits.
-                    drop(reply.send(start_here()));
+                    if let Err(Ok(unwanted)) = reply.send(start_here()) {
+                        // The caller has gone away. The guest exits when its socket closes.
+                        drop(unwanted.control);
+                        reap(&unwanted.pidfd);
+                    }
                 }
             })
             .ok()

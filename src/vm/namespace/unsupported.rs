@@ -1,9 +1,11 @@
 //! Turning what the kernel refused into what the host lacks and how to give it.
 
 use std::fs;
+use std::path::Path;
 
 use nix::errno::Errno;
 
+use super::directory::host;
 use crate::vm::VmError;
 
 /// `clone` with new namespaces was refused.
@@ -35,11 +37,7 @@ fn namespace_cause(errno: Errno) -> (&'static str, &'static str) {
             "the limit of namespaces is reached or 0",
             "As root: raise user.max_user_namespaces and the other user.max_*_namespaces (sysctl)",
         ),
-        Errno::EPERM => (
-            "namespaces are forbidden to this process",
-            "In a container: start it with --security-opt seccomp=unconfined --security-opt \
-             apparmor=unconfined --security-opt systempaths=unconfined",
-        ),
+        Errno::EPERM => ("namespaces are forbidden to this process", CONTAINER),
         Errno::EINVAL => (
             "the kernel lacks a kind of namespace",
             "agentvm needs Linux 5.12 or later with user, mount, pid, ipc, uts, net and cgroup \
@@ -65,18 +63,51 @@ pub(super) fn id_map(file: &str, errno: Errno) -> VmError {
     }
 }
 
+const CONTAINER: &str = "In a container: start it with --security-opt seccomp=unconfined --security-opt \
+     apparmor=unconfined --security-opt systempaths=unconfined";
+
+const MOUNT_API: (&str, &str) = (
+    "the kernel lacks the mount API",
+    "agentvm needs Linux 5.12 or later (open_tree, move_mount, mount_setattr), and a container \
+     whose seccomp profile knows these calls",
+);
+
+/// A mount that the VM is to see could not be cloned in this process.
+pub(super) fn clone_tree(path: &Path, errno: Errno) -> VmError {
+    let (feature, remedy) = match errno {
+        Errno::ENOSYS => MOUNT_API,
+        Errno::EPERM => ("mounts are forbidden to this process", CONTAINER),
+        _ => return host("can't clone the mount of", path, errno.into()),
+    };
+    VmError::Unsupported {
+        feature: feature.to_owned(),
+        detail: format!("clone the mount of {}: {}", path.display(), errno.desc()),
+        remedy: remedy.to_owned(),
+    }
+}
+
 /// A step inside the fresh namespaces failed.
 pub(super) fn boot_step(step: String, errno: Errno) -> VmError {
-    let (feature, remedy) = if step == "mount /proc" {
+    let mounts = step.starts_with("mount ")
+        || [
+            "make mounts private",
+            "pivot_root",
+            "mask /proc",
+            "seal the root",
+        ]
+        .contains(&step.as_str());
+    let (feature, remedy) = if step == "mount /proc" && errno == Errno::EPERM {
         (
             "procfs can't be mounted in a user namespace",
             "In a container: start it with --security-opt systempaths=unconfined, because its \
              masked /proc forbids a new one",
         )
-    } else if step.starts_with("mount ") && errno == Errno::ENOSYS {
+    } else if mounts && errno == Errno::ENOSYS {
+        MOUNT_API
+    } else if mounts && matches!(errno, Errno::EPERM | Errno::EACCES) {
         (
-            "the kernel lacks the mount API",
-            "agentvm needs Linux 5.12 or later (open_tree, move_mount, mount_setattr)",
+            "mounts are forbidden in a user namespace of this process",
+            CONTAINER,
         )
     } else if step == "seccomp" {
         (
