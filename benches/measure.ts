@@ -1,0 +1,90 @@
+// Competitors that take turns in one run, and what their times come to.
+
+import { loadavg } from "node:os";
+
+/** One way of doing the thing that is measured. */
+export interface Competitor {
+  name: string;
+  /** Does it once. Resolves to the milliseconds it took: what prepares it does not count. */
+  run(turn: number): Promise<number>;
+}
+
+export interface Comparison {
+  title: string;
+  /** What the first row is to be held against. */
+  goal?: string;
+  unit: string;
+  rows: Row[];
+  /** One-minute load averages before and after. */
+  load: [number, number];
+}
+
+export interface Row {
+  name: string;
+  n: number;
+  p50: number;
+  p95: number;
+  p99: number;
+  /** This row divided by the baseline's, of the same run. */
+  ratio?: { p50: number; p99: number };
+}
+
+/** Turns before the first that counts: caches fill, the JIT compiles. */
+const WARM_UP = 3;
+
+/**
+ * Measures competitors in turn, each round in another order, so that what the machine does meanwhile
+ * hits all of them alike.
+ *
+ * @param baseline name of the competitor that the others are divided by
+ */
+export async function compare(
+  { title, goal, baseline }: { title: string; goal?: string; baseline: string },
+  competitors: readonly Competitor[],
+  turns: number,
+): Promise<Comparison> {
+  const before = loadavg()[0] ?? 0;
+  const times = new Map(competitors.map(({ name }) => [name, [] as number[]]));
+  for (let turn = -WARM_UP; turn < turns; turn += 1) {
+    for (let place = 0; place < competitors.length; place += 1) {
+      const competitor = competitors[(turn + WARM_UP + place) % competitors.length];
+      if (competitor === undefined) continue;
+      const time = await competitor.run(turn);
+      if (turn >= 0) times.get(competitor.name)?.push(time);
+    }
+  }
+  const rows = competitors.map(({ name }) => summarise(name, times.get(name) ?? []));
+  return {
+    title,
+    ...(goal && { goal }),
+    unit: "ms",
+    rows: withRatios(rows, baseline),
+    load: [before, loadavg()[0] ?? 0],
+  };
+}
+
+export function summarise(name: string, values: readonly number[]): Row {
+  const sorted = values.toSorted((a, b) => a - b);
+  const [p50, p95, p99] = [0.5, 0.95, 0.99].map((quantile) => nearestRank(sorted, quantile));
+  return { name, n: sorted.length, p50: p50 ?? 0, p95: p95 ?? 0, p99: p99 ?? 0 };
+}
+
+function nearestRank(sorted: readonly number[], quantile: number): number {
+  return sorted[Math.max(0, Math.ceil(sorted.length * quantile) - 1)] ?? 0;
+}
+
+export function withRatios(rows: readonly Row[], baseline: string): Row[] {
+  const base = rows.find(({ name }) => name === baseline);
+  return rows.map((row) =>
+    base === undefined || row === base
+      ? row
+      : { ...row, ratio: { p50: row.p50 / base.p50, p99: row.p99 / base.p99 } },
+  );
+}
+
+/** Milliseconds that it takes. */
+export async function timed(run: () => Promise<unknown>): Promise<number> {
+  const start = performance.now();
+  await run();
+  return performance.now() - start;
+}
