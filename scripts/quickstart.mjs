@@ -6,6 +6,8 @@ import { main, runNode } from "./command.mjs";
 await main(async () => {
   await setUp();
   await build();
-  console.log("── The quickstart (examples/quickstart.ts; the first one installs Pi and its Node: some 360 MB, a minute)");
+  console.log(
+    "── The quickstart (examples/quickstart.ts; the first one installs Pi and its Node: some 360 MB, a minute)",
+  );
   await runNode("tsx/dist/cli.mjs", ["examples/quickstart.ts", ...process.argv.slice(2)]);
 });
