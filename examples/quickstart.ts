@@ -74,7 +74,10 @@ const { env, options, close } = await model();
 const client = createClient({ dataDir, ...options });
 try {
   const agent = client.vm.getOrCreate(["quickstart"]);
-  agent.on("installProgress", ({ message }) => console.error(message));
+  const { stderr } = process;
+  agent.on("installProgress", ({ message }) => {
+    stderr.write(stderr.isTTY ? `\r\x1b[K${message}` : `${message}\n`);
+  });
   agent.on("sessionEvent", ({ event }) => show(event));
 
   const started = performance.now();
