@@ -105,6 +105,9 @@ function environment(directory, stage) {
     HOME: join(directory, "home"),
     TMPDIR: join(directory, "tmp"),
     AGENTVM_VITEST_CACHE: join(directory, "tmp", "vitest"),
+    // npm run points these at the home of whoever ran it.
+    npm_config_cache: undefined,
+    npm_config_userconfig: undefined,
     USER: undefined,
     LOGNAME: undefined,
     XDG_CACHE_HOME: undefined,
