@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio::task::JoinSet;
 
 use super::client::Settings;
@@ -38,7 +38,7 @@ pub(super) struct Machine {
     dir: PathBuf,
     base_cache: PathBuf,
     /// What runs. Held while it boots or ends: both happen once, whoever asks.
-    running: AsyncMutex<Running>,
+    running: Arc<AsyncMutex<Running>>,
     sessions: Mutex<HashMap<SessionId, Arc<Slot>>>,
     pub(super) emission: Arc<Emission>,
     /// Open clients that have asked for this VM.
@@ -69,7 +69,7 @@ impl Machine {
             dir: data_dir.join("vms").join(key.id().to_string()),
             base_cache: data_dir.join("base"),
             key,
-            running: AsyncMutex::default(),
+            running: Arc::default(),
             sessions: Mutex::default(),
             emission: Arc::default(),
             users: Mutex::default(),
@@ -88,35 +88,48 @@ impl Machine {
 
     /// The running VM, booted if need be.
     pub(super) async fn vm(&self, settings: &Settings) -> Result<DynVm> {
-        let mut running = self.running.lock().await;
-        self.boot(&mut running, settings).await
+        self.running(settings).await.map(|(vm, _)| vm)
     }
 
-    async fn boot(&self, running: &mut Running, settings: &Settings) -> Result<DynVm> {
-        if let Some(vm) = &running.vm {
-            let end = vm.ended().borrow().clone();
-            let Some(end) = end else {
-                return Ok(Arc::clone(vm));
-            };
-            tracing::warn!(key = %self.key, ?end, "the VM has ended on its own: it is booted again");
-            self.end(running, ShutdownReason::Error).await?;
+    /// The running VM, booted if need be, and the lock that keeps it so.
+    async fn running(&self, settings: &Settings) -> Result<(DynVm, OwnedMutexGuard<Running>)> {
+        let mut running = Arc::clone(&self.running).lock_owned().await;
+        if let Some(vm) = &running.vm
+            && vm.ended().borrow().is_none()
+        {
+            return Ok((Arc::clone(vm), running));
         }
-        let booted = namespace::boot(BootOptions {
+        let options = BootOptions {
             dir: self.dir.clone(),
             key: self.key_json(),
             base_cache: self.base_cache.clone(),
             agents: settings.agents.root().to_owned(),
             policy: Arc::new(Policy::new(&settings.loopback_exempt_ports)),
-        })
-        .await?;
-        let vm: DynVm = booted.vm;
-        running.vm = Some(Arc::clone(&vm));
-        self.emission.notify(&Notice::VmBooted {
-            base_changed: booted.base_changed,
-            layers_suspect: booted.layers_suspect,
+        };
+        let emission = Arc::clone(&self.emission);
+        // A boot that has begun is brought to its end, though whoever asked gives up: half of one
+        // would hold the directory's lock against the next.
+        let booting = tokio::spawn(async move {
+            if running.vm.is_some() {
+                tracing::warn!(key = %options.key, "the VM has ended on its own: it is booted again");
+                end(&mut running, &emission, ShutdownReason::Error).await?;
+            }
+            let booted = namespace::boot(options).await?;
+            let vm: DynVm = booted.vm;
+            running.vm = Some(Arc::clone(&vm));
+            emission.notify(&Notice::VmBooted {
+                base_changed: booted.base_changed,
+                layers_suspect: booted.layers_suspect,
+            });
+            watch(&vm, emission);
+            Ok((vm, running))
         });
-        self.watch(&vm);
-        Ok(vm)
+        booting.await.unwrap_or_else(|error| {
+            Err(Error::new(
+                Code::Internal,
+                format!("a VM's boot ended: {error}"),
+            ))
+        })
     }
 
     /// What a call on `vm` comes to: one whose VM was shut down under it was given up on purpose.
@@ -139,27 +152,9 @@ impl Machine {
         matches!(&*vm.ended().borrow(), Some(VmEnd::Shutdown))
     }
 
-    /// Tells listeners when the VM dies on its own.
-    fn watch(&self, vm: &DynVm) {
-        let mut ended = vm.ended();
-        let emission = Arc::clone(&self.emission);
-        tokio::spawn(async move {
-            let died = match ended.wait_for(Option::is_some).await {
-                Ok(end) => matches!(&*end, Some(VmEnd::Died(_))),
-                Err(_gone) => false,
-            };
-            if died {
-                emission.notify(&Notice::VmShutdown {
-                    reason: ShutdownReason::Error,
-                });
-            }
-        });
-    }
-
     /// The store for writing, with the VM's lock held by the running VM.
     async fn open_for_writing(&self, settings: &Settings) -> Result<(DynVm, Store)> {
-        let mut running = self.running.lock().await;
-        let vm = self.boot(&mut running, settings).await?;
+        let (vm, mut running) = self.running(settings).await?;
         if let Some(store) = &running.store {
             return Ok((vm, store.clone()));
         }
@@ -478,14 +473,14 @@ impl Machine {
     pub(super) async fn shut_down(&self, reason: ShutdownReason) -> Result<()> {
         self.close_agents().await;
         let mut running = self.running.lock().await;
-        self.end(&mut running, reason).await
+        end(&mut running, &self.emission, reason).await
     }
 
     /// Removes the VM with all its data.
     pub(super) async fn destroy(&self) -> Result<()> {
         self.close_agents().await;
         let mut running = self.running.lock().await;
-        self.end(&mut running, ShutdownReason::Destroy).await?;
+        end(&mut running, &self.emission, ShutdownReason::Destroy).await?;
         namespace::delete(&self.dir, &self.key_json()).await?;
         Ok(())
     }
@@ -507,27 +502,6 @@ impl Machine {
         }
     }
 
-    /// The store first: the VM's lock, which makes this process its only writer, goes with the VM.
-    async fn end(&self, running: &mut Running, reason: ShutdownReason) -> Result<()> {
-        let store = running.store.take();
-        let vm = running.vm.take();
-        let closed = match store {
-            Some(store) => {
-                self.emission.detach();
-                store.close().await
-            }
-            None => Ok(()),
-        };
-        if let Some(vm) = vm {
-            let was_running = vm.ended().borrow().is_none();
-            vm.shutdown().await;
-            if was_running {
-                self.emission.notify(&Notice::VmShutdown { reason });
-            }
-        }
-        closed.map_err(Error::from)
-    }
-
     fn slot(&self, session: SessionId) -> Arc<Slot> {
         Arc::clone(self.sessions().entry(session).or_default())
     }
@@ -544,6 +518,43 @@ impl Machine {
         // An array of strings: always representable.
         serde_json::to_string(&self.key).unwrap_or_default()
     }
+}
+
+/// The store first: the VM's lock, which makes this process its only writer, goes with the VM.
+async fn end(running: &mut Running, emission: &Emission, reason: ShutdownReason) -> Result<()> {
+    let store = running.store.take();
+    let vm = running.vm.take();
+    let closed = match store {
+        Some(store) => {
+            emission.detach();
+            store.close().await
+        }
+        None => Ok(()),
+    };
+    if let Some(vm) = vm {
+        let was_running = vm.ended().borrow().is_none();
+        vm.shutdown().await;
+        if was_running {
+            emission.notify(&Notice::VmShutdown { reason });
+        }
+    }
+    closed.map_err(Error::from)
+}
+
+/// Tells listeners when the VM dies on its own.
+fn watch(vm: &DynVm, emission: Arc<Emission>) {
+    let mut ended = vm.ended();
+    tokio::spawn(async move {
+        let died = match ended.wait_for(Option::is_some).await {
+            Ok(end) => matches!(&*end, Some(VmEnd::Died(_))),
+            Err(_gone) => false,
+        };
+        if died {
+            emission.notify(&Notice::VmShutdown {
+                reason: ShutdownReason::Error,
+            });
+        }
+    });
 }
 
 fn not_found(session: SessionId, key: &VmKey) -> Error {
