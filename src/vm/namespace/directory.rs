@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -198,35 +198,50 @@ fn make_skeleton(path: &Path, ids: IdMap) -> io::Result<()> {
     Ok(())
 }
 
+/// How long a lock may outlive its holder: a program that the holder was just starting has copies
+/// of all its descriptors until it execs.
+const COPIES_CLOSE: Duration = Duration::from_secs(1);
+
 fn lock_host(path: &Path, key: &str) -> Result<Flock<File>, VmError> {
     let lock_path = path.join("host.lock");
-    let file = lock_file(&lock_path)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            // For the message of whoever finds it locked; of no other use.
-            let pid = format!("{}\n", std::process::id());
-            let written = lock
-                .rewind()
-                .and_then(|()| lock.set_len(0))
-                .and_then(|()| lock.write_all(pid.as_bytes()));
-            written.map_err(|error| host("can't write", &lock_path, error))?;
-            Ok(lock)
+    let began = Instant::now();
+    let mut file = lock_file(&lock_path)?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                // For whoever finds it locked; a full disk is no reason not to boot.
+                let pid = format!("{}\n", std::process::id());
+                let written = lock
+                    .rewind()
+                    .and_then(|()| lock.set_len(0))
+                    .and_then(|()| lock.write_all(pid.as_bytes()));
+                if let Err(error) = written {
+                    tracing::debug!(%error, path = %lock_path.display(), "no pid in the lock");
+                }
+                return Ok(lock);
+            }
+            Err((mut busy, Errno::EWOULDBLOCK)) => {
+                let mut text = String::new();
+                // Empty: it has only just been locked.
+                let _ = busy.rewind().and_then(|()| busy.read_to_string(&mut text));
+                let pid: Option<i32> = text.trim().parse().ok();
+                if pid.is_some_and(is_gone) && began.elapsed() < COPIES_CLOSE {
+                    std::thread::sleep(LOCK_POLL);
+                    file = busy;
+                    continue;
+                }
+                return Err(VmError::Busy {
+                    key: key.to_owned(),
+                    holder: pid.map_or_else(String::new, |pid| format!(" (pid {pid})")),
+                });
+            }
+            Err((_, errno)) => return Err(host("can't lock", &lock_path, errno.into())),
         }
-        Err((mut file, Errno::EWOULDBLOCK)) => {
-            let mut pid = String::new();
-            let known = file.read_to_string(&mut pid).is_ok() && !pid.trim().is_empty();
-            let holder = if known {
-                format!(" (pid {})", pid.trim())
-            } else {
-                String::new()
-            };
-            Err(VmError::Busy {
-                key: key.to_owned(),
-                holder,
-            })
-        }
-        Err((_, errno)) => Err(host("can't lock", &lock_path, errno.into())),
     }
+}
+
+fn is_gone(pid: i32) -> bool {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) == Err(Errno::ESRCH)
 }
 
 fn lock_file(path: &Path) -> Result<File, VmError> {
