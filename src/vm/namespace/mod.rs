@@ -74,7 +74,7 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
         }
     };
     let pid = started.pid;
-    let (guest, control) = Guest::adopt(started).await?;
+    let (guest, control) = Guest::adopt(started)?;
     match furnish(ids, pid, &control, prepared, &options).await {
         Ok((directory, network, last)) => Ok(Booted {
             vm: NamespaceVm::run(directory, control, guest, network, ids),
@@ -250,28 +250,22 @@ struct Guest {
 
 impl Guest {
     /// Takes charge of a guest that has been started.
-    async fn adopt(started: starter::Started) -> Result<(Self, Control)> {
+    fn adopt(mut started: starter::Started) -> Result<(Self, Control)> {
         let unusable = |error| host("can't watch", Path::new("PID 1"), error);
+        let (pidfd, control) = started
+            .take()
+            .ok_or_else(|| unusable(Errno::EBADF.into()))?;
         // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
-        match unsafe { AsyncFd::register_with_interest(started.pidfd, Interest::READABLE) } {
+        match unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) } {
             Ok(pidfd) => {
                 let guest = Self { pidfd: Some(pidfd) };
-                match Control::new(started.control) {
-                    Ok(control) => Ok((guest, control)),
-                    Err(error) => {
-                        guest.gone().await;
-                        Err(unusable(error))
-                    }
-                }
+                let control = Control::new(control).map_err(unusable)?;
+                Ok((guest, control))
             }
             Err(refused) => {
                 let (pidfd, error) = refused.into_parts();
-                drop(started.control);
-                blocking(move || {
-                    starter::reap(&pidfd);
-                    Ok(())
-                })
-                .await?;
+                drop(control);
+                starter::reap(&pidfd);
                 Err(unusable(error))
             }
         }

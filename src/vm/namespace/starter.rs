@@ -29,13 +29,29 @@ const NAMESPACES: c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWCGROUP;
 
-/// PID 1 of a VM, waiting for its id maps and its boot message.
+/// PID 1 of a VM, waiting for its id maps and its boot message. Dropped, it exits and is reaped.
 pub(super) struct Started {
-    /// Its pid in this process's namespace, valid as long as `pidfd` is not reaped.
+    /// Its pid in this process's namespace, valid as long as it is not reaped.
     pub(super) pid: i32,
-    pub(super) pidfd: OwnedFd,
-    /// This side of the control socket, non-blocking.
-    pub(super) control: OwnedFd,
+    /// A pidfd of it, and this side of the control socket, non-blocking. `None`: taken.
+    descriptors: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl Started {
+    /// The pidfd and the control socket, for somebody who reaps.
+    pub(super) fn take(&mut self) -> Option<(OwnedFd, OwnedFd)> {
+        self.descriptors.take()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some((pidfd, control)) = self.descriptors.take() {
+            // It waits for this socket, and exits at once when that closes.
+            drop(control);
+            reap(&pidfd);
+        }
+    }
 }
 
 /// What the kernel refused: the namespaces, or running the guest in them.
@@ -55,11 +71,8 @@ pub(super) async fn start() -> Result<Started, StartError> {
             .name("agentvm-starter".to_owned())
             .spawn(move || {
                 for reply in jobs {
-                    if let Err(Ok(unwanted)) = reply.send(start_here()) {
-                        // The caller has gone away. The guest exits when its socket closes.
-                        drop(unwanted.control);
-                        reap(&unwanted.pidfd);
-                    }
+                    // A caller that has gone away leaves it to be dropped.
+                    drop(reply.send(start_here()));
                 }
             })
             .ok()
@@ -137,8 +150,7 @@ fn start_here() -> Result<Started, StartError> {
     match child.failed {
         None => Ok(Started {
             pid,
-            pidfd,
-            control,
+            descriptors: Some((pidfd, control)),
         }),
         Some((step, errno)) => {
             reap(&pidfd);
