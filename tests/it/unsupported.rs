@@ -76,7 +76,7 @@ fn a_limit_of_no_user_namespaces_is_named() {
             refuses(
                 "the limit of namespaces is reached or 0",
                 "user.max_user_namespaces",
-            )
+            );
         },
     );
 }
