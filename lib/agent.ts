@@ -1,4 +1,5 @@
 import type * as Api from "../index";
+import { bytes, refuseMore, requireOptions, requireString } from "./arguments";
 import { AgentVmError, aborted, call, callSync, invalidArgument } from "./errors";
 import { native } from "./native";
 
@@ -52,7 +53,8 @@ export class Agent implements Api.Agent {
     options: Api.SendPromptOptions = {},
   ): Promise<Api.PromptResult> {
     requireString("sessionId", sessionId);
-    const { signal } = requireOptions(options);
+    const { signal, ...more } = requireOptions(options);
+    refuseMore(more);
     if (signal) {
       throwIfAborted(signal);
     }
@@ -274,31 +276,4 @@ function throwIfAborted(signal: AbortSignal): void {
   if (signal.aborted) {
     throw aborted(signal);
   }
-}
-
-function requireString(field: string, value: unknown): void {
-  if (typeof value !== "string") {
-    throw invalidArgument(field, `must be a string, not ${value === null ? "null" : typeof value}`);
-  }
-}
-
-function requireOptions<T extends object>(options: T): T {
-  if (typeof options !== "object" || options === null || Array.isArray(options)) {
-    throw invalidArgument("options", "must be an object");
-  }
-  const signal = (options as { signal?: unknown }).signal;
-  if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    throw invalidArgument("signal", "must be an AbortSignal");
-  }
-  return options;
-}
-
-function bytes(field: string, content: unknown): Uint8Array {
-  if (typeof content === "string") {
-    return Buffer.from(content, "utf8");
-  }
-  if (content instanceof Uint8Array) {
-    return content;
-  }
-  throw invalidArgument(field, "must be a string or a Uint8Array");
 }

@@ -2,6 +2,7 @@ import { homedir } from "node:os";
 import { join } from "node:path";
 import type * as Api from "../index";
 import { Agent } from "./agent";
+import { requireOptions } from "./arguments";
 import { call, callSync, invalidArgument } from "./errors";
 import { native, packageDir } from "./native";
 
@@ -13,15 +14,13 @@ type NativeClient = InstanceType<typeof native.NativeClient>;
 
 /** The addon's client, with the defaults that only this side knows. */
 export function openNative(options: Api.ClientOptions): NativeClient {
-  const { dataDir = defaultDataDir(), agentStoreDir = defaultAgentStoreDir(), ...rest } = options;
-  const parsed = {
-    ...rest,
-    dataDir,
-    agentStore: agentStoreDir,
-    packageDir,
-    node: process.execPath,
-  };
-  return callSync(() => new native.NativeClient(JSON.stringify(parsed)));
+  const {
+    dataDir = defaultDataDir(),
+    agentStoreDir = defaultAgentStoreDir(),
+    ...rest
+  } = requireOptions(options);
+  const json = JSON.stringify({ ...rest, dataDir, agentStoreDir });
+  return callSync(() => new native.NativeClient(json, packageDir, process.execPath));
 }
 
 class Client implements Api.Client {

@@ -1,3 +1,4 @@
+import { types } from "node:util";
 import type * as Api from "../index";
 
 /** Every failure of this package: see `index.d.ts`. */
@@ -24,7 +25,8 @@ export class AgentVmError extends Error implements Api.AgentVmError {
  * the call, if it is made before anything is awaited.
  */
 export function translate(error: unknown, calledFrom?: { stack?: string }): unknown {
-  if (!(error instanceof Error)) {
+  // Not instanceof: under Jest the addon's errors are of another realm than this module.
+  if (!types.isNativeError(error)) {
     return error;
   }
   let rejection: { code: Api.ErrorCode; message: string; data?: unknown };

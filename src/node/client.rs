@@ -11,10 +11,10 @@ use napi_derive::napi;
 
 use super::error::rejection;
 use super::events::progress_json;
-use super::options::{RawClientOptions, parse};
+use super::options::client_options;
 use super::vm::NativeVm;
 use crate::ids::VmKey;
-use crate::session::{Client, ClientOptions};
+use crate::session::Client;
 
 /// A client as `lib/client.ts` uses it.
 #[napi]
@@ -24,12 +24,12 @@ pub struct NativeClient {
 
 #[napi]
 impl NativeClient {
-    /// `options`: JSON of the client's options.
+    /// `options`: JSON of the client's options; `package_dir`: root of this npm package; `node`: the
+    /// Node that runs this.
     #[napi(constructor)]
-    pub fn new(options: String) -> napi::Result<Self> {
-        let options = parse::<RawClientOptions>(&options)
-            .and_then(ClientOptions::try_from)
-            .map_err(rejection)?;
+    pub fn new(options: String, package_dir: String, node: String) -> napi::Result<Self> {
+        let options =
+            client_options(&options, package_dir.into(), node.into()).map_err(rejection)?;
         Ok(Self {
             client: Client::new(options),
         })

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::agents::AgentStore;
 use crate::error::{Error, Result};
 use crate::session::{
-    ClientOptions, RawSessionOptions, SessionOptions, Settings, check_environment,
+    ClientOptions, RawSessionOptions, SessionOptions, Settings, check_environment, text_prompt,
 };
 use crate::store::Durability;
 use crate::vm::exec::ExecOptions;
@@ -33,14 +34,10 @@ pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct RawClientOptions {
+struct RawClientOptions {
     data_dir: PathBuf,
     /// Root of the agent store.
-    agent_store: PathBuf,
-    /// Root of this npm package, which has the adapters.
-    package_dir: PathBuf,
-    /// The Node that runs this.
-    node: PathBuf,
+    agent_store_dir: PathBuf,
     #[serde(default = "yes")]
     auto_install: bool,
     #[serde(default)]
@@ -67,42 +64,42 @@ const fn default_message_bytes() -> u32 {
     64 << 20
 }
 
-impl TryFrom<RawClientOptions> for ClientOptions {
-    type Error = Error;
-
-    fn try_from(raw: RawClientOptions) -> Result<Self> {
-        if raw.data_dir.as_os_str().is_empty() {
-            return Err(Error::invalid_argument(
-                "dataDir",
-                "a path must not be empty",
-            ));
+/// `package`: root of this npm package, which has the adapters; `node`: the Node that runs this.
+pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Result<ClientOptions> {
+    let raw: RawClientOptions = parse(json)?;
+    for (field, path) in [
+        ("dataDir", &raw.data_dir),
+        ("agentStoreDir", &raw.agent_store_dir),
+    ] {
+        if path.as_os_str().is_empty() {
+            return Err(Error::invalid_argument(field, "a path must not be empty"));
         }
-        if raw.max_message_bytes < 1024 {
-            return Err(Error::invalid_argument(
-                "maxMessageBytes",
-                "must be at least 1024: an agent's first answer is longer than less",
-            ));
-        }
-        if raw.loopback_exempt_ports.contains(&0) {
-            return Err(Error::invalid_argument(
-                "loopbackExemptPorts",
-                "0 is no port",
-            ));
-        }
-        Ok(Self {
-            data_dir: raw.data_dir,
-            settings: Settings {
-                agents: AgentStore::new(raw.agent_store, raw.package_dir, raw.node),
-                auto_install: raw.auto_install,
-                durability: match raw.durability {
-                    RawDurability::Normal => Durability::Normal,
-                    RawDurability::Full => Durability::Full,
-                },
-                loopback_exempt_ports: raw.loopback_exempt_ports,
-                max_message_bytes: raw.max_message_bytes as usize,
-            },
-        })
     }
+    if raw.max_message_bytes < 1024 {
+        return Err(Error::invalid_argument(
+            "maxMessageBytes",
+            "must be at least 1024: an agent's first answer is longer than less",
+        ));
+    }
+    if raw.loopback_exempt_ports.contains(&0) {
+        return Err(Error::invalid_argument(
+            "loopbackExemptPorts",
+            "0 is no port",
+        ));
+    }
+    Ok(ClientOptions {
+        data_dir: raw.data_dir,
+        settings: Settings {
+            agents: AgentStore::new(raw.agent_store_dir, package, node),
+            auto_install: raw.auto_install,
+            durability: match raw.durability {
+                RawDurability::Normal => Durability::Normal,
+                RawDurability::Full => Durability::Full,
+            },
+            loopback_exempt_ports: raw.loopback_exempt_ports,
+            max_message_bytes: raw.max_message_bytes as usize,
+        },
+    })
 }
 
 pub(super) fn session_options(json: &str) -> Result<SessionOptions> {
@@ -112,7 +109,16 @@ pub(super) fn session_options(json: &str) -> Result<SessionOptions> {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct RawResumeOptions {
-    pub(super) env: Option<BTreeMap<String, String>>,
+    env: Option<BTreeMap<String, String>>,
+}
+
+impl RawResumeOptions {
+    pub(super) fn checked_env(self) -> Result<Option<BTreeMap<String, String>>> {
+        if let Some(env) = &self.env {
+            check_environment("env", env)?;
+        }
+        Ok(self.env)
+    }
 }
 
 /// Which events of a session.
@@ -181,6 +187,36 @@ pub(super) fn exec_options(json: &str, stdin: Vec<u8>) -> Result<ExecOptions> {
                 usize::try_from(bytes).unwrap_or(usize::MAX)
             }),
     })
+}
+
+/// A prompt: a text, or ACP content blocks. What is in a block is for the agent to judge.
+pub(super) fn prompt(json: &str) -> Result<Vec<Value>> {
+    let blocks = match parse(json)? {
+        Value::String(text) => return Ok(text_prompt(&text)),
+        Value::Array(blocks) => blocks,
+        _ => {
+            return Err(Error::invalid_argument(
+                "text",
+                "a prompt is a string or an array of ACP content blocks",
+            ));
+        }
+    };
+    for (index, block) in blocks.iter().enumerate() {
+        if !block["type"].is_string() {
+            return Err(Error::invalid_argument(
+                &format!("text[{index}]"),
+                "an ACP content block is an object with a type",
+            ));
+        }
+    }
+    Ok(blocks)
+}
+
+pub(super) fn command(text: &str) -> Result<&str> {
+    if text.contains('\0') {
+        return Err(Error::invalid_argument("command", "contains a NUL byte"));
+    }
+    Ok(text)
 }
 
 pub(super) fn path(field: &str, text: &str) -> Result<GuestPath> {

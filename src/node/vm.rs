@@ -18,11 +18,11 @@ use tokio::sync::watch;
 use super::error::{aborted, rejection};
 use super::events::{NativeSubscription, deliver};
 use super::options::{
-    RawFileOptions, RawQuery, RawResumeOptions, exec_options, parse, path, session_options,
+    self, RawFileOptions, RawQuery, RawResumeOptions, exec_options, parse, path, session_options,
 };
 use crate::error::{Code, Error};
 use crate::ids::{Seq, SessionId};
-use crate::session::{VmHandle, text_prompt};
+use crate::session::VmHandle;
 use crate::store::{Page, Query, SessionRecord, Status};
 use crate::vm::Exit;
 use crate::vm::exec::ExecEnd;
@@ -111,16 +111,7 @@ impl NativeVm {
     pub async fn send_prompt(&self, session_id: String, prompt: String) -> napi::Result<String> {
         let prompt = async {
             let session = SessionId::parse(&session_id)?;
-            let blocks = match parse(&prompt)? {
-                serde_json::Value::String(text) => text_prompt(&text),
-                serde_json::Value::Array(blocks) => blocks,
-                _ => {
-                    return Err(Error::invalid_argument(
-                        "text",
-                        "a prompt is a string or an array of ACP content blocks",
-                    ));
-                }
-            };
+            let blocks = options::prompt(&prompt)?;
             self.handle.send_prompt(session, blocks).await
         };
         let result = prompt.await.map_err(rejection)?;
@@ -148,7 +139,8 @@ impl NativeVm {
         let resume = async {
             let session = SessionId::parse(&session_id)?;
             let options: RawResumeOptions = parse(&options)?;
-            self.handle.resume_session(session, options.env).await
+            let env = options.checked_env()?;
+            self.handle.resume_session(session, env).await
         };
         let record = resume.await.map_err(rejection)?;
         Ok(json(&PersistedSession::from(&record)))
@@ -215,10 +207,11 @@ impl NativeVm {
     ) -> napi::Result<NativeExecResult> {
         let stdin = stdin.map_or_else(Vec::new, |bytes| bytes.to_vec());
         let options = exec_options(&options, stdin).map_err(rejection)?;
+        let command = options::command(&command).map_err(rejection)?;
         let limit = options.timeout;
         // Dropping an exec kills its processes.
         let ended = tokio::select! {
-            ended = self.handle.exec(&command, options) => ended.map_err(rejection)?,
+            ended = self.handle.exec(command, options) => ended.map_err(rejection)?,
             () = aborting(abort.signal()) => return Err(aborted()),
         };
         let output = match ended {
