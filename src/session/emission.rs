@@ -79,6 +79,9 @@ struct Subscriber {
 struct Position {
     delivered: HashMap<SessionId, Seq>,
     notices: VecDeque<Notice>,
+    /// Notices that were queued here, and that the listener has been handed, since it is there.
+    queued: u64,
+    told: u64,
     closed: bool,
 }
 
@@ -132,6 +135,26 @@ impl Emission {
                         .copied()
                         .unwrap_or_default();
                     if position.closed || reached >= seq {
+                        break;
+                    }
+                }
+                // The sender is in `subscriber`, which we hold.
+                drop(moved.changed().await);
+            }
+        }
+    }
+
+    /// Waits until the listeners that are there now have been handed every notice until now: a call
+    /// that caused one must not let Node exit before.
+    pub(super) async fn noticed(&self) {
+        let subscribers = self.state().subscribers();
+        for subscriber in subscribers {
+            let mut moved = subscriber.moved.subscribe();
+            let queued = subscriber.state().queued;
+            loop {
+                {
+                    let position = subscriber.state();
+                    if position.closed || position.told >= queued {
                         break;
                     }
                 }
@@ -206,6 +229,7 @@ impl Position {
             *last = notice;
         } else {
             self.notices.push_back(notice);
+            self.queued += 1;
         }
     }
 }
@@ -260,8 +284,11 @@ impl Subscription {
         {
             let mut position = self.subscriber.state();
             for item in items {
-                if let Item::Event { session, seq, .. } = item {
-                    position.delivered.insert(*session, *seq);
+                match item {
+                    Item::Event { session, seq, .. } => {
+                        position.delivered.insert(*session, *seq);
+                    }
+                    Item::Notice(_) => position.told += 1,
                 }
             }
         }

@@ -88,7 +88,13 @@ impl Machine {
 
     /// The running VM, booted if need be.
     pub(super) async fn vm(&self, settings: &Settings) -> Result<DynVm> {
-        self.running(settings).await.map(|(vm, _)| vm)
+        let before = self.running.lock().await.vm.clone();
+        let (vm, running) = self.running(settings).await?;
+        drop(running);
+        if !before.is_some_and(|before| Arc::ptr_eq(&before, &vm)) {
+            self.emission.noticed().await;
+        }
+        Ok(vm)
     }
 
     /// The running VM, booted if need be, and the lock that keeps it so.
@@ -473,7 +479,10 @@ impl Machine {
     pub(super) async fn shut_down(&self, reason: ShutdownReason) -> Result<()> {
         self.close_agents().await;
         let mut running = self.running.lock().await;
-        end(&mut running, &self.emission, reason).await
+        let ended = end(&mut running, &self.emission, reason).await;
+        drop(running);
+        self.emission.noticed().await;
+        ended
     }
 
     /// Removes the VM with all its data.
@@ -482,6 +491,8 @@ impl Machine {
         let mut running = self.running.lock().await;
         end(&mut running, &self.emission, ShutdownReason::Destroy).await?;
         namespace::delete(&self.dir, &self.key_json()).await?;
+        drop(running);
+        self.emission.noticed().await;
         Ok(())
     }
 
