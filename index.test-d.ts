@@ -1,14 +1,18 @@
-// What programs may write, and what the compiler has to refuse (tsd).
-
-import { expectAssignable, expectError, expectType } from "tsd";
+import { expectAssignable, expectError, expectNotAssignable, expectType } from "tsd";
 import {
   type Agent,
+  type AgentEvents,
   AgentVmError,
   type CancelResult,
   type Client,
+  type ClientOptions,
+  type ContentBlock,
+  type CreateSessionOptions,
   createClient,
   type ErrorCode,
+  type ExecOptions,
   type ExecResult,
+  type InstallProgress,
   type JsonRpcNotification,
   type PersistedEvent,
   type PersistedSession,
@@ -16,122 +20,150 @@ import {
   type Session,
 } from ".";
 
-const { signal } = new AbortController();
-
 // Clients
 
 expectType<Client>(createClient());
-const client = createClient({
-  dataDir: "/var/lib/agents",
-  agentStoreDir: "/var/cache/agents",
-  autoInstall: false,
-  durability: "full",
-  loopbackExemptPorts: [8080] as const,
-  maxMessageBytes: 1024,
-});
-expectError(createClient({ datadir: "a mistyped name" }));
-expectError(createClient({ durability: "none" }));
-expectAssignable<AsyncDisposable>(client);
-expectType<Promise<void>>(client.close());
+expectType<Client>(
+  createClient({
+    dataDir: ".agentvm",
+    agentStoreDir: "/var/lib/agents",
+    autoInstall: false,
+    durability: "full",
+    loopbackExemptPorts: [8080] as const,
+    maxMessageBytes: 1 << 20,
+  }),
+);
+expectError(createClient(null));
+expectError(createClient({ datadir: "/tmp" }));
+expectNotAssignable<ClientOptions>({ durability: "maximal" });
+expectNotAssignable<ClientOptions>({ loopbackExemptPorts: 80 });
 
-// VMs
-
-const agent = client.vm.getOrCreate(["my-agent"]);
-expectType<Agent>(agent);
-expectType<Agent>(client.vm.getOrCreate("my-agent"));
-expectType<Agent>(client.vm.getOrCreate(["user", "project"] as const));
-expectError(client.vm.getOrCreate());
+const client = createClient();
+expectType<Agent>(client.vm.getOrCreate("key"));
+expectType<Agent>(client.vm.getOrCreate(["a", "b"] as const));
 expectError(client.vm.getOrCreate(7));
+expectError(client.vm.getOrCreate());
+expectType<Promise<void>>(client.close());
+expectAssignable<AsyncDisposable>(client);
+
+const agent = client.vm.getOrCreate("key");
 expectType<readonly string[]>(agent.key);
-expectError(agent.key.push("another"));
+expectError(agent.key.push("more"));
 expectAssignable<AsyncDisposable>(agent);
-expectType<Promise<void>>(agent.wake());
-expectType<Promise<void>>(agent.sleep());
-expectType<Promise<void>>(agent.destroy());
 
 // Sessions
 
+const { signal } = new AbortController();
 expectType<Promise<Session>>(agent.createSession("pi"));
 expectType<Promise<Session>>(
   agent.createSession("pi", {
-    env: { ANTHROPIC_API_KEY: "key" },
+    env: { ANTHROPIC_API_KEY: "key" } as const,
     cwd: "/home/user/project",
     permissionPolicy: "reject",
     persistEnv: false,
     signal,
   }),
 );
-// A name of a later version is the business of the running one.
-expectType<Promise<Session>>(agent.createSession("another-agent"));
+expectAssignable<Parameters<Agent["createSession"]>[0]>("a name that is not known yet");
 expectError(agent.createSession());
-expectError(agent.createSession("pi", { env: { KEY: undefined } }));
-expectError(agent.createSession("pi", { permissionPolicy: "ask" }));
-expectType<Promise<PersistedSession>>(agent.resumeSession("id", { env: {} }));
-expectType<Promise<void>>(agent.closeSession("id"));
-expectType<Promise<PersistedSession[]>>(agent.listPersistedSessions());
-expectAssignable<Session>({} as PersistedSession);
+expectNotAssignable<CreateSessionOptions>({ env: { PORT: 80 } });
+// What `process.env` says of a variable that may be missing.
+expectNotAssignable<CreateSessionOptions>({ env: { KEY: process.env["KEY"] } });
+expectNotAssignable<CreateSessionOptions>({ permissionPolicy: "ask" });
+expectError(agent.createSession("pi", { evn: {} }));
 
-// Turns
-
-expectType<Promise<PromptResult>>(agent.sendPrompt("id", "Hello"));
+expectType<Promise<PromptResult>>(agent.sendPrompt("id", "text"));
 expectType<Promise<PromptResult>>(
-  agent.sendPrompt("id", [{ type: "text", text: "Hello" }] as const, { signal }),
+  agent.sendPrompt("id", [{ type: "text", text: "Look at this" }] as const, { signal }),
 );
 expectError(agent.sendPrompt("id"));
-expectError(agent.sendPrompt("id", [{ type: "text" }]));
-expectError(agent.sendPrompt("id", [{ type: "resource", resource: { uri: "file:///a" } }]));
+expectError(agent.sendPrompt("id", "text", { timeoutMs: 1 }));
+expectAssignable<ContentBlock>({ type: "image", data: "aGk=", mimeType: "image/png" });
+expectAssignable<ContentBlock>({ type: "resource_link", uri: "file:///a", name: "a" });
+expectAssignable<ContentBlock>({ type: "resource", resource: { uri: "file:///a", text: "a" } });
+expectNotAssignable<ContentBlock>({ type: "image", data: "aGk=" });
+expectNotAssignable<ContentBlock>({ type: "resource", resource: { uri: "file:///a" } });
+expectNotAssignable<ContentBlock>({ text: "no type" });
+
 expectType<Promise<CancelResult>>(agent.cancelPrompt("id"));
+expectType<Promise<PersistedSession>>(agent.resumeSession("id", { env: { KEY: "value" } }));
+expectType<Promise<void>>(agent.closeSession("id"));
+expectType<Promise<PersistedSession[]>>(agent.listPersistedSessions());
+expectType<Promise<PersistedEvent[]>>(agent.getSessionEvents("id", { since: 3, limit: 10 }));
+expectError(agent.getSessionEvents("id", { since: "3" }));
+
+declare const session: PersistedSession;
+expectAssignable<Session>(session);
+expectType<"open" | "closed" | "suspended">(session.status);
+expectType<number>(session.createdAt);
+declare const turn: PromptResult;
+expectType<string>(turn.text);
+expectType<string>(turn.stopReason);
+declare const persisted: PersistedEvent;
+expectType<number>(persisted.seq);
+expectType<JsonRpcNotification>(persisted.event);
+
+// Commands and files
+
+expectType<Promise<ExecResult>>(agent.exec("ls"));
+expectAssignable<ExecOptions>({
+  cwd: "/tmp",
+  env: { A: "1" },
+  user: "root",
+  stdin: new Uint8Array(1),
+  timeoutMs: 1000,
+  maxOutputBytes: 1024,
+  signal,
+});
+expectAssignable<ExecOptions>({ stdin: Buffer.from("text") });
+expectNotAssignable<ExecOptions>({ user: "admin" });
+expectNotAssignable<ExecOptions>({ stdin: 7 });
+expectError(agent.exec(["ls"]));
+declare const ended: ExecResult;
+expectType<number | null>(ended.exitCode);
+expectType<string | null>(ended.signal);
+expectType<boolean>(ended.truncated);
+
+expectType<Promise<Uint8Array>>(agent.readFile("a", { user: "user" }));
+expectType<Promise<void>>(agent.writeFile("a", "text"));
+expectType<Promise<void>>(agent.writeFile("a", new Uint8Array(1)));
+expectError(agent.writeFile("a"));
+expectError(agent.writeFile("a", new Uint16Array(1)));
+expectError(agent.readFile("a", "utf8"));
+
+// Life
+
+expectType<Promise<void>>(agent.sleep());
+expectType<Promise<void>>(agent.wake());
+expectType<Promise<void>>(agent.destroy());
 
 // Events
 
 expectType<() => void>(
-  agent.on("sessionEvent", ({ sessionId, sequenceNumber, event }) => {
-    expectType<string>(sessionId);
-    expectType<number>(sequenceNumber);
-    expectType<JsonRpcNotification>(event);
+  agent.on("sessionEvent", (value) => {
+    expectType<AgentEvents["sessionEvent"]>(value);
+    expectType<number>(value.sequenceNumber);
+    expectType<string>(value.event.method);
   }),
 );
-expectType<() => void>(
-  agent.once("vmShutdown", ({ reason }) => {
-    expectType<"sleep" | "destroy" | "close" | "error">(reason);
-  }),
-);
-agent.on("installProgress", ({ step }) => {
-  expectType<"waiting" | "runtime" | "agent">(step);
+agent.once("vmShutdown", ({ reason }) => {
+  expectType<"sleep" | "destroy" | "close" | "error">(reason);
 });
+agent.on("vmBooted", ({ baseChanged, layersSuspect }) => {
+  expectType<boolean>(baseChanged);
+  expectType<boolean>(layersSuspect);
+});
+agent.on("installProgress", (progress) => expectType<InstallProgress>(progress));
 expectType<void>(agent.off("vmBooted", () => {}));
-expectError(agent.on("sessionevent", () => {}));
-expectError(agent.on("vmBooted", (value: string) => value));
-expectType<Promise<PersistedEvent[]>>(agent.getSessionEvents("id", { since: 3, limit: 10 }));
-expectError(agent.getSessionEvents("id", { after: 3 }));
-
-// Commands and files
-
-expectType<Promise<ExecResult>>(
-  agent.exec("true", {
-    env: { A: "b" },
-    cwd: "/tmp",
-    user: "root",
-    stdin: new Uint8Array(),
-    timeoutMs: 1000,
-    maxOutputBytes: 1024,
-    signal,
-  }),
-);
-expectError(agent.exec(["true"]));
-expectError(agent.exec("true", { user: "nobody" }));
-expectType<Promise<Uint8Array>>(agent.readFile("notes.txt", { user: "user" }));
-expectType<Promise<void>>(agent.writeFile("notes.txt", "text"));
-expectType<Promise<void>>(agent.writeFile("notes.bin", new Uint8Array([1])));
-expectType<Promise<void>>(agent.writeFile("notes.bin", Buffer.from("text")));
-expectError(agent.writeFile("notes.txt"));
-expectError(agent.writeFile("notes.txt", { text: "an object" }));
+expectError(agent.on("sesionEvent", () => {}));
+expectError(agent.on("vmBooted", ({ reason }) => reason));
+expectError(agent.on("vmBooted"));
 
 // Errors
 
-const caught: unknown = undefined;
-if (caught instanceof AgentVmError) {
-  expectAssignable<Error>(caught);
-  expectType<ErrorCode>(caught.code);
-  expectType<unknown>(caught.data);
-}
+declare const error: AgentVmError;
+expectAssignable<Error>(error);
+expectType<ErrorCode>(error.code);
+expectAssignable<ErrorCode>("SESSION_BUSY");
+expectAssignable<ErrorCode>("ENOENT");
+expectNotAssignable<new () => AgentVmError>(AgentVmError);

@@ -130,13 +130,25 @@ test("what is no object of options is refused by every call", async () => {
 test("a prompt that is none is refused and starts no turn", async () => {
   const { agent, sessionId, model } = await newPiSession([]);
   const prompt = (text: Untyped, options?: Untyped) => agent.sendPrompt(sessionId, text, options);
-  for (const text of [undefined, null, 7, {}, [], ["text"], [null], [{ text: "no type" }]]) {
+  for (const text of [undefined, null, 7, {}, []]) {
     await expectRefused(() => prompt(text), "text");
+  }
+  for (const block of ["text", null, [], { text: "no type" }]) {
+    await expectRefused(() => prompt([{ type: "text", text: "hi" }, block]), "text[1]");
   }
   await expectRefused(() => prompt("hi", { timeoutMs: 1 }), "timeoutMs");
   await expectRefused(() => prompt("hi", { signal: 1 }), "signal");
   expect(model.requests).toEqual([]);
   expect(await agent.getSessionEvents(sessionId)).toEqual([]);
+});
+
+test("resumeSession refuses what is no environment", async () => {
+  const { agent, sessionId } = await newPiSession([]);
+  const resume = (options: Untyped) => agent.resumeSession(sessionId, options);
+  await expectRefused(() => resume({ env: { "A=B": "1" } }), "env");
+  await expectRefused(() => resume({ env: null }), "env");
+  await expectRefused(() => resume({ env: { A: 1 } }), "env.A");
+  await expectRefused(() => resume({ cwd: "/" }), "cwd");
 });
 
 test("since and limit are whole numbers from 0", async () => {

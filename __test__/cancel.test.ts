@@ -5,6 +5,9 @@ import { failureOf, gate, newPiSession } from "./fixtures.js";
 /** What waits for it ends with its connection. */
 const never = new Promise<never>(() => {});
 
+/** Returns when it runs. */
+const BACKGROUND = "setsid sleep 600 >/dev/null 2>&1 & until pgrep -x sleep >/dev/null; do :; done";
+
 const HELD = {
   text: "It ends here, not there.",
   chunkSize: 12,
@@ -52,7 +55,7 @@ test("cancelPrompt kills the command that the agent is running", async () => {
 
 test("what the agent left running in the background outlives its turn, and a later cancel", async () => {
   const { agent, sessionId } = await newPiSession([
-    { toolCalls: [{ name: "bash", input: { command: "setsid sleep 600 >/dev/null 2>&1 &" } }] },
+    { toolCalls: [{ name: "bash", input: { command: BACKGROUND } }] },
     { text: "It runs." },
     HELD,
   ]);

@@ -128,7 +128,9 @@ test("with a signal that is aborted already nothing runs", async () => {
 
 test("exec resolves when the shell exits, whatever still holds its output", async () => {
   const agent = await newVm();
-  const { stdout } = await agent.exec("sleep 600 & echo started");
+  const { stdout } = await agent.exec(
+    "sleep 600 & until pgrep -x sleep >/dev/null; do :; done; echo started",
+  );
   expect(stdout).toBe("started\n");
   expect((await agent.exec("pgrep -x sleep")).exitCode).toBe(0);
 });

@@ -161,7 +161,9 @@ test("two VMs see nothing of each other", async () => {
   const client = await newClient({ dataDir: await newDirectory() });
   const [one, other] = [client.vm.getOrCreate(["one"]), client.vm.getOrCreate(["other"])];
   await one.writeFile("secret.txt", "of one");
-  await one.exec("sleep 601 >/dev/null 2>&1 & echo $! > /tmp/pid");
+  await one.exec(
+    "sleep 601 >/dev/null 2>&1 & echo $! > /tmp/pid; until pgrep -x sleep; do :; done",
+  );
 
   const seen = await other.exec("ls -A /home/user /tmp; pgrep -x sleep; true");
   expect(seen.stdout).not.toContain("secret.txt");

@@ -1,0 +1,55 @@
+import { writeFile } from "node:fs/promises";
+import { dirname } from "node:path";
+import { version } from "agentvm/package.json";
+import { expect, test } from "vitest";
+import { agentStoreDir, newDirectory, runProgram } from "./fixtures.js";
+
+const agentvm = (...args: string[]) => runProgram(["dist/cli.js", ...args]);
+
+test("--help explains the commands", async () => {
+  const { code, stdout, stderr } = await agentvm("--help");
+  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+  expect(stdout).toContain("Usage: agentvm");
+  expect(stdout).toContain("install <agent>");
+});
+
+test("--version prints the version", async () => {
+  expect(await agentvm("--version")).toMatchObject({ code: 0, stdout: `${version}\n` });
+});
+
+test.for([
+  ["no command", [], "Usage: agentvm"],
+  ["an unknown command", ["instal"], "Unknown command: instal"],
+  ["install without an agent", ["install"], "the name of one agent"],
+  ["install with two", ["install", "pi", "pi"], "the name of one agent"],
+] as const)("%s is an error of usage", async ([, args, message]) => {
+  const { code, stdout, stderr } = await agentvm(...args);
+  expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
+  expect(stderr).toContain(message);
+});
+
+test.for([
+  ["pie", "AGENT_UNKNOWN"],
+  ["claude", "AGENT_UNSUPPORTED"],
+] as const)("install %s fails with %s", async ([name, expected]) => {
+  const { code, stdout, stderr } = await agentvm("install", name);
+  expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+  expect(stderr).toMatch(new RegExp(`^${expected}: .*${name}.*\n$`));
+});
+
+test("install pi is done at once where Pi is installed", async () => {
+  const { code, stderr } = await runProgram(["dist/cli.js", "install", "pi"], {
+    AGENTVM_CACHE_DIR: dirname(agentStoreDir),
+  });
+  expect({ code, stderr }).toEqual({ code: 0, stderr: `pi is installed in ${agentStoreDir}\n` });
+});
+
+test("a store that can't be made is an error that names it", async () => {
+  const inTheWay = `${await newDirectory()}/file`;
+  await writeFile(inTheWay, "");
+  const { code, stderr } = await runProgram(["dist/cli.js", "install", "pi"], {
+    AGENTVM_CACHE_DIR: inTheWay,
+  });
+  expect(code).toBe(1);
+  expect(stderr).toContain(inTheWay);
+});
