@@ -88,13 +88,7 @@ impl Machine {
 
     /// The running VM, booted if need be.
     pub(super) async fn vm(&self, settings: &Settings) -> Result<DynVm> {
-        let before = self.running.lock().await.vm.clone();
-        let (vm, running) = self.running(settings).await?;
-        drop(running);
-        if !before.is_some_and(|before| Arc::ptr_eq(&before, &vm)) {
-            self.emission.noticed().await;
-        }
-        Ok(vm)
+        self.running(settings).await.map(|(vm, _)| vm)
     }
 
     /// The running VM, booted if need be, and the lock that keeps it so.
@@ -130,12 +124,14 @@ impl Machine {
             watch(&vm, emission);
             Ok((vm, running))
         });
-        booting.await.unwrap_or_else(|error| {
+        let booted = booting.await.unwrap_or_else(|error| {
             Err(Error::new(
                 Code::Internal,
                 format!("a VM's boot ended: {error}"),
             ))
-        })
+        })?;
+        self.emission.noticed().await;
+        Ok(booted)
     }
 
     /// What a call on `vm` comes to: one whose VM was shut down under it was given up on purpose.
