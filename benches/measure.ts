@@ -1,6 +1,7 @@
 // Competitors that take turns in one run, and what their times come to.
 
 import { loadavg } from "node:os";
+import { setTimeout } from "node:timers/promises";
 
 /** One way of doing the thing that is measured. */
 export interface Competitor {
@@ -33,7 +34,13 @@ export interface Row {
 const WARM_UP = 3;
 
 /**
- * Measures competitors in turn, each round in another order, so that what the machine does meanwhile
+ * Before each measurement, whoever's it is. The kernel takes network namespaces down in the
+ * background, under the lock that a new one needs: nobody is to pay for another's.
+ */
+const SETTLE_MS = 30;
+
+/**
+ * Measures competitors in turn, each round in a random order, so that what the machine does meanwhile
  * hits all of them alike.
  *
  * @param baseline name of the competitor that the others are divided by
@@ -46,9 +53,8 @@ export async function compare(
   const before = loadavg()[0] ?? 0;
   const times = new Map(competitors.map(({ name }) => [name, [] as number[]]));
   for (let turn = -WARM_UP; turn < turns; turn += 1) {
-    for (let place = 0; place < competitors.length; place += 1) {
-      const competitor = competitors[(turn + WARM_UP + place) % competitors.length];
-      if (competitor === undefined) continue;
+    for (const competitor of shuffled(competitors)) {
+      await setTimeout(SETTLE_MS);
       const time = await competitor.run(turn);
       if (turn >= 0) times.get(competitor.name)?.push(time);
     }
@@ -61,6 +67,11 @@ export async function compare(
     rows: withRatios(rows, baseline),
     load: [before, loadavg()[0] ?? 0],
   };
+}
+
+function shuffled<T>(items: readonly T[]): T[] {
+  const keyed = items.map((item) => ({ item, key: Math.random() }));
+  return keyed.sort((a, b) => a.key - b.key).map(({ item }) => item);
 }
 
 export function summarise(name: string, values: readonly number[]): Row {
