@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::directory::{blocking, host, make_private_dir};
+use super::directory::{host, make_parent_of_many};
 use crate::vm::VmError;
 
 /// Raise when the table changes: VMs then get a new `/etc`.
@@ -99,17 +99,13 @@ pub(super) struct Base {
 }
 
 /// Finds or makes the base of this host in `cache`.
-pub(super) async fn base(cache: &Path) -> Result<Base, VmError> {
-    let cache = cache.to_owned();
-    blocking(move || {
-        let fingerprint = fingerprint();
-        let usr = cache.join(&fingerprint);
-        if !usr.exists() {
-            make(&cache, &usr).map_err(|error| host("can't make the base in", &cache, error))?;
-        }
-        Ok(Base { fingerprint, usr })
-    })
-    .await
+pub(super) fn base(cache: &Path) -> Result<Base, VmError> {
+    let fingerprint = fingerprint();
+    let usr = cache.join(&fingerprint);
+    if !usr.exists() {
+        make(cache, &usr).map_err(|error| host("can't make the base in", cache, error))?;
+    }
+    Ok(Base { fingerprint, usr })
 }
 
 /// Changes whenever the host installs, removes or upgrades something.
@@ -148,7 +144,7 @@ fn fingerprint() -> String {
 /// Makes it beside its final place: a half-made base is never seen, and two processes that make the
 /// same one at once both end with a whole one.
 fn make(cache: &Path, usr: &Path) -> io::Result<()> {
-    make_private_dir(cache)?;
+    make_parent_of_many(cache)?;
     let partial = cache.join(format!("partial-{}", Uuid::now_v7()));
     let etc = partial.join(ETC);
     fs::create_dir_all(&etc)?;
@@ -301,11 +297,8 @@ mod tests {
     #[test]
     fn a_base_is_made_once_and_holds_no_account_of_the_host() {
         let cache = tempfile::tempdir().expect("a directory");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .expect("a runtime");
-        let first = runtime.block_on(base(cache.path())).expect("a base");
-        let second = runtime.block_on(base(cache.path())).expect("a base");
+        let first = base(cache.path()).expect("a base");
+        let second = base(cache.path()).expect("a base");
         assert_eq!(first.usr, second.usr);
         let passwd = fs::read_to_string(first.usr.join(ETC).join("passwd")).expect("passwd");
         assert!(passwd.contains("\nuser:x:1000:1000:"));

@@ -5,6 +5,7 @@ mod control;
 mod directory;
 mod ids;
 mod layout;
+mod preparation;
 mod seccomp;
 mod starter;
 mod trees;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agentvm_guest::net::NetSockets;
-use agentvm_guest::protocol::{Account, BootSpec, FailedAt, NetState, Reply, Request, Rlimit};
+use agentvm_guest::protocol::{Account, FailedAt, NetState, Reply, Request};
 use async_trait::async_trait;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -25,9 +26,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use self::control::{Answer, Control};
-use self::directory::{Directory, LastBoot, blocking, host};
+use self::directory::{Directory, LastBoot, host};
 use self::ids::IdMap;
-use self::layout::Places;
+use self::preparation::{BootMessage, Prepared};
 use super::{Command, GuestPath, Open, Process, Result, User, Vm, VmEnd, VmError};
 use crate::net::{Network, Policy};
 
@@ -61,10 +62,9 @@ pub struct Booted {
 /// Boots a VM, or says what the host lacks for it. A failure leaves nothing behind but the VM's
 /// directory.
 pub async fn boot(options: BootOptions) -> Result<Booted> {
-    let ids = IdMap::of_this_process();
     // The kernel needs a millisecond for the namespaces, the disk as long for the directories: at
     // the same time.
-    let (started, prepared) = tokio::join!(starter::start(), prepare(ids, &options));
+    let (started, prepared) = tokio::join!(starter::start(), preparation::prepare(&options));
     let started = match started {
         Ok(started) => started,
         Err(error) => {
@@ -75,8 +75,13 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
     };
     let pid = started.pid;
     let (guest, control) = Guest::adopt(started)?;
-    match furnish(ids, pid, &control, prepared, &options).await {
-        Ok((directory, network, last)) => Ok(Booted {
+    match furnish(pid, &control, prepared, &options).await {
+        Ok(Furnished {
+            directory,
+            ids,
+            network,
+            last,
+        }) => Ok(Booted {
             vm: NamespaceVm::run(directory, control, guest, network, ids),
             base_changed: last.base_changed,
             layers_suspect: last.layers_suspect,
@@ -91,25 +96,27 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
     }
 }
 
+/// What a guest has become a VM with.
+struct Furnished {
+    directory: Directory,
+    ids: IdMap,
+    network: Option<Network>,
+    last: LastBoot,
+}
+
 /// Turns a waiting guest into a VM in its directory.
 async fn furnish(
-    ids: IdMap,
     pid: i32,
     control: &Control,
-    prepared: Result<(Directory, base::Base, LastBoot)>,
+    prepared: Result<Prepared>,
     options: &BootOptions,
-) -> Result<(Directory, Option<Network>, LastBoot)> {
-    let (directory, base, last) = prepared?;
+) -> Result<Furnished> {
+    let prepared = prepared?;
+    let (ids, last) = (prepared.ids, prepared.last);
     ids.write(pid)
         .map_err(|(file, errno)| unsupported::id_map(file, errno))?;
-    let (boot_message, trees) = {
-        let vm = directory.path().to_owned();
-        let options = options.clone();
-        blocking(move || boot_spec(ids, pid, &vm, &base, &options)).await?
-    };
-    let mut descriptors = vec![directory.lock().as_fd()];
-    descriptors.extend(trees.iter().map(AsFd::as_fd));
-    let (net, sockets) = first_reply(control, boot_message, &descriptors).await?;
+    let (directory, message) = prepared.message(pid, options).await?;
+    let (net, sockets) = first_reply(control, message, directory.lock()).await?;
     let network = match net {
         NetState::Up { v6 } => Some(start_network(sockets, v6, Arc::clone(&options.policy))?),
         NetState::Down { step, errno } => {
@@ -118,23 +125,12 @@ async fn furnish(
             None
         }
     };
-    Ok((directory, network, last))
-}
-
-/// Everything that a boot needs on the host's disk.
-async fn prepare(ids: IdMap, options: &BootOptions) -> Result<(Directory, base::Base, LastBoot)> {
-    let directory = Directory::open(&options.dir, &options.key, ids).await?;
-    let base = base::base(&options.base_cache).await?;
-    let agents = options.agents.clone();
-    let path = directory.path().to_owned();
-    let fingerprint = base.fingerprint.clone();
-    let last = blocking(move || {
-        directory::make_private_dir(&agents)
-            .map_err(|error| host("can't make the agent store", &agents, error))?;
-        directory::record_boot(&path, &fingerprint)
+    Ok(Furnished {
+        directory,
+        ids,
+        network,
+        last,
     })
-    .await?;
-    Ok((directory, base, last))
 }
 
 /// Removes a VM's directory with everything in it. Waits for a VM that is still being torn down.
@@ -153,67 +149,15 @@ pub fn sweep(vms: &Path) {
     directory::sweep(vms);
 }
 
-fn boot_spec(
-    ids: IdMap,
-    pid: i32,
-    vm: &Path,
-    base: &base::Base,
-    options: &BootOptions,
-) -> Result<(BootSpec, Vec<OwnedFd>)> {
-    let namespace = if ids.root_mapped() {
-        let path = PathBuf::from(format!("/proc/{pid}/ns/user"));
-        let file =
-            File::open(&path).map_err(|error| host("can't open the namespace", &path, error))?;
-        Some(OwnedFd::from(file))
-    } else {
-        None
-    };
-    let places = Places {
-        vm,
-        base,
-        agents: &options.agents,
-    };
-    let layout = layout::layout(ids, &places, namespace.as_ref())?;
-    let seccomp = seccomp::filter().map_err(VmError::Protocol)?;
-    let spec = BootSpec {
-        root_mapped: ids.root_mapped(),
-        hostname: base::HOSTNAME.as_bytes().to_vec(),
-        root: layout.nodes,
-        net: options.policy.guest_config(),
-        seccomp,
-        rlimits: rlimits(),
-    };
-    Ok((spec, layout.trees))
-}
-
-/// Limits of every process in the VM, whatever the host process has.
-fn rlimits() -> Vec<Rlimit> {
-    const FILES: u64 = 1 << 20;
-    let files = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
-        .map_or(4096, |(_, hard)| hard.min(FILES));
-    vec![
-        Rlimit {
-            resource: libc::RLIMIT_NOFILE,
-            // select(2) breaks above 1024: who can do more raises it.
-            soft: files.min(1024),
-            hard: files,
-        },
-        // 0 would not stop a core_pattern that is a pipe: only 1 does (coredump.c).
-        Rlimit {
-            resource: libc::RLIMIT_CORE,
-            soft: 1,
-            hard: 1,
-        },
-    ]
-}
-
 async fn first_reply(
     control: &Control,
-    spec: BootSpec,
-    descriptors: &[std::os::fd::BorrowedFd<'_>],
+    BootMessage { spec, trees }: BootMessage,
+    lock: &File,
 ) -> Result<(NetState, Vec<OwnedFd>)> {
+    let mut descriptors = vec![lock.as_fd()];
+    descriptors.extend(trees.iter().map(AsFd::as_fd));
     let sent = control
-        .send(&Request::Boot(Box::new(spec)), descriptors)
+        .send(&Request::Boot(Box::new(spec)), &descriptors)
         .await;
     // A guest that failed early has said why before it closed its end.
     let reply = control.receive().await.map_err(VmError::Protocol)?;

@@ -1,0 +1,187 @@
+//! What the host does for a boot while the kernel makes the namespaces.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agentvm_guest::protocol::{BootSpec, Rlimit};
+
+use super::BootOptions;
+use super::base::{self, Base};
+use super::directory::{self, Directory, LastBoot, blocking, host};
+use super::ids::IdMap;
+use super::layout::{self, Places};
+use super::seccomp;
+use crate::vm::{Result, VmError};
+
+/// A VM's directory, locked, and what PID 1 is to be told.
+pub(super) struct Prepared {
+    pub(super) ids: IdMap,
+    pub(super) directory: Directory,
+    pub(super) last: LastBoot,
+    message: Message,
+}
+
+/// The first message to PID 1.
+pub(super) struct BootMessage {
+    pub(super) spec: BootSpec,
+    /// The mount trees that the spec refers to.
+    pub(super) trees: Vec<OwnedFd>,
+}
+
+enum Message {
+    Ready(BootMessage),
+    /// Mounts are to be idmapped, and the first user namespace with the map is still to come.
+    NeedsNamespace(Base),
+}
+
+/// Everything that a boot needs on the host's disk. In one go where it can: each hand-over between
+/// threads is a wake-up, which on a busy machine is what a boot waits for most.
+pub(super) async fn prepare(options: &BootOptions) -> Result<Prepared> {
+    let opened = {
+        let options = options.clone();
+        blocking(move || {
+            let ids = IdMap::of_this_process();
+            let directory = Directory::prepare(&options.dir, &options.key, ids)?;
+            if directory.try_lock()? {
+                finish(ids, directory, &options).map(Opened::Prepared)
+            } else {
+                Ok(Opened::InUse(ids, directory))
+            }
+        })
+        .await?
+    };
+    match opened {
+        Opened::Prepared(prepared) => Ok(prepared),
+        Opened::InUse(ids, directory) => {
+            directory.wait_for_lock().await?;
+            let options = options.clone();
+            blocking(move || finish(ids, directory, &options)).await
+        }
+    }
+}
+
+#[expect(clippy::large_enum_variant, reason = "one value, moved twice")]
+enum Opened {
+    Prepared(Prepared),
+    /// By the VM of a process that has died, which is still being torn down.
+    InUse(IdMap, Directory),
+}
+
+/// With the VM's lock held: nothing of an earlier boot is left.
+fn finish(ids: IdMap, directory: Directory, options: &BootOptions) -> Result<Prepared> {
+    let base = base::base(&options.base_cache)?;
+    directory::make_private_dir(&options.agents)
+        .map_err(|error| host("can't make the agent store", &options.agents, error))?;
+    let last = directory::record_boot(directory.path(), &base.fingerprint)?;
+    let namespace = ids.root_mapped().then(|| idmap_namespace(ids));
+    let message = match namespace {
+        Some(None) => Message::NeedsNamespace(base),
+        None => Message::Ready(message(ids, &directory, &base, options, None)?),
+        Some(Some(namespace)) => {
+            let namespace = Some(&*namespace);
+            Message::Ready(message(ids, &directory, &base, options, namespace)?)
+        }
+    };
+    Ok(Prepared {
+        ids,
+        directory,
+        last,
+        message,
+    })
+}
+
+impl Prepared {
+    /// `pid`: PID 1, whose id maps are written.
+    pub(super) async fn message(
+        self,
+        pid: i32,
+        options: &BootOptions,
+    ) -> Result<(Directory, BootMessage)> {
+        let (ids, directory) = (self.ids, self.directory);
+        match self.message {
+            Message::Ready(message) => Ok((directory, message)),
+            Message::NeedsNamespace(base) => {
+                let options = options.clone();
+                blocking(move || {
+                    let namespace = keep_idmap_namespace(ids, pid)?;
+                    let message = message(ids, &directory, &base, &options, Some(&namespace))?;
+                    Ok((directory, message))
+                })
+                .await
+            }
+        }
+    }
+}
+
+/// A user namespace with the VMs' id map, for idmapped mounts. Any one will do, as the kernel takes
+/// only the map from it: with that of an earlier VM the mounts are made while the next VM's
+/// namespaces are.
+static IDMAP_NAMESPACE: Mutex<Option<(IdMap, Arc<OwnedFd>)>> = Mutex::new(None);
+
+fn idmap_namespace(ids: IdMap) -> Option<Arc<OwnedFd>> {
+    let kept = IDMAP_NAMESPACE
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    kept.as_ref()
+        .filter(|(of, _)| *of == ids)
+        .map(|(_, namespace)| Arc::clone(namespace))
+}
+
+fn keep_idmap_namespace(ids: IdMap, pid: i32) -> Result<Arc<OwnedFd>> {
+    let path = std::path::PathBuf::from(format!("/proc/{pid}/ns/user"));
+    let file = File::open(&path).map_err(|error| host("can't open the namespace", &path, error))?;
+    let namespace = Arc::new(OwnedFd::from(file));
+    *IDMAP_NAMESPACE
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner) = Some((ids, Arc::clone(&namespace)));
+    Ok(namespace)
+}
+
+fn message(
+    ids: IdMap,
+    directory: &Directory,
+    base: &Base,
+    options: &BootOptions,
+    namespace: Option<&OwnedFd>,
+) -> Result<BootMessage> {
+    let places = Places {
+        vm: directory.path(),
+        base,
+        agents: &options.agents,
+    };
+    let layout = layout::layout(ids, &places, namespace)?;
+    let spec = BootSpec {
+        root_mapped: ids.root_mapped(),
+        hostname: base::HOSTNAME.as_bytes().to_vec(),
+        root: layout.nodes,
+        net: options.policy.guest_config(),
+        seccomp: seccomp::filter().map_err(VmError::Protocol)?,
+        rlimits: rlimits(),
+    };
+    Ok(BootMessage {
+        spec,
+        trees: layout.trees,
+    })
+}
+
+/// Limits of every process in the VM, whatever the host process has.
+fn rlimits() -> Vec<Rlimit> {
+    const FILES: u64 = 1 << 20;
+    let files = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+        .map_or(4096, |(_, hard)| hard.min(FILES));
+    vec![
+        Rlimit {
+            resource: libc::RLIMIT_NOFILE,
+            // select(2) breaks above 1024: who can do more raises it.
+            soft: files.min(1024),
+            hard: files,
+        },
+        // 0 would not stop a core_pattern that is a pipe: only 1 does (coredump.c).
+        Rlimit {
+            resource: libc::RLIMIT_CORE,
+            soft: 1,
+            hard: 1,
+        },
+    ]
+}
