@@ -39,6 +39,10 @@ pub trait Handler: Send + Sync + 'static {
     /// To be answered with [`Connection::respond`], now or later.
     async fn request(&self, connection: &Connection, request: Request<'_>) -> ControlFlow<()>;
 
+    /// The answer to a request of this method came; whoever waits for it is woken after this. What is
+    /// handled from now on was sent after it.
+    fn answered(&self, _method: &str) {}
+
     /// A line that is no JSON-RPC message, or an answer to nothing.
     async fn stray(&self, line: &[u8]) -> ControlFlow<()>;
 }
@@ -97,8 +101,14 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    pending: HashMap<u64, oneshot::Sender<Result<Box<RawValue>, RequestError>>>,
+    pending: HashMap<u64, Waiting>,
     closed: Option<Closed>,
+}
+
+/// A request that waits for its answer.
+struct Waiting {
+    method: Box<str>,
+    answered: oneshot::Sender<Result<Box<RawValue>, RequestError>>,
 }
 
 /// A request, or without `id` a notification.
@@ -184,7 +194,8 @@ impl Connection {
             let mut state = self.shared.state();
             // Once closed, nobody would take it out again.
             if state.closed.is_none() {
-                state.pending.insert(id, answered);
+                let method = method.into();
+                state.pending.insert(id, Waiting { method, answered });
             }
         }
         let pending = PendingAnswer {
@@ -268,6 +279,9 @@ impl Shared {
             std::mem::take(&mut state.pending)
         };
         self.closed.send_replace(Some(why));
+        // Nobody writes to it any more either: what a dead agent left running may hold the reading end,
+        // and whoever waits for room would wait for ever.
+        self.input_closed.notify_one();
         drop(pending);
     }
 }
@@ -366,8 +380,9 @@ async fn read(
                 match waiting {
                     Some(waiting) => {
                         let answer = result.map(ToOwned::to_owned).map_err(RequestError::Rpc);
+                        handler.answered(&waiting.method);
                         // A caller that stopped waiting has lost interest in the answer.
-                        drop(waiting.send(answer));
+                        drop(waiting.answered.send(answer));
                         ControlFlow::Continue(())
                     }
                     None => handler.stray(text.as_bytes()).await,

@@ -47,7 +47,7 @@ pub fn launch(installed: &Installed, session: &SessionSpec<'_>) -> Launch {
         .join(&installed.entry)
         .join(&installed.adapter)
         .join(adapter::MAIN);
-    let state_dir = format!("/var/lib/agentvm/sessions/{}", session.id);
+    let state_dir = state_dir(session.id);
 
     let own = |name: &str| session.env.iter().rfind(|(own, _)| own == name);
     let path = own("PATH").map_or(environment::PATH, |(_, path)| path);
@@ -69,8 +69,15 @@ pub fn launch(installed: &Installed, session: &SessionSpec<'_>) -> Launch {
         argv: vec![text(&runtime::node(&runtime)), text(&main)],
         env: environment::merge(User::User, env),
         cwd: session.cwd.clone(),
-        state_dir: GuestPath::new(&state_dir).unwrap_or_else(|_| GuestPath::home()),
+        state_dir,
     }
+}
+
+/// Where in the VM an agent keeps its state of a session.
+#[must_use]
+pub fn state_dir(session: SessionId) -> GuestPath {
+    let path = format!("/var/lib/agentvm/sessions/{session}");
+    GuestPath::new(&path).unwrap_or_else(|_| GuestPath::home())
 }
 
 /// Paths inside the store are our own ASCII names.

@@ -32,6 +32,6 @@ mod store;
 
 pub use self::catalog::Agent;
 pub use self::error::AgentError;
-pub use self::launch::{Launch, SessionSpec, launch};
+pub use self::launch::{Launch, SessionSpec, launch, state_dir};
 pub use self::progress::{InstallProgress, Step};
 pub use self::store::{AgentStore, Entry, Installed, default_root};

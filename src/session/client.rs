@@ -104,14 +104,17 @@ impl Client {
 
     /// The VM of this key. Does no I/O: it boots when something needs it.
     pub fn vm(&self, key: VmKey) -> Result<VmHandle> {
-        self.inner.check_open()?;
         let data = &self.inner.data;
+        // One step for `close`, which takes the machines after it has marked the client as closed.
+        let mut machines = data.machines();
+        self.inner.check_open()?;
         let machine = Arc::clone(
-            data.machines()
+            machines
                 .entry(key.id())
                 .or_insert_with(|| Arc::new(Machine::new(key, &data.path))),
         );
         machine.add_user(self.inner.id);
+        drop(machines);
         Ok(VmHandle {
             client: Arc::clone(&self.inner),
             machine,
@@ -146,7 +149,7 @@ impl Client {
         };
         let mut ending = JoinSet::new();
         for machine in unused {
-            ending.spawn(async move { machine.shut_down(ShutdownReason::Close).await });
+            ending.spawn(async move { machine.close_unused().await });
         }
         let mut result = Ok(());
         while let Some(ended) = ending.join_next().await {
@@ -155,11 +158,26 @@ impl Client {
             // Every VM is ended; the first failure is told.
             result = result.and(ended);
         }
+        // A closed client's handles refuse every call: nobody needs a machine without users.
+        let mut machines = self.inner.data.machines();
+        machines.retain(|_, machine| machine.is_used());
+        drop(machines);
         result
     }
 }
 
 impl Inner {
+    /// Whatever failed because the client was closed meanwhile failed for that.
+    fn explain(&self, error: Error) -> Error {
+        match (self.check_open(), &error.code) {
+            (Err(closed), Code::AgentExited | Code::Internal) => Error::new(
+                closed.code,
+                format!("the client was closed meanwhile: {}", error.message),
+            ),
+            _ => error,
+        }
+    }
+
     fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::new(
@@ -190,9 +208,8 @@ impl VmHandle {
         let settings = self.open()?;
         let agent = Agent::parse(agent)?;
         let machine = &self.machine;
-        machine
-            .create_session(settings, agent, options, abort)
-            .await
+        let created = machine.create_session(settings, agent, options, abort);
+        created.await.map_err(|error| self.client.explain(error))
     }
 
     /// Runs a turn. A session without a running agent is resumed first.
@@ -204,7 +221,8 @@ impl VmHandle {
                 "a prompt must not be empty",
             ));
         }
-        self.machine.prompt(settings, session, blocks).await
+        let turn = self.machine.prompt(settings, session, blocks);
+        turn.await.map_err(|error| self.client.explain(error))
     }
 
     /// `false`: no turn was under way.

@@ -13,6 +13,12 @@ use crate::ids::SessionId;
 use crate::store::Event;
 pub(super) use crate::store::SESSION_UPDATE;
 
+/// What runs a turn; its answer ends it.
+pub(super) const PROMPT: &str = "session/prompt";
+
+/// Of an adapter of ours: the agent repeats a failed model request.
+pub(super) const RETRY: &str = "_agentvm/retry";
+
 pub(super) const TURN_START: &str = "_agentvm/turn_start";
 pub(super) const TURN_END: &str = "_agentvm/turn_end";
 pub(super) const PERMISSION: &str = "_agentvm/permission";

@@ -50,16 +50,22 @@ struct PromptResponse {
 }
 
 impl LiveSession {
-    /// Runs a turn to its end. It goes on if the caller stops waiting.
-    pub(super) async fn prompt(self: &Arc<Self>, blocks: Vec<Value>) -> Result<TurnResult> {
+    /// Starts a turn, which runs to its end although the caller may stop waiting: a cancel that comes
+    /// after this finds it.
+    pub(super) fn prompt(
+        self: &Arc<Self>,
+        blocks: Vec<Value>,
+    ) -> Result<impl Future<Output = Result<TurnResult>> + use<>> {
         let turn = self.begin_turn()?;
         let session = Arc::clone(self);
         let task = tokio::spawn(async move { session.run_turn(&turn, blocks).await });
-        task.await.unwrap_or_else(|error| {
-            Err(Error::new(
-                Code::Internal,
-                format!("a turn's task ended: {error}"),
-            ))
+        Ok(async move {
+            task.await.unwrap_or_else(|error| {
+                Err(Error::new(
+                    Code::Internal,
+                    format!("a turn's task ended: {error}"),
+                ))
+            })
         })
     }
 
@@ -131,14 +137,14 @@ impl LiveSession {
         let answer = self
             .process
             .connection
-            .start_request("session/prompt", &params)
+            .start_request(event::PROMPT, &params)
             .await;
         turn.reach(Stage::Prompted);
         let response = match answer.wait().await {
             Ok(response) => response,
             // What was asked for has happened, however the agent puts it.
             Err(error) if turn.is_cancelled() => cancelled_response(&error),
-            Err(error) => return Err(self.request_error("session/prompt", error).await),
+            Err(error) => return Err(self.request_error(event::PROMPT, error).await),
         };
         let parsed: PromptResponse = serde_json::from_str(response.get()).map_err(|error| {
             Error::new(
@@ -171,10 +177,11 @@ impl LiveSession {
             return false;
         };
         turn.cancel();
-        turn.reached(Stage::Prompted).await;
         let connection = &self.process.connection;
         let params = json!({ "sessionId": self.agent_session });
         let obeyed = timeout(CANCEL_GRACE, async {
+            // An agent that reads nothing can keep even the prompt from being sent.
+            turn.reached(Stage::Prompted).await;
             connection.notify("session/cancel", &params).await;
             turn.reached(Stage::Ended).await;
         });
@@ -192,6 +199,14 @@ impl LiveSession {
         self.cancel().await;
         self.process.close().await;
         self.set_status(status).await;
+        self.store.rest(self.id);
+    }
+
+    /// Nothing can be asked of it any more, though the last that it wrote may still be on its way.
+    pub(super) fn is_ending(&self) -> bool {
+        self.has_ended()
+            || self.process.exit.borrow().is_some()
+            || self.process.connection.closed().borrow().is_some()
     }
 
     async fn set_status(&self, status: Status) {
@@ -219,8 +234,18 @@ impl LiveSession {
     }
 }
 
+/// A turn that was cancelled before the agent could be told of it.
+pub(super) fn cancelled_turn() -> TurnResult {
+    let reason = "the turn was cancelled while its session resumed";
+    TurnResult {
+        response: cancelled_response(&reason),
+        text: String::new(),
+        stop_reason: "cancelled".to_owned(),
+    }
+}
+
 /// The answer of a turn that was cancelled, when the agent itself gives none.
-fn cancelled_response(error: &RequestError) -> Box<RawValue> {
+fn cancelled_response(error: &impl ToString) -> Box<RawValue> {
     let response = json!({
         "stopReason": "cancelled",
         "_meta": { "agentvm": { "error": error.to_string() } },
@@ -235,6 +260,7 @@ pub(super) struct AgentProcess {
     pid: u32,
     pub(super) connection: Connection,
     stderr: Tail,
+    exit: watch::Receiver<Option<Exit>>,
     /// Set once it is gone and everything that it wrote has been handled.
     end: watch::Receiver<Option<AgentEnd>>,
 }
@@ -278,6 +304,7 @@ impl AgentProcess {
             pid,
             connection: connection.clone(),
             stderr,
+            exit: exit.clone(),
             end,
         });
         let mut closed = connection.closed();
@@ -304,7 +331,12 @@ impl AgentProcess {
                     }
                 }
             };
-            ended.send_replace(Some(end));
+            // How it exits after we stopped listening is our doing.
+            let broken = match &*connection.closed().borrow() {
+                Some(why @ Closed::Protocol(_)) => Some(AgentEnd::Stopped(why.clone())),
+                _ => None,
+            };
+            ended.send_replace(Some(broken.unwrap_or(end)));
         });
         process
     }
@@ -329,7 +361,7 @@ impl AgentProcess {
         self.ended().await;
     }
 
-    async fn ended(&self) -> AgentEnd {
+    pub(super) async fn ended(&self) -> AgentEnd {
         let mut end = self.end.clone();
         let ended = end.wait_for(Option::is_some).await;
         ended

@@ -3,19 +3,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 use tokio::task::JoinSet;
 
 use super::client::Settings;
 use super::emission::{Emission, Notice, ShutdownReason};
 use super::environment;
 use super::event::{self, TurnEnd};
-use super::live::LiveSession;
+use super::live::{LiveSession, cancelled_turn};
 use super::options::{PermissionPolicy, SessionOptions};
 use super::start::{self, Starting};
 use super::turn::TurnResult;
@@ -51,8 +52,16 @@ struct Running {
     store: Option<Store>,
 }
 
-/// A session's agent, or its place. Held while one starts: a session resumes once, whoever asks.
-type Slot = AsyncMutex<Option<Arc<LiveSession>>>;
+/// A session's agent, or its place.
+#[derive(Default)]
+struct Slot {
+    /// Held while an agent starts or ends: a session resumes once, whoever asks, and never has two.
+    agent: AsyncMutex<Option<Arc<LiveSession>>>,
+    /// Ends the starts that are under way.
+    stop: Notify,
+    /// Prompts that have not reached an agent yet.
+    prompts: AtomicUsize,
+}
 
 /// A created session, as its caller gets it.
 #[derive(Debug)]
@@ -80,6 +89,10 @@ impl Machine {
         self.users().insert(client);
     }
 
+    pub(super) fn is_used(&self) -> bool {
+        !self.users().is_empty()
+    }
+
     /// `true`: nobody else has it open.
     pub(super) fn remove_user(&self, client: u64) -> bool {
         let mut users = self.users();
@@ -98,6 +111,13 @@ impl Machine {
             && vm.ended().borrow().is_none()
         {
             return Ok((Arc::clone(vm), running));
+        }
+        // A call that was under way when its client closed must not boot what nobody would end.
+        if self.users().is_empty() {
+            return Err(Error::new(
+                Code::ClientClosed,
+                format!("the client was closed before VM {} had booted", self.key),
+            ));
         }
         let options = BootOptions {
             dir: self.dir.clone(),
@@ -161,10 +181,21 @@ impl Machine {
             return Ok((vm, store.clone()));
         }
         let store = Store::open(self.dir.join(DATABASE), settings.durability).await?;
+        self.clear_half_made(&vm, &store).await?;
         self.emission.attach(&store);
         running.store = Some(store.clone());
         drop(running);
         Ok((vm, store))
+    }
+
+    /// Clears away sessions whose host process died while they were made.
+    async fn clear_half_made(&self, vm: &DynVm, store: &Store) -> Result<()> {
+        for record in store.history().sessions().await? {
+            if record.agent_session_id.is_none() {
+                self.unmake(vm, store, record.id).await;
+            }
+        }
+        Ok(())
     }
 
     /// What is kept, whether or not anything runs. `None`: there never was a session.
@@ -222,8 +253,11 @@ impl Machine {
         options: SessionOptions,
         abort: impl Future<Output = ()> + Send,
     ) -> Result<CreatedSession> {
-        let aborted = || Error::new(Code::Aborted, "createSession was aborted");
-        tokio::pin!(abort);
+        let stop = async {
+            abort.await;
+            Error::new(Code::Aborted, "createSession was aborted")
+        };
+        tokio::pin!(stop);
         let ready = async {
             let installed = self.installed(settings, agent).await?;
             let (vm, store) = self.open_for_writing(settings).await?;
@@ -231,21 +265,20 @@ impl Machine {
         };
         let (installed, vm, store) = tokio::select! {
             ready = ready => ready?,
-            () = &mut abort => return Err(aborted()),
+            error = &mut stop => return Err(error),
         };
         vm.create_dir_all(&options.cwd, User::User)
             .await
             .map_err(start::bad_cwd)?;
         let session = SessionId::generate();
         let launch = plan(&installed, session, &options.cwd, &options.env);
-        let made = tokio::select! {
-            made = self.make(settings, &vm, &store, session, agent, &options, &launch) => made,
-            () = &mut abort => Err(aborted()),
-        };
-        match made {
+        let made = self.make(
+            settings, &vm, &store, session, agent, &options, &launch, &mut stop,
+        );
+        match made.await {
             Ok(created) => Ok(created),
             Err(error) => {
-                self.unmake(&vm, &store, session, &launch.state_dir).await;
+                self.unmake(&vm, &store, session).await;
                 Err(error)
             }
         }
@@ -261,16 +294,10 @@ impl Machine {
         agent: Agent,
         options: &SessionOptions,
         launch: &agents::Launch,
+        stop: &mut (dyn Future<Output = Error> + Send + Unpin),
     ) -> Result<CreatedSession> {
-        if options.persist_env {
-            environment::save(&self.dir, session, &options.env).await?;
-        }
-        vm.create_dir_all(&launch.state_dir, User::User).await?;
-        let updates = Updates::new(session, store.clone(), options.permission_policy);
-        let cwd = options.cwd.clone();
-        let limit = settings.max_message_bytes;
-        let starting = start::start(vm, agent.name(), launch, cwd, updates, limit).await?;
-        // Without the agent's own id it does not count as a session yet: a crash leaves no half of one.
+        // First, so that whatever is made after it is found by the next opener if this process dies.
+        // Without the agent's own id it does not count as a session yet.
         let record = NewSession {
             id: session,
             agent_type: agent.name().to_owned(),
@@ -278,23 +305,38 @@ impl Machine {
             title: None,
             cwd: options.cwd.as_str().to_owned(),
             status: Status::Open,
-            capabilities: text(starting.initialized.agent_capabilities.as_deref()),
-            agent_info: text(starting.initialized.agent_info.as_deref()),
+            capabilities: text(None),
+            agent_info: text(None),
             settings: settings_json(options),
         };
+        store.insert_session(record).await?;
+        if options.persist_env {
+            environment::save(&self.dir, session, &options.env).await?;
+        }
+        vm.create_dir_all(&launch.state_dir, User::User).await?;
+        let updates = Updates::new(session, store.clone(), options.permission_policy);
+        let cwd = options.cwd.clone();
+        let limit = settings.max_message_bytes;
+        let starting =
+            start::start(vm, agent.name(), launch, cwd, updates, limit, &mut *stop).await?;
         let opened = async {
-            store.insert_session(record).await?;
             self.emission.activate(session, Seq::default());
             let agent_session = starting.new_session().await?;
             let change = SessionChange {
                 agent_session_id: Some(agent_session.clone()),
+                capabilities: Some(text(starting.initialized.agent_capabilities.as_deref())),
+                agent_info: Some(text(starting.initialized.agent_info.as_deref())),
                 ..SessionChange::default()
             };
             store.update_session(session, change).await?;
             store.flush(true).await?;
             Ok::<_, Error>(agent_session)
         };
-        let agent_session = match opened.await {
+        let opened = tokio::select! {
+            opened = opened => opened,
+            error = stop => Err(error),
+        };
+        let agent_session = match opened {
             Ok(agent_session) => agent_session,
             Err(error) => {
                 starting.process.kill().await;
@@ -308,13 +350,13 @@ impl Machine {
             agent_info: starting.initialized.agent_info.clone(),
         };
         let live = self.live_session(session, agent, agent_session, starting, store);
-        *self.slot(session).lock().await = Some(live);
+        *self.slot(session).agent.lock().await = Some(live);
         Ok(created)
     }
 
     /// Takes back everything of a session that could not be made.
-    async fn unmake(&self, vm: &DynVm, store: &Store, session: SessionId, state_dir: &GuestPath) {
-        let command = format!("rm -rf -- '{}'", state_dir.as_str());
+    async fn unmake(&self, vm: &DynVm, store: &Store, session: SessionId) {
+        let command = format!("rm -rf -- '{}'", agents::state_dir(session).as_str());
         let removed = exec(vm, &command, ExecOptions::default()).await;
         if let Err(error) = removed {
             tracing::debug!(%error, %session, "the state of a failed session goes with its VM");
@@ -363,8 +405,22 @@ impl Machine {
         session: SessionId,
         blocks: Vec<Value>,
     ) -> Result<TurnResult> {
-        let live = self.resume(settings, session, None).await?;
-        live.prompt(blocks).await
+        let slot = self.slot(session);
+        let stop = slot.stop.notified();
+        slot.prompts.fetch_add(1, Ordering::Relaxed);
+        let begun = async {
+            let mut agent = slot.agent.lock().await;
+            let live = self.start_in(&mut agent, settings, session, None, stop);
+            // Begun under the lock: a cancel or a close that waits for it finds the turn.
+            live.await?.prompt(blocks)
+        };
+        let begun = begun.await;
+        slot.prompts.fetch_sub(1, Ordering::Relaxed);
+        match begun {
+            Ok(turn) => turn.await,
+            Err(error) if error.code == Code::Aborted => Ok(cancelled_turn()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The session's agent, started again if it does not run. `env` replaces what was kept.
@@ -373,12 +429,35 @@ impl Machine {
         settings: &Settings,
         session: SessionId,
         env: Option<environment::Environment>,
-    ) -> Result<Arc<LiveSession>> {
+    ) -> Result<()> {
         let slot = self.slot(session);
-        let mut slot = slot.lock().await;
-        if let Some(live) = slot.as_ref().filter(|live| !live.has_ended()) {
-            return Ok(Arc::clone(live));
+        let stop = slot.stop.notified();
+        let mut agent = slot.agent.lock().await;
+        let started = self.start_in(&mut agent, settings, session, env, stop);
+        started.await.map(drop)
+    }
+
+    async fn start_in(
+        &self,
+        slot: &mut Option<Arc<LiveSession>>,
+        settings: &Settings,
+        session: SessionId,
+        env: Option<environment::Environment>,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<Arc<LiveSession>> {
+        if let Some(live) = slot {
+            if !live.is_ending() {
+                return Ok(Arc::clone(live));
+            }
+            live.process.ended().await;
+            *slot = None;
         }
+        let stop = async {
+            stop.await;
+            let problem = format!("session {session} was closed or cancelled while it resumed");
+            Error::new(Code::Aborted, problem)
+        };
+        tokio::pin!(stop);
         let record = match self.record(session).await {
             Ok(record) => record,
             Err(error) => {
@@ -387,11 +466,17 @@ impl Machine {
             }
         };
         let agent = Agent::parse(&record.agent_type)?;
-        let installed = self.installed(settings, agent).await?;
+        let installed = tokio::select! {
+            installed = self.installed(settings, agent) => installed?,
+            error = &mut stop => return Err(error),
+        };
         let (vm, store) = self.open_for_writing(settings).await?;
+        let kept = serde_json::from_str(&record.settings).unwrap_or(KeptSettings::STRICTEST);
         let env = match env {
             Some(env) => {
-                environment::save(&self.dir, session, &env).await?;
+                if kept.persist_env {
+                    environment::save(&self.dir, session, &env).await?;
+                }
                 env
             }
             None => environment::load(&self.dir, session).await?,
@@ -403,14 +488,17 @@ impl Machine {
             .map_err(start::bad_cwd)?;
         let launch = plan(&installed, session, &cwd, &env);
         self.emission.activate(session, store.committed(session)?);
-        let policy = serde_json::from_str::<KeptSettings>(&record.settings)
-            .map_or(PermissionPolicy::Reject, |kept| kept.permission_policy);
-        let updates = Updates::new(session, store.clone(), policy);
+        let updates = Updates::new(session, store.clone(), kept.permission_policy);
         self.end_interrupted_turn(&store, &record, &updates).await?;
         let limit = settings.max_message_bytes;
-        let starting = start::start(&vm, &record.agent_type, &launch, cwd, updates, limit).await?;
+        let name = &record.agent_type;
+        let starting = start::start(&vm, name, &launch, cwd, updates, limit, &mut stop).await?;
         let agent_session = record.agent_session_id.unwrap_or_default();
-        if let Err(error) = starting.load_session(&agent_session).await {
+        let loaded = tokio::select! {
+            loaded = starting.load_session(&agent_session) => loaded,
+            error = &mut stop => Err(error),
+        };
+        if let Err(error) = loaded {
             starting.process.kill().await;
             return Err(error);
         }
@@ -427,10 +515,6 @@ impl Machine {
         record: &SessionRecord,
         updates: &Updates,
     ) -> Result<()> {
-        // A session that was closed, or whose agent failed, has ended its turn.
-        if record.status != Status::Open {
-            return Ok(());
-        }
         let (started, ended) = (
             last_of(store, record.id, event::TURN_START).await?,
             last_of(store, record.id, event::TURN_END).await?,
@@ -446,15 +530,18 @@ impl Machine {
 
     /// `false`: no turn is under way.
     pub(super) async fn cancel(&self, session: SessionId) -> Result<bool> {
-        let live = {
-            let slot = self.sessions().get(&session).map(Arc::clone);
-            match slot {
-                Some(slot) => slot.lock().await.clone(),
-                None => None,
-            }
+        let slot = self.sessions().get(&session).map(Arc::clone);
+        let Some(slot) = slot else {
+            return self.record(session).await.map(|_exists| false);
         };
+        let waiting = slot.prompts.load(Ordering::Relaxed) > 0;
+        if waiting {
+            slot.stop.notify_waiters();
+        }
+        let live = slot.agent.lock().await.clone();
         match live {
-            Some(live) => Ok(live.cancel().await),
+            Some(live) => Ok(live.cancel().await || waiting),
+            None if waiting => Ok(true),
             None => self.record(session).await.map(|_exists| false),
         }
     }
@@ -464,11 +551,16 @@ impl Machine {
         let Some(slot) = slot else {
             return self.record(session).await.map(drop);
         };
-        let live = slot.lock().await.take();
-        if let Some(live) = live {
-            live.close(Status::Closed).await;
-        }
+        slot.close(Status::Closed).await;
         Ok(())
+    }
+
+    /// Ends what runs, unless a client has asked for this VM meanwhile.
+    pub(super) async fn close_unused(&self) -> Result<()> {
+        if !self.users().is_empty() {
+            return Ok(());
+        }
+        self.shut_down(ShutdownReason::Close).await
     }
 
     /// Ends what runs. Everything that is kept stays.
@@ -492,15 +584,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Asks the agents to end, all at once. One that is just starting ends with the VM.
+    /// Asks the agents to end, all at once. That of a session that is being made ends with the VM.
     async fn close_agents(&self) {
-        let slots = std::mem::take(&mut *self.sessions());
+        let slots: Vec<_> = self.sessions().values().map(Arc::clone).collect();
         let mut closing = JoinSet::new();
-        for slot in slots.into_values() {
-            let live = slot.try_lock().ok().and_then(|mut slot| slot.take());
-            if let Some(live) = live {
-                closing.spawn(async move { live.close(Status::Suspended).await });
-            }
+        for slot in slots {
+            closing.spawn(async move { slot.close(Status::Suspended).await });
         }
         while let Some(closed) = closing.join_next().await {
             if let Err(error) = closed {
@@ -524,6 +613,18 @@ impl Machine {
     fn key_json(&self) -> String {
         // An array of strings: always representable.
         serde_json::to_string(&self.key).unwrap_or_default()
+    }
+}
+
+impl Slot {
+    /// Ends its agent, and one that is just starting.
+    async fn close(&self, status: Status) {
+        self.stop.notify_waiters();
+        let mut agent = self.agent.lock().await;
+        if let Some(live) = agent.as_ref() {
+            live.close(status).await;
+        }
+        *agent = None;
     }
 }
 
@@ -628,11 +729,27 @@ fn plan(
 #[serde(rename_all = "camelCase")]
 struct KeptSettings {
     permission_policy: PermissionPolicy,
+    #[serde(default = "yes")]
+    persist_env: bool,
+}
+
+/// Sessions of before this was asked kept theirs.
+const fn yes() -> bool {
+    true
+}
+
+impl KeptSettings {
+    /// For a record that can't be read.
+    const STRICTEST: Self = Self {
+        permission_policy: PermissionPolicy::Reject,
+        persist_env: false,
+    };
 }
 
 fn settings_json(options: &SessionOptions) -> Arc<str> {
     let kept = KeptSettings {
         permission_policy: options.permission_policy,
+        persist_env: options.persist_env,
     };
     // A struct of plain fields: always representable.
     serde_json::to_string(&kept).unwrap_or_default().into()

@@ -7,6 +7,7 @@ use agent_client_protocol_schema::ProtocolVersion;
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 
 use super::live::AgentProcess;
 use super::tail::{Tail, follow};
@@ -56,7 +57,8 @@ pub(super) struct Starting {
     cwd: GuestPath,
 }
 
-/// Starts the agent's process and shakes hands.
+/// Starts the agent's process and shakes hands. When it fails, or `stop` resolves first, the process is
+/// gone.
 pub(super) async fn start(
     vm: &DynVm,
     agent: &str,
@@ -64,6 +66,7 @@ pub(super) async fn start(
     cwd: GuestPath,
     updates: Arc<Updates>,
     max_message_bytes: usize,
+    stop: &mut (dyn Future<Output = Error> + Send + Unpin),
 ) -> Result<Starting> {
     let started = vm
         .spawn(&Command {
@@ -87,7 +90,11 @@ pub(super) async fn start(
     )
     .map_err(unusable)?;
     let process = AgentProcess::watch(vm.clone(), started.pid, connection, stderr, started.exit);
-    let initialized = match initialize(agent, &process, &updates).await {
+    let initialized = tokio::select! {
+        initialized = initialize(agent, &process, &updates) => initialized,
+        error = stop => Err(error),
+    };
+    let initialized = match initialized {
         Ok(initialized) => initialized,
         Err(error) => {
             process.kill().await;
@@ -124,19 +131,11 @@ async fn initialize(agent: &str, process: &AgentProcess, updates: &Updates) -> R
         "clientCapabilities": { "fs": { "readTextFile": false, "writeTextFile": false }, "terminal": false },
         "clientInfo": { "name": "agentvm", "title": "agentvm", "version": env!("CARGO_PKG_VERSION") },
     });
-    let mut stray = updates.stray_seen();
-    let garbage = async {
-        // The sender is in `updates`, which we hold.
-        drop(stray.wait_for(|seen| *seen).await);
-        tokio::time::sleep(GARBAGE_GRACE).await;
-    };
-    let response = tokio::select! {
-        response = process.connection.request(METHOD, &params) => response,
-        () = garbage => return Err(not_acp(agent, &updates.strays().text())),
-    };
-    let response = match response {
-        Ok(response) => response,
-        Err(error) => return Err(process.explain(agent, METHOD, error, updates).await),
+    let request = process.connection.request(METHOD, &params);
+    let response = match unless_garbage(request, updates.stray_seen()).await {
+        Some(Ok(response)) => response,
+        Some(Err(error)) => return Err(process.explain(agent, METHOD, error, updates).await),
+        None => return Err(not_acp(agent, &updates.strays().text())),
     };
     let initialized: Initialized = serde_json::from_str(response.get()).map_err(|error| {
         let problem = format!("{agent}: its answer to initialize is malformed: {error}");
@@ -149,6 +148,25 @@ async fn initialize(agent: &str, process: &AgentProcess, updates: &Updates) -> R
         ));
     }
     Ok(initialized)
+}
+
+/// `None`: no answer [`GARBAGE_GRACE`] after the first line that was no protocol. An agent that says
+/// nothing at all may take as long as it likes.
+async fn unless_garbage<T>(
+    answer: impl Future<Output = T> + Send,
+    mut stray: watch::Receiver<bool>,
+) -> Option<T> {
+    let garbage = async {
+        if stray.wait_for(|seen| *seen).await.is_err() {
+            // Nobody is left who could see one.
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(GARBAGE_GRACE).await;
+    };
+    tokio::select! {
+        answer = answer => Some(answer),
+        () = garbage => None,
+    }
 }
 
 fn not_acp(agent: &str, output: &str) -> Error {
@@ -213,5 +231,30 @@ impl Starting {
                 .explain(&self.agent, method, error, &self.updates)
                 .await),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_prints_garbage_and_never_answers_is_given_up_after_the_grace() {
+        let (_stray, seen) = watch::channel(true);
+        let began = tokio::time::Instant::now();
+        assert_eq!(unless_garbage(pending::<()>(), seen).await, None);
+        assert_eq!(began.elapsed(), GARBAGE_GRACE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_is_only_slow_is_waited_for() {
+        let (stray, seen) = watch::channel(false);
+        let slow = async { tokio::time::sleep(Duration::from_hours(1)).await };
+        assert_eq!(unless_garbage(slow, seen.clone()).await, Some(()));
+        stray.send_replace(true);
+        let noisy = async { tokio::time::sleep(GARBAGE_GRACE / 2).await };
+        assert_eq!(unless_garbage(noisy, seen).await, Some(()));
     }
 }

@@ -1,7 +1,7 @@
 //! One prompt and everything that happens until its answer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::value::RawValue;
 use tokio::sync::watch;
@@ -12,17 +12,49 @@ use uuid::Uuid;
 pub struct TurnResult {
     /// The agent's JSON-RPC result, as it came.
     pub response: Box<RawValue>,
-    /// The agent's message text of this turn.
+    /// The agent's message text of this turn, without what the agent took back. Its first
+    /// [`TurnResult::MAX_TEXT`] bytes at most: the log has all of it.
     pub text: String,
     pub stop_reason: String,
+}
+
+impl TurnResult {
+    /// Bytes of text that are kept in memory for a turn.
+    pub const MAX_TEXT: usize = 16 << 20;
 }
 
 /// A turn that is under way.
 pub(super) struct Turn {
     pub(super) id: Uuid,
-    text: Mutex<String>,
+    text: Mutex<Text>,
     cancelled: AtomicBool,
     stage: watch::Sender<Stage>,
+}
+
+/// What the agent has said in a turn. Only the message that it is at can still be taken back.
+#[derive(Debug, Default)]
+struct Text {
+    settled: String,
+    /// Id of the last message, and where it begins in `settled`.
+    last: Option<(Box<str>, usize)>,
+}
+
+impl Text {
+    fn add(&mut self, message: Option<&str>, text: &str) {
+        let last = self.last.as_ref().map(|(id, _)| &**id);
+        if message != last {
+            self.last = message.map(|id| (id.into(), self.settled.len()));
+        }
+        let room = TurnResult::MAX_TEXT - self.settled.len();
+        self.settled
+            .push_str(&text[..text.floor_char_boundary(room)]);
+    }
+
+    fn discard(&mut self, message: &str) {
+        if let Some((_, begin)) = self.last.take_if(|(id, _)| **id == *message) {
+            self.settled.truncate(begin);
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,13 +76,20 @@ impl Turn {
         }
     }
 
-    pub(super) fn add_text(&self, text: &str) {
-        let mut kept = self.text.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push_str(text);
+    pub(super) fn add_text(&self, message: Option<&str>, text: &str) {
+        self.text().add(message, text);
+    }
+
+    pub(super) fn discard_text(&self, message: &str) {
+        self.text().discard(message);
     }
 
     pub(super) fn take_text(&self) -> String {
-        std::mem::take(&mut self.text.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.text()).settled
+    }
+
+    fn text(&self) -> MutexGuard<'_, Text> {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Somebody wants it to end.
@@ -74,5 +113,32 @@ impl Turn {
             .subscribe()
             .wait_for(|reached| *reached >= stage)
             .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_message_that_is_taken_back_goes() {
+        let mut text = Text::default();
+        text.add(Some("a"), "one ");
+        text.add(Some("b"), "tw");
+        text.add(Some("b"), "o ");
+        text.discard("a");
+        text.discard("b");
+        text.discard("b");
+        text.add(None, "three");
+        assert_eq!(text.settled, "one three");
+    }
+
+    #[test]
+    fn text_has_a_bound_between_characters() {
+        let mut text = Text::default();
+        text.add(None, &"x".repeat(TurnResult::MAX_TEXT - 1));
+        text.add(None, "ü");
+        text.add(None, "");
+        assert_eq!(text.settled.len(), TurnResult::MAX_TEXT - 1);
     }
 }

@@ -67,7 +67,17 @@ struct Update<'a> {
     #[serde(borrow)]
     session_update: Cow<'a, str>,
     #[serde(borrow, default)]
+    message_id: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
     content: Option<&'a RawValue>,
+}
+
+/// The part of our adapters' `_agentvm/retry` that says which text is void.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RetryParams<'a> {
+    #[serde(borrow, default)]
+    discarded_message_id: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
@@ -152,14 +162,29 @@ impl Updates {
         let Some(turn) = self.state().turn.clone() else {
             return;
         };
-        let text = params
+        let chunk = params
             .and_then(|params| serde_json::from_str::<UpdateParams<'_>>(params.get()).ok())
-            .filter(|params| params.update.session_update == "agent_message_chunk")
-            .and_then(|params| params.update.content)
+            .map(|params| params.update)
+            .filter(|update| update.session_update == "agent_message_chunk");
+        let Some(chunk) = chunk else {
+            return;
+        };
+        let text = chunk
+            .content
             .and_then(|content| serde_json::from_str::<TextBlock<'_>>(content.get()).ok())
             .filter(|block| block.kind == "text");
         if let Some(block) = text {
-            turn.add_text(&block.text);
+            turn.add_text(chunk.message_id.as_deref(), &block.text);
+        }
+    }
+
+    /// The agent starts a message again: what it said of it so far is void.
+    fn note_retry(&self, params: Option<&RawValue>) {
+        let retry = params
+            .and_then(|params| serde_json::from_str::<RetryParams<'_>>(params.get()).ok())
+            .and_then(|retry| retry.discarded_message_id);
+        if let (Some(turn), Some(message)) = (self.state().turn.clone(), retry) {
+            turn.discard_text(&message);
         }
     }
 }
@@ -179,6 +204,8 @@ impl Handler for Updates {
         }
         if method == event::SESSION_UPDATE {
             self.note_text(params);
+        } else if method == event::RETRY {
+            self.note_retry(params);
         }
         let json = with_session_id(line, params, &self.session.to_string());
         let event = if method == event::SESSION_UPDATE {
@@ -212,6 +239,13 @@ impl Handler for Updates {
             connection.respond(request.id, Ok(&answer)).await;
         }
         flow
+    }
+
+    /// The turn is over: what follows is not its text.
+    fn answered(&self, method: &str) {
+        if method == event::PROMPT {
+            self.state().turn = None;
+        }
     }
 
     async fn stray(&self, line: &[u8]) -> ControlFlow<()> {

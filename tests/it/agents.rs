@@ -27,13 +27,18 @@ const MAIN: &str = r#"
 "#;
 
 fn package(at: &Path) -> PathBuf {
+    package_of(at, MAIN)
+}
+
+/// Our npm package with this script as the adapter of Pi.
+pub(super) fn package_of(at: &Path, main: &str) -> PathBuf {
     let dist = at.join("package/adapters/pi/dist");
     fs::create_dir_all(&dist).unwrap();
-    fs::write(dist.join("main.js"), MAIN).unwrap();
+    fs::write(dist.join("main.js"), main).unwrap();
     at.join("package")
 }
 
-fn node() -> PathBuf {
+pub(super) fn node() -> PathBuf {
     let found = Command::new("sh").args(["-c", "command -v node"]).output();
     String::from_utf8(found.unwrap().stdout)
         .unwrap()
@@ -46,7 +51,7 @@ fn store_in(directory: &Path) -> AgentStore {
 }
 
 /// The store that tests share. The first one to come installs.
-async fn shared() -> (AgentStore, Installed, tempfile::TempDir) {
+pub(super) async fn shared() -> (AgentStore, Installed, tempfile::TempDir) {
     let own = tempfile::tempdir().unwrap();
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let uid = nix::unistd::getuid();

@@ -7,6 +7,7 @@ mod child;
 mod death;
 mod isolation;
 mod net;
+mod session;
 mod store;
 mod unsupported;
 mod vm;

@@ -1,0 +1,8 @@
+//! Sessions as a caller of the crate sees them, with agents that behave badly in every way.
+
+mod clients;
+mod delivery;
+mod fixture;
+mod output;
+mod start;
+mod turns;

@@ -1,0 +1,346 @@
+//! Turns that are cancelled, cut off, or follow the end of their agent.
+
+use std::time::{Duration, Instant};
+
+use agentvm::error::Code;
+use agentvm::store::Status;
+
+use super::fixture::{Listener, World, code, options, within};
+
+#[tokio::test]
+async fn a_cancelled_turn_resolves_as_cancelled() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(session, "say working\ncancel");
+    listener.heard("working").await;
+    assert!(within(world.vm.cancel_prompt(session)).await.unwrap());
+    let turn = turn.await.unwrap().unwrap();
+    assert_eq!((&*turn.stop_reason, &*turn.text), ("cancelled", "working"));
+    let ended = &world.log(session).await.turn_ends()[0];
+    assert_eq!(ended["stopReason"], "cancelled");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn cancel_with_nothing_under_way_says_so() {
+    let world = World::new().await;
+    let session = world.session().await;
+    assert!(!within(world.vm.cancel_prompt(session)).await.unwrap());
+    world.vm.close_session(session).await.unwrap();
+    assert!(!within(world.vm.cancel_prompt(session)).await.unwrap());
+    let unknown = agentvm::ids::SessionId::generate();
+    let cancelled = within(world.vm.cancel_prompt(unknown)).await;
+    assert_eq!(code(cancelled), Code::SessionNotFound);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_ignores_a_cancel_is_stopped_and_the_next_prompt_resumes() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(session, "say working\nhang");
+    listener.heard("working").await;
+    assert!(within(world.vm.cancel_prompt(session)).await.unwrap());
+    assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
+    assert_eq!(world.record(session).await.status, Status::Suspended);
+    assert_eq!(world.text(session, "remember").await, "2");
+    assert_eq!(world.record(session).await.status, Status::Open);
+    let log = world.log(session).await;
+    assert_eq!(log.turn_ends().len(), 2);
+    assert_eq!(log.agent_texts(), ["working", "2"]);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_reads_nothing_blocks_neither_a_huge_prompt_nor_its_cancel() {
+    let world = World::new().await;
+    let session = world.session().await;
+    world.run(session, "deaf").await.unwrap();
+    // Larger than what a pipe and Node's buffers take.
+    let turn = world.start(session, &format!("say {}", "x".repeat(4 << 20)));
+    let listener = Listener::of(&world.vm);
+    listener.heard("user_message_chunk").await;
+    assert!(within(world.vm.cancel_prompt(session)).await.unwrap());
+    assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn requests_that_nobody_reads_the_answers_of_do_not_stop_a_cancel() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(session, "deaf\nsay flooding\nrequests 20000\nhang");
+    listener.heard("flooding").await;
+    assert!(within(world.vm.cancel_prompt(session)).await.unwrap());
+    assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
+    assert_eq!(world.text(session, "say better").await, "better");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_process_that_holds_the_input_of_a_dead_agent_does_not_keep_its_turn() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(
+        session,
+        "grandchild\ndeaf\nsay flooding\nrequests 1300\nexit 1",
+    );
+    listener.heard("flooding").await;
+    assert_eq!(code(turn.await.unwrap()), Code::AgentExited);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn one_turn_at_a_time() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(session, "say working\ncancel");
+    listener.heard("working").await;
+    let second = world.run(session, "say me too").await;
+    assert_eq!(code(second), Code::SessionBusy);
+    world.vm.cancel_prompt(session).await.unwrap();
+    turn.await.unwrap().unwrap();
+    assert_eq!(world.log(session).await.turn_ends().len(), 1);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_exits_between_turns_is_resumed_by_the_next_prompt() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let first = world.text(session, "pid").await;
+    let answer = "line {\"id\":$ID,\"result\":{\"stopReason\":\"end_turn\"}}\nexit 0";
+    world.run(session, answer).await.unwrap();
+    let second = world.text(session, "pid").await;
+    assert_ne!(first, second);
+    assert_eq!(world.text(session, "remember").await, "4");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn what_an_agent_repeats_when_it_resumes_is_not_logged_again() {
+    let world = World::new().await;
+    let session = world.session().await;
+    world.run(session, "say one").await.unwrap();
+    world.vm.close_session(session).await.unwrap();
+    assert_eq!(world.agents().await, Vec::<String>::new());
+    assert_eq!(world.record(session).await.status, Status::Closed);
+    world.run(session, "say two").await.unwrap();
+    let log = world.log(session).await;
+    assert_eq!(log.agent_texts(), ["one", "two"]);
+    assert_eq!(log.texts("user_message_chunk"), ["say one", "say two"]);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_load_a_session_is_named_when_it_should() {
+    let world = World::new().await;
+    let session = world.session_with(&[("NO_LOAD", "1")]).await;
+    assert_eq!(world.text(session, "say one").await, "one");
+    world.vm.close_session(session).await.unwrap();
+    let resumed = world.run(session, "say two").await;
+    assert_eq!(code(resumed), Code::AgentUnsupported);
+    assert_eq!(world.agents().await, Vec::<String>::new());
+    assert_eq!(world.log(session).await.agent_texts(), ["one"]);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_load_that_fails_is_the_callers_error_and_can_be_tried_again() {
+    let world = World::new().await;
+    let once = "line {\"id\":$ID,\"error\":{\"code\":-32002,\"message\":\"forgotten\"}}\nhang";
+    let session = world.session_with(&[("ON_LOAD", once)]).await;
+    world.vm.close_session(session).await.unwrap();
+    assert_eq!(code(world.run(session, "say x").await), Code::AgentError);
+    assert_eq!(world.agents().await, Vec::<String>::new());
+    let env = options(&[("OTHER", "1")]).env;
+    within(world.vm.resume_session(session, Some(env)))
+        .await
+        .unwrap();
+    assert_eq!(world.text(session, "env OTHER").await, "1");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn an_environment_that_was_not_kept_is_asked_for() {
+    let world = World::new().await;
+    let mut forget = options(&[("KEY", "secret")]);
+    forget.persist_env = false;
+    let created = world
+        .vm
+        .create_session("pi", forget, std::future::pending());
+    let session = within(created).await.unwrap().id;
+    assert_eq!(world.env_files().len(), 0);
+    world.vm.close_session(session).await.unwrap();
+    assert_eq!(code(world.run(session, "say x").await), Code::EnvRequired);
+    let env = options(&[("KEY", "again")]).env;
+    within(world.vm.resume_session(session, Some(env)))
+        .await
+        .unwrap();
+    assert_eq!(world.text(session, "env KEY").await, "again");
+    // What was asked not to be kept is not kept now either.
+    assert_eq!(world.env_files().len(), 0);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_kept_environment_can_be_read_by_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new().await;
+    world.session_with(&[("KEY", "secret")]).await;
+    let files = world.env_files();
+    assert_eq!(files.len(), 1);
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&files[0]), 0o600);
+    assert_eq!(mode(files[0].parent().unwrap()), 0o700);
+    assert!(
+        std::fs::read_to_string(&files[0])
+            .unwrap()
+            .contains("secret")
+    );
+    world.close().await;
+}
+
+#[tokio::test]
+async fn closing_a_session_ends_its_turn_as_cancelled() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(session, "say working\ncancel");
+    listener.heard("working").await;
+    within(world.vm.close_session(session)).await.unwrap();
+    within(world.vm.close_session(session)).await.unwrap();
+    assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
+    assert_eq!(world.record(session).await.status, Status::Closed);
+    assert_eq!(world.agents().await, Vec::<String>::new());
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_prompt_during_a_close_waits_for_it_and_resumes() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(session, "say working\ncancel\n");
+    listener.heard("working").await;
+    let vm = world.vm.clone();
+    let (closed, text) = tokio::join!(within(vm.close_session(session)), async {
+        tokio::task::yield_now().await;
+        world.text(session, "remember").await
+    });
+    closed.unwrap();
+    assert_eq!(text, "2");
+    turn.await.unwrap().unwrap();
+    assert_eq!(world.agents().await.len(), 1, "two agents of one session");
+    assert_eq!(world.record(session).await.status, Status::Open);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_session_that_hangs_while_it_resumes_can_be_cancelled_and_closed() {
+    let world = World::new().await;
+    let session = world.session_with(&[("ON_LOAD", "stderr 1\nhang")]).await;
+    world.vm.close_session(session).await.unwrap();
+    let started = async || {
+        within(async {
+            while world.agents().await.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    let turn = world.start(session, "say never");
+    started().await;
+    assert!(within(world.vm.cancel_prompt(session)).await.unwrap());
+    assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
+    assert_eq!(world.agents().await, Vec::<String>::new());
+    let turn = world.start(session, "say never");
+    started().await;
+    within(world.vm.close_session(session)).await.unwrap();
+    assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
+    assert_eq!(world.agents().await, Vec::<String>::new());
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_turn_cancelled_while_its_session_resumes_does_not_run() {
+    let world = World::new().await;
+    let session = world.session_with(&[("ON_LOAD", "sleep 300")]).await;
+    world.vm.close_session(session).await.unwrap();
+    let turn = world.start(session, "say too late");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    within(world.vm.cancel_prompt(session)).await.unwrap();
+    assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
+    assert_eq!(world.log(session).await.agent_texts(), Vec::<String>::new());
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_vm_that_sleeps_in_a_turn_cancels_it_and_the_session_goes_on_later() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(session, "say working\ncancel");
+    listener.heard("working").await;
+    within(world.vm.sleep()).await.unwrap();
+    assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
+    assert_eq!(world.record(session).await.status, Status::Suspended);
+    assert_eq!(world.text(session, "remember").await, "2");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn destroying_a_vm_in_a_turn_ends_it_and_leaves_an_empty_one() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(session, "say working\nhang");
+    listener.heard("working").await;
+    let began = Instant::now();
+    within(world.vm.destroy()).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(30));
+    assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
+    assert!(!world.directory().exists());
+    assert_eq!(
+        code(world.run(session, "say x").await),
+        Code::SessionNotFound
+    );
+    assert_eq!(world.sh("ls").await, "");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn the_death_of_a_vm_ends_its_turns_and_the_next_prompt_boots_it_again() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(session, "say working\nhang");
+    listener.heard("working").await;
+    let pid_1 = guest_of_this_process();
+    nix::sys::signal::kill(pid_1, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(code(turn.await.unwrap()), Code::AgentExited);
+    assert_eq!(world.text(session, "remember").await, "2");
+    assert_eq!(world.log(session).await.turn_ends().len(), 2);
+    world.close().await;
+}
+
+/// PID 1 of this process's one VM. (Tests in threads of one process have more: they skip this by
+/// running under nextest, as `npm run check` does.)
+fn guest_of_this_process() -> nix::unistd::Pid {
+    let own = std::process::id().to_string();
+    let stat = |entry: std::fs::DirEntry| std::fs::read_to_string(entry.path().join("stat")).ok();
+    let found = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| stat(entry.unwrap()));
+    let mut guests = found.filter_map(|stat| {
+        let (pid, rest) = stat.split_once(" (agentvm-guest) ")?;
+        let parent = rest.split(' ').nth(1)?;
+        (parent == own).then(|| pid.parse().unwrap())
+    });
+    nix::unistd::Pid::from_raw(guests.next().unwrap())
+}
