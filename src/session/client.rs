@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::emission::{ShutdownReason, Subscription};
@@ -51,7 +52,7 @@ struct Inner {
     id: u64,
     data: Arc<DataDir>,
     settings: Settings,
-    closed: AtomicBool,
+    closed: watch::Sender<bool>,
 }
 
 /// One data directory of this process.
@@ -97,7 +98,7 @@ impl Client {
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
                 data: DataDir::open(&options.data_dir),
                 settings: options.settings,
-                closed: AtomicBool::new(false),
+                closed: watch::Sender::new(false),
             }),
         }
     }
@@ -136,7 +137,7 @@ impl Client {
 
     /// Ends what this client's VMs run, unless another client has them open too. Deletes nothing.
     pub async fn close(&self) -> Result<()> {
-        if self.inner.closed.swap(true, Ordering::AcqRel) {
+        if self.inner.closed.send_replace(true) {
             return Ok(());
         }
         let unused: Vec<_> = {
@@ -170,7 +171,7 @@ impl Inner {
     /// Whatever failed because the client was closed meanwhile failed for that.
     fn explain(&self, error: Error) -> Error {
         match (self.check_open(), &error.code) {
-            (Err(closed), Code::AgentExited | Code::Internal) => Error::new(
+            (Err(closed), Code::AgentExited | Code::Aborted | Code::Internal) => Error::new(
                 closed.code,
                 format!("the client was closed meanwhile: {}", error.message),
             ),
@@ -179,7 +180,7 @@ impl Inner {
     }
 
     fn check_open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
+        if *self.closed.borrow() {
             return Err(Error::new(
                 Code::ClientClosed,
                 "this client is closed: make another one with createClient()",
@@ -208,6 +209,14 @@ impl VmHandle {
         let settings = self.open()?;
         let agent = Agent::parse(agent)?;
         let machine = &self.machine;
+        let mut closed = self.client.closed.subscribe();
+        // Another client may keep the VM running: this start ends with its own.
+        let abort = async {
+            tokio::select! {
+                () = abort => {}
+                _ = closed.wait_for(|closed| *closed) => {}
+            }
+        };
         let created = machine.create_session(settings, agent, options, abort);
         created.await.map_err(|error| self.client.explain(error))
     }

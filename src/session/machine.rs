@@ -258,15 +258,12 @@ impl Machine {
             Error::new(Code::Aborted, "createSession was aborted")
         };
         tokio::pin!(stop);
-        let ready = async {
-            let installed = self.installed(settings, agent).await?;
-            let (vm, store) = self.open_for_writing(settings).await?;
-            Ok::<_, Error>((installed, vm, store))
-        };
-        let (installed, vm, store) = tokio::select! {
-            ready = ready => ready?,
+        let installed = tokio::select! {
+            installed = self.installed(settings, agent) => installed?,
             error = &mut stop => return Err(error),
         };
+        // Not cut short: a boot that is dropped half-way would leave the VM busy for a moment.
+        let (vm, store) = self.open_for_writing(settings).await?;
         vm.create_dir_all(&options.cwd, User::User)
             .await
             .map_err(start::bad_cwd)?;

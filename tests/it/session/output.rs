@@ -194,7 +194,10 @@ async fn an_agent_that_dies_in_the_middle_of_a_line_is_told_with_what_it_said() 
 async fn an_agent_that_closes_its_output_but_lives_is_stopped() {
     let world = World::new().await;
     let session = world.session().await;
-    let error = world.run(session, "close-stdout\nhang").await.unwrap_err();
+    let error = world
+        .run(session, "deaf\nclose-stdout\nhang")
+        .await
+        .unwrap_err();
     assert_eq!(error.code, Code::AgentExited, "{error}");
     assert!(error.message.contains("closed its output"), "{error}");
     assert_eq!(world.agents().await, Vec::<String>::new());
