@@ -43,7 +43,7 @@ async fn closing_the_client_in_a_turn_cancels_it() {
     let session = world.session().await;
     let listener = Listener::of(&world.vm);
     let turn = world.start(session, "say working\ncancel");
-    listener.heard("working").await;
+    listener.said("working").await;
     within(world.client.close()).await.unwrap();
     assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
     let (client, vm) = world.another_client();
@@ -126,7 +126,7 @@ async fn host_process() {
         let moment = [("SECRET", "x"), ("ON_NEW", "say started\nhang")];
         let listener = Listener::of(&world.vm);
         tokio::join!(async { drop(world.create(&moment).await) }, async {
-            listener.heard("started").await;
+            listener.said("started").await;
             println!("creating");
         });
     } else {
@@ -134,7 +134,7 @@ async fn host_process() {
         world.run(session, "say before").await.unwrap();
         let listener = Listener::of(&world.vm);
         let turn = world.start(session, "say working\nhang");
-        listener.heard("working").await;
+        listener.said("working").await;
         println!("session {session}");
         drop(turn.await);
     }

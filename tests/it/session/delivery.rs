@@ -102,7 +102,7 @@ async fn a_listener_hears_the_end_of_a_turn_that_a_close_ends() {
     let session = world.session().await;
     let listener = Listener::of(&world.vm);
     let turn = world.start(session, "say working\ncancel");
-    listener.heard("working").await;
+    listener.said("working").await;
     within(world.vm.sleep()).await.unwrap();
     turn.await.unwrap().unwrap();
     listener.heard("turn_end").await;

@@ -312,6 +312,12 @@ impl Listener {
         notices.collect()
     }
 
+    /// Waits until the agent has said `text`; a prompt that contains it does not count.
+    pub(super) async fn said(&self, text: &str) {
+        let text = format!("\"text\":\"{text}\"");
+        self.heard(&text).await;
+    }
+
     /// Waits until an event contains `text`.
     pub(super) async fn heard(&self, text: &str) {
         self.until(|item| matches!(item, Item::Event { json, .. } if json.contains(text)))

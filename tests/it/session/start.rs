@@ -134,7 +134,7 @@ async fn close_while_it_starts(world: &World, moment: &str) -> Code {
     let created =
         tokio::spawn(async move { vm.create_session("pi", hangs, std::future::pending()).await });
     if moment == "ON_NEW" {
-        listener.heard("started").await;
+        listener.said("started").await;
     }
     within(world.client.close()).await.unwrap();
     code(within(created).await.unwrap())

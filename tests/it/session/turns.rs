@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use agentvm::error::Code;
+use agentvm::session::{Item, Notice};
 use agentvm::store::Status;
 
 use super::fixture::{Listener, World, code, options, within};
@@ -13,7 +14,7 @@ async fn a_cancelled_turn_resolves_as_cancelled() {
     let session = world.session().await;
     let listener = Listener::of(&world.vm);
     let turn = world.start(session, "say working\ncancel");
-    listener.heard("working").await;
+    listener.said("working").await;
     assert!(within(world.vm.cancel_prompt(session)).await.unwrap());
     let turn = turn.await.unwrap().unwrap();
     assert_eq!((&*turn.stop_reason, &*turn.text), ("cancelled", "working"));
@@ -41,7 +42,7 @@ async fn an_agent_that_ignores_a_cancel_is_stopped_and_the_next_prompt_resumes()
     let session = world.session().await;
     let listener = Listener::of(&world.vm);
     let turn = world.start(session, "say working\nhang");
-    listener.heard("working").await;
+    listener.said("working").await;
     assert!(within(world.vm.cancel_prompt(session)).await.unwrap());
     assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
     assert_eq!(world.record(session).await.status, Status::Suspended);
@@ -73,7 +74,7 @@ async fn requests_that_nobody_reads_the_answers_of_do_not_stop_a_cancel() {
     let session = world.session().await;
     let listener = Listener::of(&world.vm);
     let turn = world.start(session, "deaf\nsay flooding\nrequests 20000\nhang");
-    listener.heard("flooding").await;
+    listener.said("flooding").await;
     assert!(within(world.vm.cancel_prompt(session)).await.unwrap());
     assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
     assert_eq!(world.text(session, "say better").await, "better");
@@ -89,7 +90,7 @@ async fn a_process_that_holds_the_input_of_a_dead_agent_does_not_keep_its_turn()
         session,
         "grandchild\ndeaf\nsay flooding\nrequests 1300\nexit 1",
     );
-    listener.heard("flooding").await;
+    listener.said("flooding").await;
     assert_eq!(code(turn.await.unwrap()), Code::AgentExited);
     world.close().await;
 }
@@ -100,7 +101,7 @@ async fn one_turn_at_a_time() {
     let session = world.session().await;
     let listener = Listener::of(&world.vm);
     let turn = world.start(session, "say working\ncancel");
-    listener.heard("working").await;
+    listener.said("working").await;
     let second = world.run(session, "say me too").await;
     assert_eq!(code(second), Code::SessionBusy);
     world.vm.cancel_prompt(session).await.unwrap();
@@ -213,7 +214,7 @@ async fn closing_a_session_ends_its_turn_as_cancelled() {
     let session = world.session().await;
     let listener = Listener::of(&world.vm);
     let turn = world.start(session, "say working\ncancel");
-    listener.heard("working").await;
+    listener.said("working").await;
     within(world.vm.close_session(session)).await.unwrap();
     within(world.vm.close_session(session)).await.unwrap();
     assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
@@ -228,7 +229,7 @@ async fn a_prompt_during_a_close_waits_for_it_and_resumes() {
     let session = world.session().await;
     let listener = Listener::of(&world.vm);
     let turn = world.start(session, "say working\ncancel\n");
-    listener.heard("working").await;
+    listener.said("working").await;
     let vm = world.vm.clone();
     let (closed, text) = tokio::join!(within(vm.close_session(session)), async {
         tokio::task::yield_now().await;
@@ -287,7 +288,7 @@ async fn a_vm_that_sleeps_in_a_turn_cancels_it_and_the_session_goes_on_later() {
     let session = world.session().await;
     let listener = Listener::of(&world.vm);
     let turn = world.start(session, "say working\ncancel");
-    listener.heard("working").await;
+    listener.said("working").await;
     within(world.vm.sleep()).await.unwrap();
     assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
     assert_eq!(world.record(session).await.status, Status::Suspended);
@@ -301,7 +302,7 @@ async fn destroying_a_vm_in_a_turn_ends_it_and_leaves_an_empty_one() {
     let session = world.session().await;
     let listener = Listener::of(&world.vm);
     let turn = world.start(session, "say working\nhang");
-    listener.heard("working").await;
+    listener.said("working").await;
     let began = Instant::now();
     within(world.vm.destroy()).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(30));
@@ -321,10 +322,12 @@ async fn the_death_of_a_vm_ends_its_turns_and_the_next_prompt_boots_it_again() {
     let session = world.session().await;
     let listener = Listener::of(&world.vm);
     let turn = world.start(session, "say working\nhang");
-    listener.heard("working").await;
+    listener.said("working").await;
     let pid_1 = guest_of_this_process();
     nix::sys::signal::kill(pid_1, nix::sys::signal::Signal::SIGKILL).unwrap();
     assert_eq!(code(turn.await.unwrap()), Code::AgentExited);
+    let told = |item: &_| matches!(item, Item::Notice(Notice::VmShutdown { .. }));
+    listener.until(told).await;
     assert_eq!(world.text(session, "remember").await, "2");
     assert_eq!(world.log(session).await.turn_ends().len(), 2);
     world.close().await;
