@@ -65,7 +65,8 @@ struct UpdateParams<'a> {
 #[serde(rename_all = "camelCase")]
 struct Update<'a> {
     #[serde(borrow)]
-    session_update: Cow<'a, str>,
+    #[serde(rename = "sessionUpdate")]
+    kind: Cow<'a, str>,
     #[serde(borrow, default)]
     message_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
@@ -165,7 +166,7 @@ impl Updates {
         let chunk = params
             .and_then(|params| serde_json::from_str::<UpdateParams<'_>>(params.get()).ok())
             .map(|params| params.update)
-            .filter(|update| update.session_update == "agent_message_chunk");
+            .filter(|update| update.kind == "agent_message_chunk");
         let Some(chunk) = chunk else {
             return;
         };
@@ -183,7 +184,8 @@ impl Updates {
         let retry = params
             .and_then(|params| serde_json::from_str::<RetryParams<'_>>(params.get()).ok())
             .and_then(|retry| retry.discarded_message_id);
-        if let (Some(turn), Some(message)) = (self.state().turn.clone(), retry) {
+        let turn = self.state().turn.clone();
+        if let (Some(turn), Some(message)) = (turn, retry) {
             turn.discard_text(&message);
         }
     }

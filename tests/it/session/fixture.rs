@@ -26,7 +26,7 @@ use crate::agents::{node, package_of, shared};
 pub(super) const LIMIT: usize = 1 << 20;
 
 /// Nothing here takes so long, unless it hangs.
-pub(super) const LONG: Duration = Duration::from_secs(60);
+pub(super) const LONG: Duration = Duration::from_mins(1);
 
 pub(super) struct World {
     pub(super) settings: Settings,
@@ -324,7 +324,7 @@ impl Listener {
             .await;
     }
 
-    pub(super) async fn until(&self, is_it: impl Fn(&Item) -> bool) {
+    pub(super) async fn until(&self, is_it: impl Fn(&Item) -> bool + Send + Sync) {
         let mut count = self.count.clone();
         within(async {
             while !self.seen.lock().unwrap().iter().any(&is_it) {

@@ -117,7 +117,8 @@ async fn an_agent_that_exits_between_turns_is_resumed_by_the_next_prompt() {
     let first = world.text(session, "pid").await;
     let answer = "line {\"id\":$ID,\"result\":{\"stopReason\":\"end_turn\"}}\nexit 0";
     world.run(session, answer).await.unwrap();
-    within(async { while !world.agents().await.is_empty() {} }).await;
+    // Reaped, not only dying: a prompt that meets a dying agent fails as any that is cut off.
+    within(async { while !world.sh(&format!("ls -d /proc/{first}")).await.is_empty() {} }).await;
     let second = world.text(session, "pid").await;
     assert_ne!(first, second);
     assert_eq!(world.text(session, "remember").await, "4");
