@@ -372,6 +372,7 @@ export type ErrorCode =
   | "ENV_REQUIRED"
   | "VM_UNSUPPORTED"
   | "VM_BUSY"
+  | "VM_EXITED"
   | "TIMEOUT"
   | "INVALID_ARGUMENT"
   | "SEQ_AHEAD"

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde_json::{Value, json};
@@ -11,15 +11,16 @@ use tokio::task::JoinSet;
 
 use super::emission::{ShutdownReason, Subscription};
 use super::environment::Environment;
-use super::machine::{CreatedSession, Machine};
+use super::machine::Machine;
 use super::options::SessionOptions;
+use super::sessions::CreatedSession;
 use super::turn::TurnResult;
 use crate::agents::{Agent, AgentStore, InstallProgress};
 use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmId, VmKey};
 use crate::store::{Durability, Page, Query, SessionRecord};
 use crate::vm::exec::{ExecEnd, ExecOptions, exec};
-use crate::vm::{GuestPath, User, file, namespace};
+use crate::vm::{GuestPath, User, file};
 
 /// What a client is made with.
 #[derive(Debug, Clone)]
@@ -58,6 +59,7 @@ struct Inner {
 /// One data directory of this process.
 struct DataDir {
     path: PathBuf,
+    swept: Arc<AtomicBool>,
     machines: Mutex<HashMap<VmId, Arc<Machine>>>,
 }
 
@@ -75,9 +77,9 @@ impl DataDir {
         if let Some(data) = known.into_iter().find(|data| data.path == path) {
             return data;
         }
-        namespace::sweep(&path.join("vms"));
         let data = Arc::new(Self {
             path,
+            swept: Arc::default(),
             machines: Mutex::default(),
         });
         open.push(Arc::downgrade(&data));
@@ -112,7 +114,7 @@ impl Client {
         let machine = Arc::clone(
             machines
                 .entry(key.id())
-                .or_insert_with(|| Arc::new(Machine::new(key, &data.path))),
+                .or_insert_with(|| Arc::new(Machine::new(key, &data.path, data.swept.clone()))),
         );
         machine.add_user(self.inner.id);
         drop(machines);
@@ -171,7 +173,7 @@ impl Inner {
     /// Whatever failed because the client was closed meanwhile failed for that.
     fn explain(&self, error: Error) -> Error {
         match (self.check_open(), &error.code) {
-            (Err(closed), Code::AgentExited | Code::Aborted | Code::Internal) => Error::new(
+            (Err(closed), Code::AgentExited | Code::Aborted | Code::VmExited) => Error::new(
                 closed.code,
                 format!("the client was closed meanwhile: {}", error.message),
             ),

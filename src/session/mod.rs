@@ -13,6 +13,7 @@ mod event;
 mod live;
 mod machine;
 mod options;
+mod sessions;
 mod start;
 mod tail;
 mod turn;
@@ -20,7 +21,7 @@ mod updates;
 
 pub use client::{Client, ClientOptions, Settings, VmHandle, text_prompt};
 pub use emission::{Item, Notice, ShutdownReason, Subscription};
-pub use machine::CreatedSession;
 pub use options::{PermissionPolicy, SessionOptions};
 pub(crate) use options::{RawSessionOptions, check_environment};
+pub use sessions::CreatedSession;
 pub use turn::TurnResult;

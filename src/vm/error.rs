@@ -86,7 +86,7 @@ impl From<VmError> for Error {
             } else {
                 "EINVAL"
             }),
-            VmError::Ended(_) | VmError::Protocol(_) => Code::Internal,
+            VmError::Ended(_) | VmError::Protocol(_) => Code::VmExited,
         };
         Self::new(code, error.to_string())
     }

@@ -49,7 +49,11 @@ function ask(method, params) {
 
 function kept() {
   if (!fs.existsSync(conversation)) return [];
-  return fs.readFileSync(conversation, "utf8").trim().split("\n").map((line) => JSON.parse(line));
+  return fs
+    .readFileSync(conversation, "utf8")
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line));
 }
 
 const commands = {
@@ -75,9 +79,15 @@ const commands = {
   complain: (text) => void fs.writeSync(2, `${text}\n`),
   /** Asks for permission with options of these kinds and says what came of it. */
   async permission(kinds) {
-    const options = kinds ? kinds.split(",").map((kind) => ({ optionId: `id-${kind}`, name: kind, kind })) : [];
+    const options = kinds
+      ? kinds.split(",").map((kind) => ({ optionId: `id-${kind}`, name: kind, kind }))
+      : [];
     const toolCall = { toolCallId: "t1", title: "rm -rf /", kind: "execute", rawInput: { n: 1 } };
-    const answer = await ask("session/request_permission", { sessionId: SESSION, toolCall, options });
+    const answer = await ask("session/request_permission", {
+      sessionId: SESSION,
+      toolCall,
+      options,
+    });
     say(JSON.stringify(answer.result.outcome));
   },
   /** Calls a method of the client and says what it answered. */
@@ -87,7 +97,8 @@ const commands = {
   },
   /** So many requests, without waiting for any answer. */
   requests(count) {
-    for (let i = 0; i < Number(count); i++) send({ id: `flood-${i}`, method: "fs/read_text_file", params: {} });
+    for (let i = 0; i < Number(count); i++)
+      send({ id: `flood-${i}`, method: "fs/read_text_file", params: {} });
   },
   /** Says how many prompts it remembers, this one included. */
   remember: () => say(String(kept().length)),
@@ -118,7 +129,10 @@ const commands = {
 async function run(script, id) {
   for (const line of script.split("\n").filter((line) => line !== "")) {
     const [name, ...rest] = line.split(" ");
-    const argument = rest.join(" ").replaceAll("$SESSION", SESSION).replaceAll("$ID", JSON.stringify(id ?? null));
+    const argument = rest
+      .join(" ")
+      .replaceAll("$SESSION", SESSION)
+      .replaceAll("$ID", JSON.stringify(id ?? null));
     const answer = await commands[name](argument);
     if (answer !== undefined) return answer;
   }
