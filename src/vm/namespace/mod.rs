@@ -217,9 +217,11 @@ impl Guest {
 
     /// Waits until PID 1, and with it every process of the VM, is gone.
     async fn gone(mut self) {
-        if let Some(pidfd) = self.pidfd.take() {
+        if let Some(pidfd) = &self.pidfd {
+            // Still ours meanwhile: a caller that gives up waiting leaves it to `drop`.
             reap(pidfd).await;
         }
+        self.pidfd = None;
     }
 }
 
@@ -228,12 +230,12 @@ impl Drop for Guest {
         if let (Some(pidfd), Ok(runtime)) =
             (self.pidfd.take(), tokio::runtime::Handle::try_current())
         {
-            drop(runtime.spawn(reap(pidfd)));
+            drop(runtime.spawn(async move { reap(&pidfd).await }));
         }
     }
 }
 
-async fn reap(pidfd: AsyncFd<OwnedFd>) {
+async fn reap(pidfd: &AsyncFd<OwnedFd>) {
     // A pidfd becomes readable when its process has exited.
     if let Err(error) = pidfd.readable().await {
         tracing::error!(%error, "can't wait for PID 1");
