@@ -11,6 +11,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { createClient } from "agentvm";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { agentStoreDir, envOf, newModel } from "./fixtures.js";
 
 const PACKAGE = new URL("../dist/index.js", import.meta.url).pathname;
 const IS_ROOT = process.getuid?.() === 0;
@@ -247,7 +248,7 @@ describe("a data directory that can't be used", () => {
   test("one on a read-only file system is named", async () => {
     const { said, ended } = host(
       `try { await agent.exec("true"); } catch (error) { say("code", error.code + " " + error.message); }`,
-      onTmpfs("mount -o remount,bind,ro"),
+      onTmpfs(16, "mount -o remount,bind,ro"),
     );
     const told = await said("code");
     expect(told).toMatch(/^EROFS /);
@@ -256,25 +257,30 @@ describe("a data directory that can't be used", () => {
   });
 });
 
-/** A command line that runs the rest with a tmpfs of 16 MiB as data directory; `more` works on it. */
-function onTmpfs(more = "true"): string[] {
+/** A command line that runs the rest with a tmpfs as data directory; `more` works on it. */
+function onTmpfs(mebibytes: number, more = "true"): string[] {
   const own = IS_ROOT ? [] : ["--user", "--map-current-user", "--keep-caps"];
-  const script = `mount -t tmpfs -o size=16m,mode=700 tmpfs "$DIR" && ${more} "$DIR" && exec "$@"`;
+  const script = `mount -t tmpfs -o size=${mebibytes}m,mode=700 tmpfs "$DIR" && ${more} "$DIR" && exec "$@"`;
   return ["env", `DIR=${dataDir}`, "unshare", "--mount", ...own, "sh", "-c", script, "sh"];
 }
+
+/** `fill()` takes what space is left, until `ballast` is removed; `code()` of a call, or "OK". */
+const BALLAST = `
+  const fs = require("node:fs");
+  const code = (promise) => promise.then(() => "OK", (error) => error.code);
+  const ballast = dataDir + "/ballast";
+  const fill = () => {
+    const fd = fs.openSync(ballast, "a");
+    const page = Buffer.alloc(4096);
+    try { for (;;) fs.writeSync(fd, page); } catch (error) { if (error.code !== "ENOSPC") throw error; }
+    fs.closeSync(fd);
+  };
+`;
 
 test("a full disk is told as such, and all goes on when there is space again", async () => {
   const { said, ended } = host(
     `
-    const fs = require("node:fs");
-    const code = (promise) => promise.then(() => "OK", (error) => error.code);
-    const ballast = dataDir + "/ballast";
-    const fill = () => {
-      const fd = fs.openSync(ballast, "a");
-      const page = Buffer.alloc(4096);
-      try { for (;;) fs.writeSync(fd, page); } catch (error) { if (error.code !== "ENOSPC") throw error; }
-      fs.closeSync(fd);
-    };
+    ${BALLAST}
     await agent.exec("true");
     fill();
     say("write", await code(agent.writeFile("big", new Uint8Array(1 << 20))));
@@ -288,7 +294,7 @@ test("a full disk is told as such, and all goes on when there is space again", a
     say("fresh-after", await code(client.vm.getOrCreate("fresh").exec("true")));
     await client.close();
     `,
-    onTmpfs(),
+    onTmpfs(16),
   );
   expect(await said("write")).toBe("ENOSPC");
   expect(await said("fresh")).toBe("STORE_FULL");
@@ -297,5 +303,35 @@ test("a full disk is told as such, and all goes on when there is space again", a
   expect(await said("reboot")).toBe("OK");
   expect(await said("after")).toBe(String(1 << 20));
   expect(await said("fresh-after")).toBe("OK");
+  expect(await ended).toMatchObject({ code: 0 });
+});
+
+test("a session outlives a full disk: nothing that was kept is lost, and it goes on", async () => {
+  const model = await newModel(() => ({ text: "Hello" }));
+  const options = { agentStoreDir, loopbackExemptPorts: [model.port] };
+  const { said, ended } = host(
+    `
+    ${BALLAST}
+    const client = createClient({ dataDir, ...${JSON.stringify(options)} });
+    const agent = client.vm.getOrCreate("full");
+    const { sessionId } = await agent.createSession("pi", { env: ${JSON.stringify(envOf(model))} });
+    await agent.sendPrompt(sessionId, "before");
+    const kept = await agent.getSessionEvents(sessionId);
+    fill();
+    say("full", await code(agent.sendPrompt(sessionId, "x".repeat(200_000))));
+    fs.rmSync(ballast);
+    say("after", (await agent.sendPrompt(sessionId, "after")).text);
+    const events = await agent.getSessionEvents(sessionId);
+    say("kept", JSON.stringify(events.slice(0, kept.length)) === JSON.stringify(kept));
+    say("gapless", events.every(({ seq }, index) => seq === index + 1));
+    await client.close();
+    `,
+    onTmpfs(32),
+  );
+  // Which of the two notices first is theirs: Pi keeps a file of its own.
+  expect(await said("full")).toMatch(/^(STORE_FULL|AGENT_ERROR)$/);
+  expect(await said("after")).toBe("Hello");
+  expect(await said("kept")).toBe("true");
+  expect(await said("gapless")).toBe("true");
   expect(await ended).toMatchObject({ code: 0 });
 });

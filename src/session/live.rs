@@ -202,9 +202,11 @@ impl LiveSession {
         self.store.rest(self.id);
     }
 
-    /// Nothing can be asked of it any more, though the last that it wrote may still be on its way.
+    /// Nothing can be asked of it any more, though the last that it wrote may still be on its way; or
+    /// nothing that it says could be kept.
     pub(super) fn is_ending(&self) -> bool {
         self.has_ended()
+            || self.store.ended().is_some()
             || self.process.exit.borrow().is_some()
             || self.process.connection.closed().borrow().is_some()
     }

@@ -158,6 +158,12 @@ impl Machine {
     /// The store for writing, with the VM's lock held by the running VM.
     pub(super) async fn open_for_writing(&self, settings: &Settings) -> Result<(DynVm, Store)> {
         let (vm, mut running) = self.running(settings).await?;
+        if let Some(store) = running.store.take_if(|store| store.ended().is_some()) {
+            // Opening the file again is the way back from a full disk. Who called when it failed was
+            // told why.
+            self.emission.detach();
+            drop(store.close().await);
+        }
         if let Some(store) = &running.store {
             return Ok((vm, store.clone()));
         }

@@ -248,7 +248,8 @@ impl Machine {
             if !live.is_ending() {
                 return Ok(Arc::clone(live));
             }
-            live.process.ended().await;
+            // It may still run, if it is its log that failed.
+            live.process.kill().await;
             *slot = None;
         }
         let stop = async {

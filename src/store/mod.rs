@@ -166,6 +166,12 @@ impl Store {
         Cursor::new(self.clone(), session, since)
     }
 
+    /// Why it takes nothing more: a commit failed, or it is closed. `None` while it works.
+    #[must_use]
+    pub fn ended(&self) -> Option<StoreError> {
+        self.shared().finished()
+    }
+
     /// The session rests: its recent events and the page cache leave memory. Nothing else changes.
     pub fn rest(&self, session: SessionId) {
         self.shared().rest(session);
