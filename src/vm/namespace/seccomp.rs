@@ -130,12 +130,15 @@ fn compile() -> Result<Vec<SockFilter>, seccompiler::Error> {
             Ok(())
         };
     let dword = || SeccompCmpArgLen::Dword;
-    let mut other_family = Vec::new();
-    for family in FAMILIES {
-        let family = u64::from(family.cast_unsigned());
-        other_family.push(SeccompCondition::new(0, dword(), SeccompCmpOp::Ne, family)?);
+    // A pair is made like two sockets, for some families (TIPC) also connected like them.
+    for call in [libc::SYS_socket, libc::SYS_socketpair] {
+        let mut other_family = Vec::new();
+        for family in FAMILIES {
+            let family = u64::from(family.cast_unsigned());
+            other_family.push(SeccompCondition::new(0, dword(), SeccompCmpOp::Ne, family)?);
+        }
+        conditional(call, other_family)?;
     }
-    conditional(libc::SYS_socket, other_family)?;
     for flag in NAMESPACE_FLAGS {
         let flag = u64::from(flag.cast_unsigned());
         let has = SeccompCmpOp::MaskedEq(flag);
