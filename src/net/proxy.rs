@@ -2,9 +2,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{SockaddrIn, SockaddrIn6, getsockopt, setsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
@@ -14,8 +15,12 @@ use tokio::task::JoinSet;
 use super::policy::{Policy, Verdict, denied};
 use super::relay::relay;
 
-/// Connections of one VM at a time. More wait in the listener's backlog, as at a busy server.
+/// Connections of one VM at a time, where this process may have many descriptors. More wait in the
+/// listener's backlog, as at a busy server.
 const MAX_CONNECTIONS: usize = 1024;
+
+/// Descriptors of a connection: the guest's side and the server's.
+const DESCRIPTORS: usize = 2;
 
 /// How long accepting rests when the process or the host has no descriptor or memory left: trying
 /// again at once would only keep a core busy.
@@ -31,7 +36,7 @@ impl Proxy {
     pub(super) fn new(policy: Arc<Policy>) -> Self {
         Self {
             policy,
-            slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            slots: Arc::new(Semaphore::new(max_connections(descriptor_limit()))),
         }
     }
 
@@ -44,10 +49,13 @@ impl Proxy {
             };
             match guest {
                 Ok(guest) => {
+                    let Ok(share) = of_all_vms().acquire().await else {
+                        return; // it is never closed
+                    };
                     let policy = Arc::clone(&self.policy);
                     connections.spawn(async move {
                         connect(guest, &policy).await;
-                        drop(slot);
+                        drop((slot, share));
                     });
                 }
                 Err(error) => {
@@ -57,6 +65,28 @@ impl Proxy {
             }
         }
     }
+}
+
+/// A quarter of the process's descriptors for one VM at most: what a VM opens must not leave the host
+/// program without.
+fn max_connections(descriptors: usize) -> usize {
+    // Each of the two listeners keeps one for what it will accept next.
+    const FEWEST: usize = 16;
+    (descriptors / 4 / DESCRIPTORS).clamp(FEWEST, MAX_CONNECTIONS)
+}
+
+/// Connections of all VMs together: they get half of the process's descriptors.
+fn of_all_vms() -> &'static Semaphore {
+    static SLOTS: OnceLock<Semaphore> = OnceLock::new();
+    SLOTS.get_or_init(|| Semaphore::new((descriptor_limit() / 2 / DESCRIPTORS).max(1)))
+}
+
+fn descriptor_limit() -> usize {
+    // Node has raised its soft limit to the hard one.
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(limit)
+        .unwrap_or(usize::MAX)
+        .min(Semaphore::MAX_PERMITS)
 }
 
 /// The next connection. An error means that there will be none.

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use self::world::{COUNT, ECHO, HOST_V4, HOST_V6, SERVER_V4, SERVER_V6, in_a_world, ip};
+use super::child::{block_on, in_child};
 
 /// Generous: a refusal takes 0.2 ms, an attempt that nobody answers over a minute.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -329,6 +330,32 @@ fn many_connections_at_once_are_kept_apart() {
             vm.shutdown().await;
         },
     );
+}
+
+#[test]
+fn a_vms_connections_leave_the_process_descriptors() {
+    // Held by a child that goes on.
+    const MANY: &str = r#"
+        use IO::Socket::IP;
+        my @s = map {
+            IO::Socket::IP->new(PeerHost => "127.0.0.1", PeerPort => $ARGV[0]) or die "$!\n"
+        } 1..100;
+        fork or sleep 1000;
+    "#;
+    let name = "net::a_vms_connections_leave_the_process_descriptors";
+    in_child(&["prlimit", "--nofile=256"], name, || {
+        block_on(async {
+            let port = host_server("127.0.0.1").await;
+            let data = tempfile::tempdir().unwrap();
+            let vm = booted(data.path(), &[port]).await;
+            // The VM's programs have no more descriptors than the process either.
+            for _ in 0..4 {
+                stdout(&vm, &format!("perl -e '{MANY}' {port}")).await;
+            }
+            assert_eq!(stdout(&vm, "echo works").await, "works\n");
+            vm.shutdown().await;
+        });
+    });
 }
 
 #[test]
