@@ -102,8 +102,10 @@ pub(super) struct Base {
 pub(super) fn base(cache: &Path) -> Result<Base, VmError> {
     let fingerprint = fingerprint();
     let usr = cache.join(&fingerprint);
+    let failed = |error| host("can't make the base in", cache, error);
+    make_parent_of_many(cache).map_err(failed)?;
     if !usr.exists() {
-        make(cache, &usr).map_err(|error| host("can't make the base in", cache, error))?;
+        make(cache, &usr).map_err(failed)?;
     }
     Ok(Base { fingerprint, usr })
 }
@@ -144,7 +146,6 @@ fn fingerprint() -> String {
 /// Makes it beside its final place: a half-made base is never seen, and two processes that make the
 /// same one at once both end with a whole one.
 fn make(cache: &Path, usr: &Path) -> io::Result<()> {
-    make_parent_of_many(cache)?;
     let partial = cache.join(format!("partial-{}", Uuid::now_v7()));
     let etc = partial.join(ETC);
     fs::create_dir_all(&etc)?;
@@ -296,14 +297,15 @@ mod tests {
 
     #[test]
     fn a_base_is_made_once_and_holds_no_account_of_the_host() {
-        let cache = tempfile::tempdir().expect("a directory");
-        let first = base(cache.path()).expect("a base");
-        let second = base(cache.path()).expect("a base");
+        let data = tempfile::tempdir().expect("a directory");
+        let cache = data.path().join("base");
+        let first = base(&cache).expect("a base");
+        let second = base(&cache).expect("a base");
         assert_eq!(first.usr, second.usr);
         let passwd = fs::read_to_string(first.usr.join(ETC).join("passwd")).expect("passwd");
         assert!(passwd.contains("\nuser:x:1000:1000:"));
         assert!(!first.usr.join(ETC).join("shadow").exists());
-        assert_eq!(fs::read_dir(cache.path()).expect("cache").count(), 1);
+        assert_eq!(fs::read_dir(&cache).expect("cache").count(), 1);
     }
 
     #[test]

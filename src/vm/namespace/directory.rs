@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -102,8 +102,7 @@ pub(super) fn sweep(vms: &Path) {
 fn prepare(path: &Path, key: &str, ids: IdMap) -> Result<(Flock<File>, File), VmError> {
     let at = |what: &'static str| move |error| host(what, path, error);
     let parent = path.parent().unwrap_or(path);
-    make_parent_of_many(parent)
-        .map_err(|error| host("can't make the data directory", parent, error))?;
+    make_parent_of_many(parent).map_err(|error| host(cant_use(&error), parent, error))?;
     loop {
         make_private_dir(path).map_err(at("can't make the VM's directory"))?;
         let host_lock = lock_host(path, key)?;
@@ -124,17 +123,47 @@ fn prepare(path: &Path, key: &str, ids: IdMap) -> Result<(Flock<File>, File), Vm
     }
 }
 
-/// Makes a private directory for directories that have nothing to do with each other.
+/// Makes `<dataDir>/<name>`, a private directory for directories that have nothing to do with each
+/// other. `EACCES` if other users can change it, or could exchange it.
 pub(super) fn make_parent_of_many(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
+    if !path.is_dir() {
+        make_private_dir(path)?;
+        if let Err(errno) = spread_children(path) {
+            // Most file systems have no such flag, and no need of it.
+            tracing::debug!(%errno, path = %path.display(), "the file system places what is in it");
+        }
     }
-    make_private_dir(path)?;
-    if let Err(errno) = spread_children(path) {
-        // Most file systems have no such flag, and no need of it.
-        tracing::debug!(%errno, path = %path.display(), "the file system places what is in it");
+    if let Some(data) = path.parent() {
+        let data = fs::metadata(data)?;
+        let trusted = is_of_this_user(&data) || data.uid() == 0;
+        if !trusted || data.mode() & WRITABLE_BY_ALL != 0 {
+            return Err(Errno::EACCES.into());
+        }
+    }
+    let made = fs::symlink_metadata(path)?;
+    if !made.is_dir() || !is_of_this_user(&made) || made.mode() & WRITABLE_BY_OTHERS != 0 {
+        return Err(Errno::EACCES.into());
     }
     Ok(())
+}
+
+fn cant_use(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        "the data directory must be this user's own, and not writable by others (chown, chmod, or \
+         another dataDir): can't use"
+    } else {
+        "can't make the data directory"
+    }
+}
+
+// Whoever can write to a data directory can put a symlink where a directory of a VM is going to be,
+// and have a process of root give away and mount what it leads to. A group may write to the data
+// directory itself: where each user has one of its own, that is what mkdir(1) makes.
+const WRITABLE_BY_ALL: u32 = 0o002;
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+fn is_of_this_user(metadata: &fs::Metadata) -> bool {
+    metadata.uid() == nix::unistd::geteuid().as_raw()
 }
 
 /// Tells ext4 that the directories in `path` are unrelated (`chattr +T`), so that it spreads them over
