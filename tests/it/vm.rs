@@ -1,5 +1,7 @@
 //! VMs as a caller of the crate sees them.
 
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,6 +9,8 @@ use agentvm::net::Policy;
 use agentvm::vm::exec::{ExecEnd, ExecOptions, ExecOutput, exec};
 use agentvm::vm::namespace::{BootOptions, boot};
 use agentvm::vm::{DynVm, Exit, GuestPath, User, file};
+
+use super::child::{block_on, in_child};
 
 pub(super) fn options(data: &Path, name: &str) -> BootOptions {
     BootOptions {
@@ -168,4 +172,49 @@ async fn a_vm_is_open_once_and_free_again_after_shutdown() {
     );
     vm.shutdown().await;
     booted(data.path(), "a").await.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_data_directory_that_others_can_change_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let refused = || async {
+        let error = boot(options(data.path(), "a")).await.err().unwrap();
+        let error = agentvm::error::Error::from(error);
+        assert_eq!(error.code.as_str(), "EACCES", "{error}");
+        assert!(error.message.contains("dataDir"), "{error}");
+    };
+    let mode = |mode| fs::set_permissions(data.path(), fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o777);
+    refused().await;
+    mode(0o775);
+    // What others had put there while they could.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let vms = data.path().join("vms");
+    fs::remove_dir_all(&vms).unwrap();
+    symlink(elsewhere.path(), &vms).unwrap();
+    refused().await;
+    fs::remove_file(&vms).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        chown(data.path(), Some(1), None).unwrap();
+        refused().await;
+        chown(data.path(), Some(0), None).unwrap();
+    }
+    booted(data.path(), "a").await.shutdown().await;
+    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_process_without_core_files_has_vms() {
+    in_child(
+        &["prlimit", "--core=0:0"],
+        "vm::a_process_without_core_files_has_vms",
+        || {
+            block_on(async {
+                let data = tempfile::tempdir().unwrap();
+                let vm = booted(data.path(), "a").await;
+                assert_eq!(stdout(&vm, "ulimit -H -c").await, "0\n");
+                vm.shutdown().await;
+            });
+        },
+    );
 }

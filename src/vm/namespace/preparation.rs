@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agentvm_guest::protocol::{BootSpec, Rlimit};
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::BootOptions;
 use super::base::{self, Base};
@@ -168,8 +169,10 @@ fn message(
 /// Limits of every process in the VM, whatever the host process has.
 fn rlimits() -> Vec<Rlimit> {
     const FILES: u64 = 1 << 20;
-    let files = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
-        .map_or(4096, |(_, hard)| hard.min(FILES));
+    // More than this process may have is not its to give.
+    let hard = |resource| getrlimit(resource).map(|(_, hard)| hard);
+    let files = hard(Resource::RLIMIT_NOFILE).map_or(4096, |hard| hard.min(FILES));
+    let core = hard(Resource::RLIMIT_CORE).map_or(0, |hard| hard.min(1));
     vec![
         Rlimit {
             resource: libc::RLIMIT_NOFILE,
@@ -180,8 +183,8 @@ fn rlimits() -> Vec<Rlimit> {
         // 0 would not stop a core_pattern that is a pipe: only 1 does (coredump.c).
         Rlimit {
             resource: libc::RLIMIT_CORE,
-            soft: 1,
-            hard: 1,
+            soft: core,
+            hard: core,
         },
     ]
 }
