@@ -55,8 +55,12 @@ impl Guest<'_> {
         let [control, signal] = ready.map(|fd| fd.any().unwrap_or(true));
         if signal {
             while let Ok(Some(info)) = signals.read_signal() {
-                // From outside the VM only: a process inside has no say in this (its pid is not 0).
-                if info.ssi_signo == Signal::SIGTERM as u32 && info.ssi_pid == 0 {
+                // From outside the VM only: a process inside has no say in this. Its pid is not 0,
+                // unless it makes one up, which the kernel lets it do only under another code.
+                if info.ssi_signo == Signal::SIGTERM as u32
+                    && info.ssi_code == libc::SI_USER
+                    && info.ssi_pid == 0
+                {
                     return false;
                 }
             }

@@ -506,6 +506,11 @@ async fn neither_user_nor_root_can_change_the_machine() {
         attempt("packet socket", libc::SYS_socket, &["17", "3", "0"]),
         attempt("raw socket", libc::SYS_socket, &["2", "3", "1"]),
         attempt("vsock", libc::SYS_socket, &["40", "1", "0"]),
+        attempt(
+            "tipc socket pair",
+            libc::SYS_socketpair,
+            &["30", "5", "0", "(my $pair = \"\\0\" x 8)"],
+        ),
         attempt("sethostname", libc::SYS_sethostname, &["\"x\"", "1"]),
         attempt(
             "settimeofday",
@@ -594,6 +599,12 @@ async fn pid_1_can_be_neither_read_nor_traced_nor_ended() {
             "for n in $(seq 1 64); do kill -$n 1; done 2>/dev/null",
         )
         .await;
+        // One that claims to come from outside: a made-up sender with the pid 0.
+        let forged = format!(
+            "syscall({}, 1, 15, pack('l3x4l2x104', 15, 0, -1, 0, 0))",
+            libc::SYS_rt_sigqueueinfo
+        );
+        sh_as(&vm, user, &format!("perl -e \"{forged}\"")).await;
         assert_eq!(stdout(&vm, "echo alive").await, "alive\n");
     }
     vm.shutdown().await;
