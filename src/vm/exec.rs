@@ -1,6 +1,6 @@
 //! Running a shell command to its end.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -154,12 +154,22 @@ impl Output {
         }
     }
 
+    /// Reads what is in the pipe now. Not until it is empty: what the shell left running may write
+    /// faster than anybody reads.
     fn drain(&mut self) {
-        while self.open {
+        let mut waiting: libc::c_int = 0;
+        // SAFETY: FIONREAD writes one int. It can't fail on a pipe; if it did, nothing would be read.
+        unsafe { libc::ioctl(self.pipe.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
+        let mut waiting = usize::try_from(waiting).unwrap_or(0);
+        while self.open && waiting > 0 {
+            let chunk = self.chunk.len().min(waiting);
             // The plain call: tokio's would ask its cache whether there is anything to read.
-            match nix::unistd::read(&self.pipe, &mut self.chunk) {
+            match nix::unistd::read(&self.pipe, &mut self.chunk[..chunk]) {
                 Ok(0) | Err(_) => self.open = false,
-                Ok(length) => self.keep(length),
+                Ok(length) => {
+                    waiting -= length;
+                    self.keep(length);
+                }
             }
         }
     }
