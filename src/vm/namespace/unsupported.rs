@@ -10,6 +10,10 @@ use crate::vm::VmError;
 
 /// `clone` with new namespaces was refused.
 pub(super) fn namespaces(step: &str, errno: Errno) -> VmError {
+    // This process's own limits, not what the host can do.
+    if matches!(errno, Errno::EMFILE | Errno::ENFILE) {
+        return host("can't start a VM's", Path::new("PID 1"), errno.into());
+    }
     let (feature, remedy) = namespace_cause(errno);
     VmError::Unsupported {
         feature: feature.to_owned(),
