@@ -1,5 +1,6 @@
+import { inspect } from "node:util";
 import type * as Api from "../index";
-import { bytes, refuseMore, requireOptions, requireString } from "./arguments";
+import { bytes, json, refuseMore, requireOptions, requireString } from "./arguments";
 import { AgentVmError, aborted, call, callSync, invalidArgument } from "./errors";
 import { native } from "./native";
 
@@ -42,7 +43,7 @@ export class Agent implements Api.Agent {
     const { signal, ...rest } = requireOptions(options);
     return JSON.parse(
       await abortable(signal, (abort) =>
-        this.#vm.createSession(agentType, JSON.stringify(rest), abort),
+        this.#vm.createSession(agentType, json("options", rest), abort),
       ),
     );
   }
@@ -58,7 +59,10 @@ export class Agent implements Api.Agent {
     if (signal) {
       throwIfAborted(signal);
     }
-    const turn = call(this.#vm.sendPrompt(sessionId, JSON.stringify(text ?? null)));
+    if (typeof text !== "string" && !Array.isArray(text)) {
+      throw invalidArgument("text", "must be a string or an array of content blocks");
+    }
+    const turn = call(this.#vm.sendPrompt(sessionId, json("text", text)));
     if (!signal) {
       return JSON.parse(await turn);
     }
@@ -94,7 +98,7 @@ export class Agent implements Api.Agent {
   ): Promise<Api.PersistedSession> {
     requireString("sessionId", sessionId);
     const rest = requireOptions(options);
-    return JSON.parse(await call(this.#vm.resumeSession(sessionId, JSON.stringify(rest))));
+    return JSON.parse(await call(this.#vm.resumeSession(sessionId, json("options", rest))));
   }
 
   async closeSession(sessionId: string): Promise<void> {
@@ -111,7 +115,7 @@ export class Agent implements Api.Agent {
     options: Api.GetSessionEventsOptions = {},
   ): Promise<Api.PersistedEvent[]> {
     requireString("sessionId", sessionId);
-    const query = JSON.stringify(requireOptions(options));
+    const query = json("options", requireOptions(options));
     return JSON.parse(await call(this.#vm.getSessionEvents(sessionId, query)));
   }
 
@@ -122,7 +126,7 @@ export class Agent implements Api.Agent {
     const { signal, stdin, ...rest } = requireOptions(options);
     const input = stdin === undefined ? undefined : bytes("stdin", stdin);
     const result = await abortable(signal, (abort) =>
-      this.#vm.exec(command, JSON.stringify(rest), input, abort),
+      this.#vm.exec(command, json("options", rest), input, abort),
     );
     return {
       stdout: result.stdout.toString("utf8"),
@@ -135,7 +139,7 @@ export class Agent implements Api.Agent {
 
   async readFile(path: string, options: Api.FileOptions = {}): Promise<Uint8Array> {
     requireString("path", path);
-    return await call(this.#vm.readFile(path, JSON.stringify(requireOptions(options))));
+    return await call(this.#vm.readFile(path, json("options", requireOptions(options))));
   }
 
   async writeFile(
@@ -145,7 +149,7 @@ export class Agent implements Api.Agent {
   ): Promise<void> {
     requireString("path", path);
     const data = bytes("content", content);
-    await call(this.#vm.writeFile(path, data, JSON.stringify(requireOptions(options))));
+    await call(this.#vm.writeFile(path, data, json("options", requireOptions(options))));
   }
 
   // Life
@@ -201,7 +205,7 @@ export class Agent implements Api.Agent {
     once: boolean,
   ): () => void {
     if (!EVENTS.includes(event)) {
-      throw invalidArgument("event", `${JSON.stringify(event)} is none of ${EVENTS.join(", ")}`);
+      throw invalidArgument("event", `${inspect(event)} is none of ${EVENTS.join(", ")}`);
     }
     if (typeof listener !== "function") {
       throw invalidArgument("listener", "must be a function");

@@ -33,6 +33,15 @@ export function requireOptions<T extends object>(options: T): T {
 
 const UNWRITABLE: readonly string[] = ["function", "symbol", "bigint"];
 
+/** As the addon reads it; what can't be written as JSON (a cycle, a bigint) is the caller's mistake. */
+export function json(field: string, value: unknown): string {
+  try {
+    return JSON.stringify(value);
+  } catch (error) {
+    throw invalidArgument(field, error instanceof Error ? error.message : "is no JSON value");
+  }
+}
+
 /** For a call whose options are all known by now. */
 export function refuseMore(options: object): void {
   for (const [name, value] of Object.entries(options)) {

@@ -2,13 +2,15 @@ import { homedir } from "node:os";
 import { join } from "node:path";
 import type * as Api from "../index";
 import { Agent } from "./agent";
-import { requireOptions } from "./arguments";
+import { json, requireOptions } from "./arguments";
 import { call, callSync, invalidArgument } from "./errors";
 import { native, packageDir } from "./native";
 
 export function createClient(options: Api.ClientOptions = {}): Api.Client {
   return new Client(options);
 }
+
+const LONE_SURROGATE = /\p{Surrogate}/u;
 
 type NativeClient = InstanceType<typeof native.NativeClient>;
 
@@ -19,8 +21,8 @@ export function openNative(options: Api.ClientOptions): NativeClient {
     agentStoreDir = defaultAgentStoreDir(),
     ...rest
   } = requireOptions(options);
-  const json = JSON.stringify({ ...rest, dataDir, agentStoreDir });
-  return callSync(() => new native.NativeClient(json, packageDir, process.execPath));
+  const all = json("options", { ...rest, dataDir, agentStoreDir });
+  return callSync(() => new native.NativeClient(all, packageDir, process.execPath));
 }
 
 class Client implements Api.Client {
@@ -38,6 +40,10 @@ class Client implements Api.Client {
     const parts = typeof key === "string" ? [key] : key;
     if (!Array.isArray(parts) || !parts.every((part) => typeof part === "string")) {
       throw invalidArgument("key", "a VM key is a string or an array of strings");
+    }
+    // In UTF-8 all of them would be the same: keys that differ must not share a VM.
+    if (parts.some((part) => LONE_SURROGATE.test(part))) {
+      throw invalidArgument("key", "a VM key must be well-formed Unicode (a surrogate is alone)");
     }
     // Asked each time: a closed client, or an empty key, is refused.
     const vm = callSync(() => this.#native.vm([...parts]));

@@ -1,6 +1,7 @@
 //! Options as `lib/` sends them: JSON text, parsed once.
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -73,6 +74,12 @@ pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Res
     ] {
         if path.as_os_str().is_empty() {
             return Err(Error::invalid_argument(field, "a path must not be empty"));
+        }
+        if path.as_os_str().as_bytes().contains(&0) {
+            return Err(Error::invalid_argument(
+                field,
+                "a path must not contain NUL",
+            ));
         }
     }
     if raw.max_message_bytes < 1024 {
