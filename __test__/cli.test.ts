@@ -6,8 +6,12 @@ import { agentStoreDir, newDirectory, runProgram } from "./fixtures.js";
 
 const agentvm = (...args: string[]) => runProgram(["dist/cli.js", ...args]);
 
-test("--help explains the commands", async () => {
-  const { code, stdout, stderr } = await agentvm("--help");
+test.for([
+  [["--help"]],
+  [["-h"]],
+  [["install", "--help"]],
+] as const)("%s explains the commands", async ([args]) => {
+  const { code, stdout, stderr } = await agentvm(...args);
   expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
   expect(stdout).toContain("Usage: agentvm");
   expect(stdout).toContain("install <agent>");

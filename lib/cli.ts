@@ -9,7 +9,7 @@ const USAGE = `Usage: agentvm <command>
   install <agent>   Put a pinned agent with its own Node and npm into the agent store.
                     Agents: pi. createSession does the same when one is missing.
   --version         Print the version.
-  --help            Print this.
+  -h, --help        Print this.
 
 The store is $AGENTVM_CACHE_DIR/agents, else $XDG_CACHE_HOME/agentvm/agents, else
 ~/.cache/agentvm/agents.
@@ -44,6 +44,10 @@ function progressLine(): (progress: Progress) => void {
 
 async function main([command, ...rest]: string[]): Promise<number> {
   const [agent] = rest;
+  if ([command, ...rest].some((word) => word === "--help" || word === "-h")) {
+    process.stdout.write(USAGE);
+    return 0;
+  }
   switch (command) {
     case "install":
       if (rest.length !== 1 || !agent) {
@@ -54,9 +58,6 @@ async function main([command, ...rest]: string[]): Promise<number> {
       return 0;
     case "--version":
       process.stdout.write(`${require("../package.json").version}\n`);
-      return 0;
-    case "--help":
-      process.stdout.write(USAGE);
       return 0;
     default:
       process.stderr.write(command ? `Unknown command: ${command}\n\n${USAGE}` : USAGE);
