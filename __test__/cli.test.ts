@@ -6,12 +6,8 @@ import { agentStoreDir, newDirectory, runProgram } from "./fixtures.js";
 
 const agentvm = (...args: string[]) => runProgram(["dist/cli.js", ...args]);
 
-test.for([
-  [["--help"]],
-  [["-h"]],
-  [["install", "--help"]],
-] as const)("%s explains the commands", async ([args]) => {
-  const { code, stdout, stderr } = await agentvm(...args);
+test.for(["--help", "-h", "install --help"])("%s explains the commands", async (command) => {
+  const { code, stdout, stderr } = await agentvm(...command.split(" "));
   expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
   expect(stdout).toContain("Usage: agentvm");
   expect(stdout).toContain("install <agent>");
