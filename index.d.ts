@@ -1,3 +1,5 @@
+/// <reference lib="esnext.disposable" />
+
 /**
  * agentvm: coding agents in isolated Linux VMs, inside the Node process that asks for them.
  *
