@@ -251,7 +251,10 @@ export interface PersistedSession extends Session {
 export interface PromptResult {
   /** The agent's answer to `session/prompt`, as it came. */
   response: JsonObject;
-  /** The agent's message text of this turn. */
+  /**
+   * The agent's message text of this turn, with a blank line between messages; of more than 16 MiB
+   * the beginning. The events have all of it.
+   */
   text: string;
   /** `"end_turn"`, `"max_tokens"`, `"max_turn_requests"`, `"refusal"` or `"cancelled"`. */
   stopReason: string;

@@ -12,8 +12,8 @@ use uuid::Uuid;
 pub struct TurnResult {
     /// The agent's JSON-RPC result, as it came.
     pub response: Box<RawValue>,
-    /// The agent's message text of this turn, without what the agent took back. Its first
-    /// [`TurnResult::MAX_TEXT`] bytes at most: the log has all of it.
+    /// The agent's message text of this turn, without what the agent took back, and with a blank
+    /// line between messages. Its first [`TurnResult::MAX_TEXT`] bytes at most: the log has all of it.
     pub text: String,
     pub stop_reason: String,
 }
@@ -22,6 +22,9 @@ impl TurnResult {
     /// Bytes of text that are kept in memory for a turn.
     pub const MAX_TEXT: usize = 16 << 20;
 }
+
+/// What stands between two messages in the text of a turn.
+const SEPARATOR: &str = "\n\n";
 
 /// A turn that is under way.
 pub(super) struct Turn {
@@ -35,16 +38,27 @@ pub(super) struct Turn {
 #[derive(Debug, Default)]
 struct Text {
     settled: String,
-    /// Id of the last message, and where it begins in `settled`.
+    /// Id of the last message, and how long `settled` was before it.
     last: Option<(Box<str>, usize)>,
 }
 
 impl Text {
     fn add(&mut self, message: Option<&str>, text: &str) {
+        if text.is_empty() {
+            return;
+        }
         let last = self.last.as_ref().map(|(id, _)| &**id);
         if message != last {
             self.last = message.map(|id| (id.into(), self.settled.len()));
+            // Between a remark before a tool call and the answer after it.
+            if !self.settled.is_empty() {
+                self.push(SEPARATOR);
+            }
         }
+        self.push(text);
+    }
+
+    fn push(&mut self, text: &str) {
         let room = TurnResult::MAX_TEXT - self.settled.len();
         self.settled
             .push_str(&text[..text.floor_char_boundary(room)]);
@@ -123,14 +137,32 @@ mod tests {
     #[test]
     fn only_the_message_that_is_taken_back_goes() {
         let mut text = Text::default();
-        text.add(Some("a"), "one ");
+        text.add(Some("a"), "one");
         text.add(Some("b"), "tw");
-        text.add(Some("b"), "o ");
+        text.add(Some("b"), "o");
         text.discard("a");
         text.discard("b");
         text.discard("b");
-        text.add(None, "three");
-        assert_eq!(text.settled, "one three");
+        assert_eq!(text.settled, "one");
+        text.add(Some("c"), "three");
+        assert_eq!(text.settled, "one\n\nthree");
+    }
+
+    #[test]
+    fn a_blank_line_stands_between_messages_and_not_within_one() {
+        let mut text = Text::default();
+        for (message, chunk) in [("a", ""), ("b", "I'll "), ("b", "look."), ("c", "Done.")] {
+            text.add(Some(message), chunk);
+        }
+        assert_eq!(text.settled, "I'll look.\n\nDone.");
+    }
+
+    #[test]
+    fn chunks_of_an_agent_that_names_no_messages_are_joined() {
+        let mut text = Text::default();
+        text.add(None, "one ");
+        text.add(None, "two");
+        assert_eq!(text.settled, "one two");
     }
 
     #[test]
