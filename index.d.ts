@@ -307,7 +307,7 @@ export interface ExecOptions {
   user?: "user" | "root";
   /** Written to the command's stdin, which is closed then. */
   stdin?: string | Uint8Array;
-  /** Kills the command with everything it started, after so many milliseconds. Default: none. */
+  /** Kills the command with everything it started, after so many milliseconds (≥ 1). Default: none. */
   timeoutMs?: number;
   /** Kept of stdout and stderr each; the rest is dropped and `truncated` is set. Default: 16 MiB. */
   maxOutputBytes?: number;

@@ -70,6 +70,7 @@ test.for<[string, Untyped, string]>([
   ["another user", { user: "admin" }, "user"],
   ["a user id", { user: 0 }, "user"],
   ["a negative time", { timeoutMs: -1 }, "timeoutMs"],
+  ["no time at all", { timeoutMs: 0 }, "timeoutMs"],
   ["a time as text", { timeoutMs: "5s" }, "timeoutMs"],
   ["an endless time", { timeoutMs: Number.POSITIVE_INFINITY }, "timeoutMs"],
   ["a negative limit", { maxOutputBytes: -1 }, "maxOutputBytes"],

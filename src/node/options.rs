@@ -178,6 +178,13 @@ impl RawUser {
 pub(super) fn exec_options(json: &str, stdin: Vec<u8>) -> Result<ExecOptions> {
     let raw: RawExecOptions = parse(json)?;
     check_environment("env", &raw.env)?;
+    if raw.timeout_ms == Some(0) {
+        // Elsewhere in Node, 0 means that there is none.
+        return Err(Error::invalid_argument(
+            "timeoutMs",
+            "must be at least 1: leave it out for no time limit",
+        ));
+    }
     let default = ExecOptions::default();
     Ok(ExecOptions {
         env: raw.env.into_iter().collect(),
@@ -239,6 +246,7 @@ mod tests {
         for (json, named) in [
             (r#"{"env":{"A":1}}"#, "env.A"),
             (r#"{"timeoutMs":"soon"}"#, "timeoutMs"),
+            (r#"{"timeoutMs":0}"#, "timeoutMs"),
             (r#"{"user":"admin"}"#, "user"),
             (r#"{"cwd":""}"#, "cwd"),
             (r#"{"tiemoutMs":1}"#, "tiemoutMs"),
