@@ -5,11 +5,12 @@
     reason = "napi hands arguments over by value"
 )]
 
-use napi::Status;
+use napi::bindgen_prelude::PromiseRaw;
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
+use napi::{Env, Status};
 use napi_derive::napi;
 
-use super::error::rejection;
+use super::error::{promise, rejection};
 use super::events::progress_json;
 use super::options::client_options;
 use super::vm::NativeVm;
@@ -45,25 +46,29 @@ impl NativeClient {
 
     /// Ends what this client runs.
     #[napi]
-    pub async fn close(&self) -> napi::Result<()> {
-        self.client.close().await.map_err(rejection)
+    pub fn close<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, ()>> {
+        let client = self.client.clone();
+        promise(env, async move { client.close().await })
     }
 
     /// Puts an agent into the store, if it is not there yet. `progress` is called with JSON.
     #[napi]
-    pub async fn install_agent(
+    pub fn install_agent<'env>(
         &self,
+        env: &'env Env,
         agent_type: String,
         progress: ProgressCallback,
-    ) -> napi::Result<()> {
-        let tell = move |step| {
-            progress.call(
-                progress_json(&step).to_string(),
-                ThreadsafeFunctionCallMode::NonBlocking,
-            );
-        };
-        let installed = self.client.install(&agent_type, &tell).await;
-        installed.map_err(rejection)
+    ) -> napi::Result<PromiseRaw<'env, ()>> {
+        let client = self.client.clone();
+        promise(env, async move {
+            let tell = move |step| {
+                progress.call(
+                    progress_json(&step).to_string(),
+                    ThreadsafeFunctionCallMode::NonBlocking,
+                );
+            };
+            client.install(&agent_type, &tell).await
+        })
     }
 }
 

@@ -1,9 +1,11 @@
 //! Failures on their way to JavaScript.
 
+use napi::Env;
+use napi::bindgen_prelude::{PromiseRaw, ToNapiValue};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, Result};
 
 #[derive(Serialize)]
 struct Rejection<'a> {
@@ -27,6 +29,18 @@ pub(super) fn rejection(error: Error) -> napi::Error {
 }
 
 /// A call that was given up by its caller.
-pub(super) fn aborted() -> napi::Error {
-    rejection(Error::new(Code::Aborted, "the call was aborted"))
+pub(super) fn aborted() -> Error {
+    Error::new(Code::Aborted, "the call was aborted")
+}
+
+/// A promise of what `call` gives.
+///
+/// A call must own what it works on. An `async fn` of a `#[napi]` object borrows the object, which is
+/// freed when its JavaScript environment ends (a worker thread that is terminated, an exit), while
+/// the call goes on.
+pub(super) fn promise<T: ToNapiValue + Send + 'static>(
+    env: &Env,
+    call: impl Future<Output = Result<T>> + Send + 'static,
+) -> napi::Result<PromiseRaw<'_, T>> {
+    env.spawn_future(async move { call.await.map_err(rejection) })
 }

@@ -7,20 +7,22 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
-use napi::bindgen_prelude::{Buffer, Function, Uint8Array};
+use napi::Env;
+use napi::bindgen_prelude::{Buffer, Function, PromiseRaw, Uint8Array};
 use napi_derive::napi;
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 
-use super::error::{aborted, rejection};
+use super::error::{aborted, promise, rejection};
 use super::events::{NativeSubscription, deliver};
 use super::options::{
     self, RawFileOptions, RawQuery, RawResumeOptions, exec_options, parse, path, session_options,
 };
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, Result};
 use crate::ids::{Seq, SessionId};
 use crate::session::VmHandle;
 use crate::store::{Page, Query, SessionRecord, Status};
@@ -85,103 +87,126 @@ pub struct NativeExecResult {
 impl NativeVm {
     /// Returns JSON of the created session.
     #[napi]
-    pub async fn create_session(
+    pub fn create_session<'env>(
         &self,
+        env: &'env Env,
         agent_type: String,
         options: String,
         abort: &NativeAbort,
-    ) -> napi::Result<String> {
-        let options = session_options(&options).map_err(rejection)?;
-        let aborting = aborting(abort.signal());
-        let created = self
-            .handle
-            .create_session(&agent_type, options, aborting)
-            .await
-            .map_err(rejection)?;
-        Ok(json(&json!({
-            "sessionId": created.id,
-            "agentType": created.agent,
-            "capabilities": created.capabilities,
-            "agentInfo": created.agent_info,
-        })))
+    ) -> napi::Result<PromiseRaw<'env, String>> {
+        let handle = self.handle.clone();
+        let abort = abort.signal();
+        promise(env, async move {
+            let options = session_options(&options)?;
+            let created = handle
+                .create_session(&agent_type, options, aborting(abort))
+                .await?;
+            Ok(json(&json!({
+                "sessionId": created.id,
+                "agentType": created.agent,
+                "capabilities": created.capabilities,
+                "agentInfo": created.agent_info,
+            })))
+        })
     }
 
     /// `prompt`: JSON of a string, or of an array of ACP content blocks. Returns JSON.
     #[napi]
-    pub async fn send_prompt(&self, session_id: String, prompt: String) -> napi::Result<String> {
-        let prompt = async {
+    pub fn send_prompt<'env>(
+        &self,
+        env: &'env Env,
+        session_id: String,
+        prompt: String,
+    ) -> napi::Result<PromiseRaw<'env, String>> {
+        let handle = self.handle.clone();
+        promise(env, async move {
             let session = SessionId::parse(&session_id)?;
             let blocks = options::prompt(&prompt)?;
-            self.handle.send_prompt(session, blocks).await
-        };
-        let result = prompt.await.map_err(rejection)?;
-        Ok(json(&json!({
-            "response": result.response,
-            "text": result.text,
-            "stopReason": result.stop_reason,
-        })))
+            let result = handle.send_prompt(session, blocks).await?;
+            Ok(json(&json!({
+                "response": result.response,
+                "text": result.text,
+                "stopReason": result.stop_reason,
+            })))
+        })
     }
 
     #[napi]
-    pub async fn cancel_prompt(&self, session_id: String) -> napi::Result<bool> {
-        let session = SessionId::parse(&session_id).map_err(rejection)?;
-        let cancelled = self.handle.cancel_prompt(session).await;
-        cancelled.map_err(rejection)
+    pub fn cancel_prompt<'env>(
+        &self,
+        env: &'env Env,
+        session_id: String,
+    ) -> napi::Result<PromiseRaw<'env, bool>> {
+        let handle = self.handle.clone();
+        promise(env, async move {
+            handle.cancel_prompt(SessionId::parse(&session_id)?).await
+        })
     }
 
     /// Returns JSON of the session's record.
     #[napi]
-    pub async fn resume_session(
+    pub fn resume_session<'env>(
         &self,
+        env: &'env Env,
         session_id: String,
         options: String,
-    ) -> napi::Result<String> {
-        let resume = async {
+    ) -> napi::Result<PromiseRaw<'env, String>> {
+        let handle = self.handle.clone();
+        promise(env, async move {
             let session = SessionId::parse(&session_id)?;
             let options: RawResumeOptions = parse(&options)?;
-            let env = options.checked_env()?;
-            self.handle.resume_session(session, env).await
-        };
-        let record = resume.await.map_err(rejection)?;
-        Ok(json(&PersistedSession::from(&record)))
+            let record = handle
+                .resume_session(session, options.checked_env()?)
+                .await?;
+            Ok(json(&PersistedSession::from(&record)))
+        })
     }
 
     #[napi]
-    pub async fn close_session(&self, session_id: String) -> napi::Result<()> {
-        let session = SessionId::parse(&session_id).map_err(rejection)?;
-        self.handle.close_session(session).await.map_err(rejection)
-    }
-
-    /// Returns JSON of an array.
-    #[napi]
-    pub async fn list_persisted_sessions(&self) -> napi::Result<String> {
-        let records = self.handle.sessions().await.map_err(rejection)?;
-        let sessions: Vec<_> = records.iter().map(PersistedSession::from).collect();
-        Ok(json(&sessions))
-    }
-
-    /// Returns JSON of an array.
-    #[napi]
-    pub async fn get_session_events(
+    pub fn close_session<'env>(
         &self,
+        env: &'env Env,
+        session_id: String,
+    ) -> napi::Result<PromiseRaw<'env, ()>> {
+        let handle = self.handle.clone();
+        promise(env, async move {
+            handle.close_session(SessionId::parse(&session_id)?).await
+        })
+    }
+
+    /// Returns JSON of an array.
+    #[napi]
+    pub fn list_persisted_sessions<'env>(
+        &self,
+        env: &'env Env,
+    ) -> napi::Result<PromiseRaw<'env, String>> {
+        let handle = self.handle.clone();
+        promise(env, async move {
+            let records = handle.sessions().await?;
+            let sessions: Vec<_> = records.iter().map(PersistedSession::from).collect();
+            Ok(json(&sessions))
+        })
+    }
+
+    /// Returns JSON of an array.
+    #[napi]
+    pub fn get_session_events<'env>(
+        &self,
+        env: &'env Env,
         session_id: String,
         options: String,
-    ) -> napi::Result<String> {
-        let events = async {
+    ) -> napi::Result<PromiseRaw<'env, String>> {
+        let handle = self.handle.clone();
+        promise(env, async move {
             let session = SessionId::parse(&session_id)?;
             let query: RawQuery = parse(&options)?;
-            let page = self
-                .handle
-                .events(
-                    session,
-                    Query {
-                        since: Seq(query.since),
-                        method: None,
-                        limit: query.limit,
-                        max_bytes: MAX_RESULT,
-                    },
-                )
-                .await?;
+            let query = Query {
+                since: Seq(query.since),
+                method: None,
+                limit: query.limit,
+                max_bytes: MAX_RESULT,
+            };
+            let page = handle.events(session, query).await?;
             if !page.complete {
                 return Err(Error::new(
                     Code::ResultTooLarge,
@@ -193,93 +218,86 @@ impl NativeVm {
                 ));
             }
             Ok(persisted_events(session, &page))
-        };
-        events.await.map_err(rejection)
-    }
-
-    #[napi]
-    pub async fn exec(
-        &self,
-        command: String,
-        options: String,
-        stdin: Option<Uint8Array>,
-        abort: &NativeAbort,
-    ) -> napi::Result<NativeExecResult> {
-        let stdin = stdin.map_or_else(Vec::new, |bytes| bytes.to_vec());
-        let options = exec_options(&options, stdin).map_err(rejection)?;
-        let command = options::command(&command).map_err(rejection)?;
-        let limit = options.timeout;
-        // Dropping an exec kills its processes.
-        let ended = tokio::select! {
-            ended = self.handle.exec(command, options) => ended.map_err(rejection)?,
-            () = aborting(abort.signal()) => return Err(aborted()),
-        };
-        let output = match ended {
-            ExecEnd::Exited(output) => output,
-            ExecEnd::TimedOut(output) => {
-                let limit = limit.unwrap_or_default().as_millis();
-                let error = Error::new(
-                    Code::Timeout,
-                    format!("{command:?} was killed: it ran longer than timeoutMs ({limit})"),
-                );
-                return Err(rejection(error.with_data(json!({
-                    "stdout": String::from_utf8_lossy(&output.stdout),
-                    "stderr": String::from_utf8_lossy(&output.stderr),
-                }))));
-            }
-        };
-        let (exit_code, signal) = match output.exit {
-            Exit::Code(code) => (Some(code), None),
-            Exit::Signal(number) => (None, Some(signal_name(number))),
-        };
-        Ok(NativeExecResult {
-            stdout: output.stdout.into(),
-            stderr: output.stderr.into(),
-            exit_code,
-            signal,
-            truncated: output.truncated,
         })
     }
 
     #[napi]
-    pub async fn read_file(&self, file: String, options: String) -> napi::Result<Buffer> {
-        let read = async {
-            let options: RawFileOptions = parse(&options)?;
-            let path = path("path", &file)?;
-            self.handle.read_file(&path, options.user()).await
-        };
-        read.await.map(Buffer::from).map_err(rejection)
+    pub fn exec<'env>(
+        &self,
+        env: &'env Env,
+        command: String,
+        options: String,
+        stdin: Option<Uint8Array>,
+        abort: &NativeAbort,
+    ) -> napi::Result<PromiseRaw<'env, NativeExecResult>> {
+        let handle = self.handle.clone();
+        let abort = abort.signal();
+        let stdin = stdin.map_or_else(Vec::new, |bytes| bytes.to_vec());
+        promise(env, async move {
+            let options = exec_options(&options, stdin)?;
+            let command = options::command(&command)?;
+            let limit = options.timeout;
+            // Dropping an exec kills its processes.
+            let ended = tokio::select! {
+                ended = handle.exec(command, options) => ended?,
+                () = aborting(abort) => return Err(aborted()),
+            };
+            exec_result(command, limit, ended)
+        })
     }
 
     #[napi]
-    pub async fn write_file(
+    pub fn read_file<'env>(
         &self,
+        env: &'env Env,
+        file: String,
+        options: String,
+    ) -> napi::Result<PromiseRaw<'env, Buffer>> {
+        let handle = self.handle.clone();
+        promise(env, async move {
+            let options: RawFileOptions = parse(&options)?;
+            let path = path("path", &file)?;
+            handle
+                .read_file(&path, options.user())
+                .await
+                .map(Buffer::from)
+        })
+    }
+
+    #[napi]
+    pub fn write_file<'env>(
+        &self,
+        env: &'env Env,
         file: String,
         content: Uint8Array,
         options: String,
-    ) -> napi::Result<()> {
-        let write = async {
+    ) -> napi::Result<PromiseRaw<'env, ()>> {
+        let handle = self.handle.clone();
+        // At once: the caller may change it, or give its memory away, when this has returned.
+        let content = content.to_vec();
+        promise(env, async move {
             let options: RawFileOptions = parse(&options)?;
             let path = path("path", &file)?;
-            let content = content.to_vec();
-            self.handle.write_file(&path, content, options.user()).await
-        };
-        write.await.map_err(rejection)
+            handle.write_file(&path, content, options.user()).await
+        })
     }
 
     #[napi]
-    pub async fn destroy(&self) -> napi::Result<()> {
-        self.handle.destroy().await.map_err(rejection)
+    pub fn destroy<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, ()>> {
+        let handle = self.handle.clone();
+        promise(env, async move { handle.destroy().await })
     }
 
     #[napi]
-    pub async fn sleep(&self) -> napi::Result<()> {
-        self.handle.sleep().await.map_err(rejection)
+    pub fn sleep<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, ()>> {
+        let handle = self.handle.clone();
+        promise(env, async move { handle.sleep().await })
     }
 
     #[napi]
-    pub async fn wake(&self) -> napi::Result<()> {
-        self.handle.wake().await.map_err(rejection)
+    pub fn wake<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, ()>> {
+        let handle = self.handle.clone();
+        promise(env, async move { handle.wake().await })
     }
 
     /// Calls `callback` with JSON of an array of items, one batch at a time, until it is closed. Does
@@ -298,6 +316,34 @@ impl NativeVm {
     pub(super) const fn new(handle: VmHandle) -> Self {
         Self { handle }
     }
+}
+
+fn exec_result(command: &str, limit: Option<Duration>, ended: ExecEnd) -> Result<NativeExecResult> {
+    let output = match ended {
+        ExecEnd::Exited(output) => output,
+        ExecEnd::TimedOut(output) => {
+            let limit = limit.unwrap_or_default().as_millis();
+            let error = Error::new(
+                Code::Timeout,
+                format!("{command:?} was killed: it ran longer than timeoutMs ({limit})"),
+            );
+            return Err(error.with_data(json!({
+                "stdout": String::from_utf8_lossy(&output.stdout),
+                "stderr": String::from_utf8_lossy(&output.stderr),
+            })));
+        }
+    };
+    let (exit_code, signal) = match output.exit {
+        Exit::Code(code) => (Some(code), None),
+        Exit::Signal(number) => (None, Some(signal_name(number))),
+    };
+    Ok(NativeExecResult {
+        stdout: output.stdout.into(),
+        stderr: output.stderr.into(),
+        exit_code,
+        signal,
+        truncated: output.truncated,
+    })
 }
 
 /// A session's record as JavaScript sees it.
