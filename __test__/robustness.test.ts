@@ -335,3 +335,40 @@ test("a session outlives a full disk: nothing that was kept is lost, and it goes
   expect(await said("gapless")).toBe("true");
   expect(await ended).toMatchObject({ code: 0 });
 });
+
+describe("a worker thread that is terminated", () => {
+  /** In a worker: calls that end after the thread that made them. */
+  const WORKER = `
+    const { createClient } = require(${JSON.stringify(PACKAGE)});
+    const { parentPort, workerData } = require("node:worker_threads");
+    const agent = createClient({ dataDir: workerData }).vm.getOrCreate("worker");
+    agent.wake().then(() => {
+      for (let i = 0; i < 20; i++) agent.exec("sleep 0.2").catch(() => {});
+      agent.exec("sleep 0.1").then(() => agent.readFile("none")).catch(() => {});
+      parentPort.postMessage("busy");
+    });
+    setInterval(() => {}, 1000);
+  `;
+
+  test("takes its VMs with it, and nothing of the process", async () => {
+    const { ended } = host(`
+      const { Worker } = require("node:worker_threads");
+      const { readdirSync, readFileSync } = require("node:fs");
+      const guests = () => readdirSync("/proc/self/task").flatMap((task) =>
+        readFileSync("/proc/self/task/" + task + "/children", "utf8").split(" ").filter(Boolean),
+      );
+      await agent.wake();
+      const before = guests().length;
+      for (let i = 0; i < 5; i++) {
+        const worker = new Worker(${JSON.stringify(WORKER)}, { eval: true, workerData: dataDir });
+        await new Promise((resolve) => worker.once("message", resolve));
+        await worker.terminate();
+        while (guests().length > before) await new Promise(setImmediate);
+      }
+      // Calls of the dead threads would have ended by now.
+      await agent.exec("sleep 0.5");
+      await client.close();
+    `);
+    expect(await ended).toMatchObject({ code: 0, signal: null });
+  });
+});

@@ -5,7 +5,9 @@
     reason = "napi hands arguments over by value"
 )]
 
-use napi::bindgen_prelude::PromiseRaw;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use napi::bindgen_prelude::{PromiseRaw, spawn};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::{Env, Status};
 use napi_derive::napi;
@@ -21,6 +23,9 @@ use crate::session::Client;
 #[napi]
 pub struct NativeClient {
     client: Client,
+    /// What is closed when the JavaScript environment ends; nothing once [`NativeClient::close`] was
+    /// called.
+    open: Arc<Mutex<Option<Client>>>,
 }
 
 #[napi]
@@ -28,12 +33,22 @@ impl NativeClient {
     /// `options`: JSON of the client's options; `package_dir`: root of this npm package; `node`: the
     /// Node that runs this.
     #[napi(constructor)]
-    pub fn new(options: String, package_dir: String, node: String) -> napi::Result<Self> {
+    pub fn new(env: Env, options: String, package_dir: String, node: String) -> napi::Result<Self> {
         let options =
             client_options(&options, package_dir.into(), node.into()).map_err(rejection)?;
-        Ok(Self {
-            client: Client::new(options),
-        })
+        let client = Client::new(options);
+        // A worker thread that ends leaves the process running, and would leave its VMs.
+        let open = Arc::new(Mutex::new(Some(client.clone())));
+        env.add_env_cleanup_hook(Arc::clone(&open), |open| {
+            if let Some(client) = take(&open) {
+                drop(spawn(async move {
+                    if let Err(error) = client.close().await {
+                        tracing::warn!(%error, "can't close the client of a thread that ended");
+                    }
+                }));
+            }
+        })?;
+        Ok(Self { client, open })
     }
 
     #[napi]
@@ -47,6 +62,7 @@ impl NativeClient {
     /// Ends what this client runs.
     #[napi]
     pub fn close<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, ()>> {
+        take(&self.open);
         let client = self.client.clone();
         promise(env, async move { client.close().await })
     }
@@ -70,6 +86,10 @@ impl NativeClient {
             client.install(&agent_type, &tell).await
         })
     }
+}
+
+fn take(open: &Mutex<Option<Client>>) -> Option<Client> {
+    open.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// Does not keep Node alive; the promise of the call does.
