@@ -26,7 +26,9 @@ export async function build({ debug = false } = {}) {
 async function buildAddon(debug) {
   const profile = debug ? [] : ["--release"];
   const files = ["--platform", "--no-js", "--dts", "lib/binding.d.ts"];
-  await runNode("@napi-rs/cli/dist/cli.js", ["build", ...files, ...profile, "--", "--locked"]);
+  await runNode("@napi-rs/cli/dist/cli.js", ["build", ...files, ...profile, "--", "--locked"], {
+    env: { CARGO: resolve(ROOT, "scripts/cargo.sh") },
+  });
 }
 
 async function buildTypeScript() {
