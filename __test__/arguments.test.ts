@@ -15,6 +15,7 @@ test.for<[string, Untyped, string]>([
   ["a path that is no string", { dataDir: 1 }, "dataDir"],
   ["null", { dataDir: null }, "dataDir"],
   ["an empty path", { dataDir: "" }, "dataDir"],
+  ["a path with NUL", { dataDir: "/tmp/a\0b" }, "dataDir"],
   ["an empty store path", { agentStoreDir: "" }, "agentStoreDir"],
   ["a store path that is no string", { agentStoreDir: ["/tmp"] }, "agentStoreDir"],
   ["a boolean as text", { autoInstall: "no" }, "autoInstall"],
@@ -37,7 +38,7 @@ test("createClient refuses what is no object", async () => {
 
 test("getOrCreate refuses what is no key", async () => {
   const client = await newClient();
-  for (const key of ["", [], [""], ["a", ""], null, undefined, 7, {}, ["a", 7], [null]]) {
+  for (const key of ["", [], [""], ["a", ""], null, undefined, 7, {}, ["a", 7], [null], "\ud800"]) {
     await expectRefused(() => client.vm.getOrCreate(key as Untyped), "key");
   }
 });
@@ -131,7 +132,7 @@ test("what is no object of options is refused by every call", async () => {
 test("a prompt that is none is refused and starts no turn", async () => {
   const { agent, sessionId, model } = await newPiSession([]);
   const prompt = (text: Untyped, options?: Untyped) => agent.sendPrompt(sessionId, text, options);
-  for (const text of [undefined, null, 7, {}, []]) {
+  for (const text of [undefined, null, 7, {}, [], () => "hi", Symbol("hi"), 7n, [7n]]) {
     await expectRefused(() => prompt(text), "text");
   }
   for (const block of ["text", null, [], { text: "no type" }]) {
