@@ -143,7 +143,7 @@ export interface Agent extends AsyncDisposable {
   exec(command: string, options?: ExecOptions): Promise<ExecResult>;
 
   /**
-   * Reads a regular file of at most 2 GiB. A relative path starts at `/home/user`.
+   * Reads a regular file of at most 2 GiB, of `/proc` none. A relative path starts at `/home/user`.
    *
    * @throws {AgentVmError} with the errno's name as code: `ENOENT`, `EACCES`, `EISDIR`, …
    */

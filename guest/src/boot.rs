@@ -163,8 +163,9 @@ fn install_seccomp(filter: &[SockFilter]) -> nix::Result<()> {
 
 /// Processes of the VM share an id with PID 1 where only one id is mapped: none may trace it or read
 /// its memory. SIGTERM, not SIGKILL, when the host's thread dies: PID 1 must end everything and only
-/// then let its lock go (the kernel would close the lock first).
-fn become_undumpable() -> nix::Result<()> {
+/// then let its lock go (the kernel would close the lock first). The kernel clears both at each change
+/// of credentials (`commit_creds`), so that it is done again after each.
+pub(crate) fn become_undumpable() -> nix::Result<()> {
     nix::sys::prctl::set_dumpable(false)?;
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
 }

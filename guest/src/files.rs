@@ -8,7 +8,7 @@ use std::path::Path;
 use agentvm_guest::protocol::{Account, USER_ID};
 use nix::errno::Errno;
 
-use crate::boot::errno_of;
+use crate::boot::{become_undumpable, errno_of};
 
 /// Magic links (`/proc/*/fd/*`) would reach this process's own descriptors, the VM's lock among
 /// them: a symlink that a program plants must not lead there.
@@ -57,6 +57,7 @@ fn acting_as<T>(user: Account, run: impl FnOnce() -> nix::Result<T>) -> nix::Res
     set_fs_ids(USER_ID);
     let result = run();
     set_fs_ids(0);
+    become_undumpable()?;
     result
 }
 

@@ -80,6 +80,10 @@ impl Launch {
             )
         };
         let pid = Errno::result(pid)?;
+        if child.change_ids {
+            // The child changed its credentials on our memory, to which 'dumpable' belongs.
+            nix::sys::prctl::set_dumpable(false)?;
+        }
         match child.failed.take() {
             None => Ok(pid),
             Some((errno, at)) => {

@@ -52,6 +52,12 @@ pub(super) fn turn_start(session: SessionId, turn: Uuid) -> Event {
     )
 }
 
+/// The id of the turn that a [`turn_start`] began.
+pub(super) fn turn_of(json: &str) -> Option<Uuid> {
+    let event: Value = serde_json::from_str(json).ok()?;
+    serde_json::from_value(event["params"]["turnId"].clone()).ok()
+}
+
 /// One content block of a prompt.
 pub(super) fn user_message(session: SessionId, turn: Uuid, block: &Value) -> Event {
     event(
@@ -113,4 +119,16 @@ pub(super) fn permission(session: SessionId, request: &Value, outcome: &Value) -
             "_meta": { "agentvm": { "decidedBy": "policy" } },
         }),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_of_a_turn_names_it() {
+        let turn = Uuid::now_v7();
+        let start = turn_start(SessionId::generate(), turn);
+        assert_eq!(turn_of(&start.json), Some(turn));
+    }
 }

@@ -23,7 +23,7 @@ use super::updates::Updates;
 use crate::agents::{self, Agent, SessionSpec};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Seq, SessionId};
-use crate::store::{NewSession, Query, SessionChange, SessionRecord, Status, Store};
+use crate::store::{NewSession, Query, SessionChange, SessionRecord, Status, Store, StoredEvent};
 use crate::vm::exec::{ExecOptions, exec};
 use crate::vm::{DynVm, GuestPath, User};
 
@@ -315,14 +315,15 @@ impl Machine {
         record: &SessionRecord,
         updates: &Updates,
     ) -> Result<()> {
-        let (started, ended) = (
-            last_of(store, record.id, event::TURN_START).await?,
-            last_of(store, record.id, event::TURN_END).await?,
-        );
-        if started > ended {
+        let Some(started) = last_of(store, record.id, event::TURN_START).await? else {
+            return Ok(());
+        };
+        let ended = last_of(store, record.id, event::TURN_END).await?;
+        if ended.is_none_or(|ended| ended.seq < started.seq) {
             let end = TurnEnd::Interrupted("the process that ran this turn ended before it did");
+            let turn = event::turn_of(&started.json);
             updates
-                .append(event::turn_end(record.id, None, &end))
+                .append(event::turn_end(record.id, turn, &end))
                 .await?;
         }
         Ok(())
@@ -397,20 +398,18 @@ async fn set_status(store: &Store, session: SessionId, status: Status) -> Result
     Ok(store.update_session(session, change).await?)
 }
 
-/// Number of the last event of a method; `Seq(0)` when there is none.
-async fn last_of(store: &Store, session: SessionId, method: &str) -> Result<Seq> {
-    let mut last = Seq::default();
+/// The last event of a method, if there is one.
+async fn last_of(store: &Store, session: SessionId, method: &str) -> Result<Option<StoredEvent>> {
+    let mut last: Option<StoredEvent> = None;
     loop {
         let query = Query {
-            since: last,
+            since: last.as_ref().map_or_else(Seq::default, |event| event.seq),
             method: Some(method.to_owned()),
             limit: None,
             max_bytes: 1 << 20,
         };
-        let page = store.history().events(session, query).await?;
-        if let Some(event) = page.events.last() {
-            last = event.seq;
-        }
+        let mut page = store.history().events(session, query).await?;
+        last = page.events.pop().or(last);
         if page.complete {
             return Ok(last);
         }

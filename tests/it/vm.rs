@@ -87,10 +87,11 @@ async fn only_regular_files_are_handed_out() {
     let vm = booted(data.path(), "a").await;
     stdout(
         &vm,
-        "mkfifo fifo; ln -s /proc/self/fd/4 magic; ln -s /dev/zero zero",
+        "mkfifo fifo; ln -s /proc/self/fd/4 magic; ln -s /dev/zero zero; \
+         ln -s /proc/sys/kernel/hostname host",
     )
     .await;
-    for name in ["fifo", "magic", "zero", "/home/user"] {
+    for name in ["fifo", "magic", "zero", "host", "/home/user"] {
         let path = GuestPath::new(name).unwrap();
         assert!(file::read(&*vm, &path, User::User).await.is_err(), "{name}");
     }

@@ -450,6 +450,8 @@ fn regular_file(descriptor: OwnedFd, path: &GuestPath, op: &'static str) -> Resu
         errno,
     })?;
     let found = match stat.st_mode & libc::S_IFMT {
+        // What it says depends on who reads: here that would be the host process.
+        libc::S_IFREG if is_procfs(&descriptor) => "a file of /proc (exec can read it)",
         libc::S_IFREG => return Ok(File::from(descriptor)),
         libc::S_IFDIR => "a directory",
         libc::S_IFIFO => "a FIFO",
@@ -462,6 +464,11 @@ fn regular_file(descriptor: OwnedFd, path: &GuestPath, op: &'static str) -> Resu
         path: path.as_str().to_owned(),
         found,
     })
+}
+
+fn is_procfs(descriptor: &OwnedFd) -> bool {
+    nix::sys::statfs::fstatfs(descriptor)
+        .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
 }
 
 fn unexpected(answer: &Answer) -> VmError {

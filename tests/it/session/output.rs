@@ -142,14 +142,14 @@ async fn text_of_an_attempt_that_was_taken_back_is_not_in_the_result() {
     };
     let retry = r#"line {"method":"_agentvm/retry","params":{"sessionId":"$SESSION","attempt":1,"discardedMessageId":"m2"}}"#;
     let script = [
-        chunk("m1", "kept "),
+        chunk("m1", "kept"),
         chunk("m2", "half of"),
         chunk("m2", " it"),
         retry.to_owned(),
         chunk("m3", "whole"),
     ];
     let text = world.text(session, &script.join("\n")).await;
-    assert_eq!(text, "kept whole");
+    assert_eq!(text, "kept\n\nwhole");
     // The log is what happened: nothing is taken out of it.
     assert_eq!(world.log(session).await.agent_texts().len(), 4);
     world.close().await;
