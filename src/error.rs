@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use nix::errno::Errno;
 use serde_json::Value;
 
 /// Stable, documented identifiers of failures; `error.code` in JavaScript.
@@ -45,10 +46,10 @@ pub enum Code {
 }
 
 impl Code {
-    /// The name of an errno, where there is a more specific code for it that.
+    /// The errno of a system call of this process.
     #[must_use]
     pub fn from_errno(raw: i32) -> Self {
-        Self::Errno(crate::vm::errno_name(nix::errno::Errno::from_raw(raw)))
+        Errno::from_raw(raw).into()
     }
 
     /// The code as JavaScript sees it.
@@ -85,6 +86,23 @@ impl Code {
             Self::Errno(name) => name,
             Self::Internal => "INTERNAL",
         }
+    }
+}
+
+/// `ENOENT` for [`Errno::ENOENT`]; one that files and processes do not meet is `EIO`.
+impl From<Errno> for Code {
+    fn from(errno: Errno) -> Self {
+        macro_rules! names {
+            ($($name:ident)*) => {
+                match errno { $(Errno::$name => stringify!($name),)* _ => "EIO" }
+            };
+        }
+        Self::Errno(
+            names!(EPERM ENOENT ESRCH EINTR EIO ENXIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT
+        ENOTBLK EBUSY EEXIST EXDEV ENODEV ENOTDIR EISDIR EINVAL ENFILE EMFILE ENOTTY ETXTBSY EFBIG
+        ENOSPC ESPIPE EROFS EMLINK EPIPE ERANGE ENAMETOOLONG ENOSYS ENOTEMPTY ELOOP EOVERFLOW
+        EDQUOT ESTALE EOPNOTSUPP ETIMEDOUT),
+        )
     }
 }
 

@@ -180,7 +180,7 @@ impl From<StoreError> for Error {
             // Not STORE_CORRUPT: who moves such a file aside loses a healthy one.
             StoreError::NewerSchema { .. } => Code::VmUnsupported,
             StoreError::Full { .. } => Code::StoreFull,
-            StoreError::Io { errno, .. } => Code::Errno(errno_name(*errno)),
+            StoreError::Io { errno, .. } => Code::from(*errno),
             StoreError::Busy { .. } => Code::VmBusy,
             StoreError::SessionNotFound { .. } => Code::SessionNotFound,
             StoreError::SeqAhead { .. } => Code::SeqAhead,
@@ -189,15 +189,4 @@ impl From<StoreError> for Error {
         };
         Self::new(code, error.to_string())
     }
-}
-
-/// `ENOSPC` for `Errno::ENOSPC`: those that opening, reading and writing a file can meet.
-fn errno_name(errno: Errno) -> &'static str {
-    macro_rules! names {
-        ($($name:ident)*) => {
-            match errno { $(Errno::$name => stringify!($name),)* _ => "EIO" }
-        };
-    }
-    names!(EPERM ENOENT EINTR EIO ENXIO EBADF EAGAIN ENOMEM EACCES EBUSY EEXIST ENODEV ENOTDIR
-        EISDIR EINVAL ENFILE EMFILE ETXTBSY EROFS ENAMETOOLONG ELOOP EOVERFLOW ESTALE)
 }

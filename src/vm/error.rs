@@ -74,13 +74,11 @@ impl From<VmError> for Error {
             VmError::Host { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
                 Code::StoreFull
             }
-            VmError::Host { source, .. } => source.raw_os_error().map_or(Code::Internal, |raw| {
-                Code::Errno(errno_name(nix::errno::Errno::from_raw(raw)))
-            }),
+            VmError::Host { source, .. } => source
+                .raw_os_error()
+                .map_or(Code::Internal, Code::from_errno),
             VmError::Busy { .. } => Code::VmBusy,
-            VmError::File { errno, .. } | VmError::Spawn { errno, .. } => {
-                Code::Errno(errno_name(*errno))
-            }
+            VmError::File { errno, .. } | VmError::Spawn { errno, .. } => Code::from(*errno),
             VmError::NotRegular { found, .. } => Code::Errno(if *found == "a directory" {
                 "EISDIR"
             } else {
@@ -90,18 +88,4 @@ impl From<VmError> for Error {
         };
         Self::new(code, error.to_string())
     }
-}
-
-/// `ENOENT` for `Errno::ENOENT`.
-#[must_use]
-pub(crate) fn errno_name(errno: nix::errno::Errno) -> &'static str {
-    macro_rules! names {
-        ($($name:ident)*) => {
-            match errno { $(nix::errno::Errno::$name => stringify!($name),)* _ => "EIO" }
-        };
-    }
-    names!(EPERM ENOENT ESRCH EINTR EIO ENXIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT
-        ENOTBLK EBUSY EEXIST EXDEV ENODEV ENOTDIR EISDIR EINVAL ENFILE EMFILE ENOTTY ETXTBSY EFBIG
-        ENOSPC ESPIPE EROFS EMLINK EPIPE ERANGE ENAMETOOLONG ENOSYS ENOTEMPTY ELOOP EOVERFLOW
-        EDQUOT ESTALE EOPNOTSUPP ETIMEDOUT)
 }

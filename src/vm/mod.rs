@@ -10,7 +10,6 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use error::VmError;
-pub(crate) use error::errno_name;
 
 pub mod environment;
 mod error;
