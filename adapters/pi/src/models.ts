@@ -18,11 +18,23 @@ type Env = Readonly<Record<string, string | undefined>>;
  */
 export async function createModelRuntime(sdk: Sdk, env: Env): Promise<ModelRuntime> {
   const runtime = await sdk.ModelRuntime.create({ refreshOnCreate: false });
+  // Registering a provider starts a refresh that nobody can await, and of two refreshes at once the
+  // later one discards what the other has found: awaiting one of our own beside it could end with no
+  // model that has a key.
+  const refresh = runtime.refresh.bind(runtime);
+  const refreshes: ReturnType<typeof refresh>[] = [];
+  runtime.refresh = (options) => {
+    const refreshing = refresh(options);
+    refreshes.push(refreshing);
+    return refreshing;
+  };
   for (const { provider, baseUrl } of SERVICES) {
     const url = env[baseUrl]?.trim().replace(/\/+$/, "");
     if (url) runtime.registerProvider(provider, { baseUrl: url });
   }
-  await runtime.refresh({ allowNetwork: false });
+  runtime.refresh = refresh;
+  if (refreshes.length === 0) refreshes.push(refresh({ allowNetwork: false }));
+  await Promise.all(refreshes);
   return runtime;
 }
 

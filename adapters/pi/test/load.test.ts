@@ -183,7 +183,18 @@ test("a closed session takes no prompts until it is loaded again", async () => {
   await pi.request("session/close", { sessionId });
   expect((await pi.prompt(sessionId, "Hi")).error).toMatchObject({ code: -32002 });
   await pi.request("session/load", { sessionId, cwd: home, mcpServers: [] });
-  expect((await pi.prompt(sessionId, "Hi")).result).toEqual({ stopReason: "end_turn" });
+  expect(await pi.prompt(sessionId, "Hi")).toMatchObject({ result: { stopReason: "end_turn" } });
+});
+
+test("a session finds its key each time it is opened", async () => {
+  await using server = await startModelServer({ script: () => ({ text: "Hello." }) });
+  await using pi = await Adapter.start({ home, env: anthropic(server) });
+  const sessionId = await pi.newSession();
+  for (let time = 0; time < 20; time++) {
+    await pi.request("session/close", { sessionId });
+    await pi.request("session/resume", { sessionId, cwd: home, mcpServers: [] });
+    expect(await pi.prompt(sessionId, "Hi")).not.toHaveProperty("error");
+  }
 });
 
 test("two adapters of one home use their own services and sessions", async () => {
