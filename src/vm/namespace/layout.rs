@@ -33,7 +33,8 @@ pub(super) struct Layout {
 pub(super) struct Places<'a> {
     pub(super) vm: &'a Path,
     pub(super) base: &'a Base,
-    pub(super) agents: &'a Path,
+    /// The agent store, if there is one.
+    pub(super) agents: Option<&'a Path>,
 }
 
 /// Builds the table. `namespace` is the VM's user namespace, for idmapped mounts.
@@ -74,7 +75,9 @@ pub(super) fn layout(
         table.dir(path, 0o755);
     }
     table.dir(AGENTS, 0o755);
-    table.read_only(AGENTS, places.agents)?;
+    if let Some(agents) = places.agents {
+        table.read_only(AGENTS, agents)?;
+    }
 
     table.dir("/home/user", 0o755);
     table.durable("/home/user", &places.vm.join("home"))?;

@@ -72,8 +72,10 @@ enum Opened {
 /// With the VM's lock held: nothing of an earlier boot is left.
 fn finish(ids: IdMap, directory: Directory, options: &BootOptions) -> Result<Prepared> {
     let base = base::base(&options.base_cache)?;
-    directory::make_private_dir(&options.agents)
-        .map_err(|error| host("can't make the agent store", &options.agents, error))?;
+    if let Err(error) = directory::make_private_dir(&options.agents) {
+        // A VM needs it for built-in agents only, and these could not be installed.
+        tracing::warn!(%error, path = %options.agents.display(), "a VM without the agent store");
+    }
     let last = directory::record_boot(directory.path(), &base.fingerprint)?;
     let namespace = ids.root_mapped().then(|| idmap_namespace(ids));
     let message = match namespace {
@@ -149,7 +151,7 @@ fn message(
     let places = Places {
         vm: directory.path(),
         base,
-        agents: &options.agents,
+        agents: options.agents.is_dir().then_some(&*options.agents),
     };
     let layout = layout::layout(ids, &places, namespace)?;
     let spec = BootSpec {
