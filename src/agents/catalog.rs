@@ -1,25 +1,31 @@
 //! Which agents there are.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use super::error::AgentError;
+use super::own::{OwnAgent, OwnAgents};
 use super::pi;
 use super::pinned::Pinned;
 
-/// An agent that this version can run.
-///
-/// Agents that a client configures itself (`{ command, args, env }`) will be a variant here: they
-/// have a launch plan but nothing in the store.
+/// An agent that sessions can be made with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Agent {
+    BuiltIn(BuiltIn),
+    /// One that a client has configured: nothing of it is in the store.
+    Own(Arc<OwnAgent>),
+}
+
+/// An agent that this version installs and runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Agent {
+pub enum BuiltIn {
     Pi,
 }
 
 /// Documented names that this version does not run yet.
 const PLANNED: [&str; 4] = ["claude", "codex", "opencode", "amp"];
 
-/// What the rest of this module needs to know about an agent.
+/// What the rest of this module needs to know about a built-in agent.
 pub(super) struct Definition {
     /// As `createSession` takes it.
     pub(super) name: &'static str,
@@ -34,15 +40,19 @@ pub(super) struct Definition {
 }
 
 impl Agent {
-    pub const ALL: [Self; 1] = [Self::Pi];
-
-    /// The agent that `createSession` and `install` call `name`.
-    pub fn parse(name: &str) -> Result<Self, AgentError> {
-        if let Some(agent) = Self::ALL.into_iter().find(|agent| agent.name() == name) {
-            return Ok(agent);
+    /// The agent that `createSession` and `install` call `name`, for a client that has configured
+    /// `own`.
+    pub fn find(name: &str, own: &OwnAgents) -> Result<Self, AgentError> {
+        if let Some(agent) = BuiltIn::find(name) {
+            return Ok(Self::BuiltIn(agent));
         }
-        let known = Self::ALL.map(Self::name).join(", ");
-        Err(if PLANNED.contains(&name) {
+        if let Some(agent) = own.find(name) {
+            return Ok(Self::Own(agent));
+        }
+        let built_in = BuiltIn::ALL.iter().map(|agent| agent.name());
+        let known: Vec<&str> = built_in.chain(own.names()).collect();
+        let known = known.join(", ");
+        Err(if is_planned(name) {
             AgentError::Unsupported {
                 name: name.to_owned(),
                 known,
@@ -53,6 +63,22 @@ impl Agent {
                 known,
             }
         })
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::BuiltIn(agent) => agent.name(),
+            Self::Own(agent) => agent.name(),
+        }
+    }
+}
+
+impl BuiltIn {
+    pub const ALL: [Self; 1] = [Self::Pi];
+
+    fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|agent| agent.name() == name)
     }
 
     #[must_use]
@@ -73,28 +99,47 @@ impl Agent {
     }
 }
 
+/// Whether a name is that of a built-in agent, now or in a later version.
+pub(super) fn is_reserved(name: &str) -> bool {
+    BuiltIn::find(name).is_some() || is_planned(name)
+}
+
+fn is_planned(name: &str) -> bool {
+    PLANNED.contains(&name)
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 mod tests {
     use super::*;
     use crate::error::{Code, Error};
 
-    #[test]
-    fn an_agent_is_found_by_its_name() {
-        assert_eq!(Agent::parse("pi").unwrap(), Agent::Pi);
+    fn find(name: &str, own: &[&str]) -> Result<Agent, Error> {
+        let own = own.iter().map(|name| {
+            let command = "/srv/bot".to_owned();
+            OwnAgent::new((*name).to_owned(), command, Vec::new(), Vec::new()).unwrap()
+        });
+        Agent::find(name, &own.collect()).map_err(Error::from)
     }
 
     #[test]
-    fn an_unknown_name_is_answered_with_the_known_ones() {
-        let error = Error::from(Agent::parse("pie").unwrap_err());
+    fn an_agent_is_found_by_its_name() {
+        assert_eq!(find("pi", &[]).unwrap(), Agent::BuiltIn(BuiltIn::Pi));
+        assert_eq!(find("mybot", &["a", "mybot"]).unwrap().name(), "mybot");
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_known_ones_and_the_option_that_adds_one() {
+        let error = find("pie", &["mybot"]).unwrap_err();
         assert_eq!(error.code, Code::AgentUnknown);
-        assert!(error.message.contains("\"pie\""), "{error}");
-        assert!(error.message.contains("pi"), "{error}");
+        for named in ["\"pie\"", "pi, mybot", "client option agents"] {
+            assert!(error.message.contains(named), "{error}");
+        }
     }
 
     #[test]
     fn a_documented_agent_of_a_later_version_is_told_apart_from_an_unknown_one() {
-        let error = Error::from(Agent::parse("claude").unwrap_err());
+        let error = find("claude", &[]).unwrap_err();
         assert_eq!(error.code, Code::AgentUnsupported);
     }
 }

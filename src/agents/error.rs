@@ -9,9 +9,12 @@ use crate::error::{Code, Error};
 
 #[derive(Debug, Error)]
 pub enum AgentError {
-    #[error("unknown agent {name:?}: this version runs {known}")]
+    #[error(
+        "unknown agent {name:?}: this client runs {known}. An agent of your own is configured with the \
+         client option agents: {{ {name:?}: {{ command, args?, env? }} }}"
+    )]
     Unknown { name: String, known: String },
-    #[error("agent {name:?} is not in this version of agentvm yet: it runs {known}")]
+    #[error("agent {name:?} is not in this version of agentvm yet: this client runs {known}")]
     Unsupported { name: String, known: String },
     #[error(
         "agent {agent:?} is not installed in {store:?}, and autoInstall is off: run `npx agentvm \

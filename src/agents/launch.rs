@@ -1,10 +1,11 @@
 //! How an agent is started for a session.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::adapter;
 use super::runtime;
-use super::store::Installed;
+use super::store::{InStore, Installed};
 use crate::ids::SessionId;
 use crate::vm::namespace::AGENTS;
 use crate::vm::{GuestPath, User, environment};
@@ -33,41 +34,57 @@ pub struct Launch {
     pub state_dir: GuestPath,
 }
 
-/// The plan for a session of an installed agent.
+/// The plan for a session of an agent.
 ///
-/// The session's own environment comes before the agent's defaults, and these before the VM's. Only
-/// `PATH` is put together: the session's, or the VM's default, and the store's Node and npm *last*, so
-/// that a Node of the VM's own stays the one that the agent's tools find.
+/// The session's own environment comes before the agent's, and this before the VM's. Only the `PATH` of
+/// a built-in agent is put together: the session's, or the VM's default, and the store's Node and npm
+/// *last*, so that a Node of the VM's own stays the one that the agent's tools find.
 #[must_use]
-pub fn launch(installed: &Installed, session: &SessionSpec<'_>) -> Launch {
-    let definition = installed.agent.definition();
-    let store = Path::new(AGENTS);
-    let runtime = store.join(&installed.runtime);
-    let main = store
-        .join(&installed.entry)
-        .join(&installed.adapter)
-        .join(adapter::MAIN);
-    let state_dir = state_dir(session.id);
+pub fn launch(agent: &Installed, session: &SessionSpec<'_>) -> Launch {
+    match agent {
+        Installed::BuiltIn(agent) => launch_from_store(agent, session),
+        Installed::Own(agent) => {
+            let mut argv = vec![agent.command.clone()];
+            argv.extend_from_slice(&agent.args);
+            plan(argv, agent.env.clone(), session)
+        }
+    }
+}
 
-    let own = |name: &str| session.env.iter().rfind(|(own, _)| own == name);
-    let path = own("PATH").map_or(environment::PATH, |(_, path)| path);
-    let path = format!("{path}:{}", text(&runtime.join(runtime::BIN)));
+fn launch_from_store(agent: &InStore, session: &SessionSpec<'_>) -> Launch {
+    let definition = agent.agent.definition();
+    let store = Path::new(AGENTS);
+    let runtime = store.join(&agent.runtime);
+    let main = store
+        .join(&agent.entry)
+        .join(&agent.adapter)
+        .join(adapter::MAIN);
+    let argv = vec![text(&runtime::node(&runtime)), text(&main)];
     let defaults = definition
         .env
         .iter()
-        .copied()
-        .chain([
-            ("AGENTVM_STATE_DIR", state_dir.as_str()),
-            ("NODE_COMPILE_CACHE", COMPILE_CACHE),
-        ])
-        .filter(|(name, _)| own(name).is_none())
-        .map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let given = session.env.iter().filter(|(name, _)| name != "PATH");
-    let mut env: Vec<_> = defaults.chain(given.cloned()).collect();
-    env.push(("PATH".to_owned(), path));
+        .chain(&[("NODE_COMPILE_CACHE", COMPILE_CACHE)])
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let mut launch = plan(argv, defaults.collect(), session);
+    let bin = text(&runtime.join(runtime::BIN));
+    if let Some((_, path)) = launch.env.iter_mut().find(|(name, _)| name == "PATH") {
+        *path = format!("{path}:{bin}");
+    }
+    launch
+}
+
+/// `defaults`: of the agent, unless the session sets them otherwise.
+fn plan(argv: Vec<String>, defaults: Vec<(String, String)>, session: &SessionSpec<'_>) -> Launch {
+    let state_dir = state_dir(session.id);
+    // The last of a name counts.
+    let state = state_dir.as_str().to_owned();
+    let layers = std::iter::once(("AGENTVM_STATE_DIR".to_owned(), state))
+        .chain(defaults)
+        .chain(session.env.iter().cloned());
+    let env: BTreeMap<_, _> = layers.collect();
     Launch {
-        argv: vec![text(&runtime::node(&runtime)), text(&main)],
-        env: environment::merge(User::User, env),
+        argv,
+        env: environment::merge(User::User, env.into_iter().collect()),
         cwd: session.cwd.clone(),
         state_dir,
     }
@@ -89,25 +106,31 @@ fn text(path: &Path) -> String {
 #[expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 mod tests {
     use super::*;
-    use crate::agents::Agent;
+    use crate::agents::{BuiltIn, OwnAgent};
+
+    fn variables(env: &[(&str, &str)]) -> Vec<(String, String)> {
+        let variable = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        env.iter().map(variable).collect()
+    }
 
     fn plan(env: &[(&str, &str)]) -> Launch {
-        let installed = Installed {
-            agent: Agent::Pi,
+        let installed = Installed::BuiltIn(InStore {
+            agent: BuiltIn::Pi,
             runtime: "node-1".to_owned(),
             entry: "pi-1".to_owned(),
             adapter: "adapter-1".to_owned(),
-        };
-        let env: Vec<_> = env
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect();
+        });
+        plan_of(&installed, env)
+    }
+
+    fn plan_of(installed: &Installed, env: &[(&str, &str)]) -> Launch {
+        let env = variables(env);
         let session = SessionSpec {
             id: SessionId::parse("0190f5fe-7c00-7000-8000-000000000001").unwrap(),
             cwd: &GuestPath::new("/srv").unwrap(),
             env: &env,
         };
-        launch(&installed, &session)
+        launch(installed, &session)
     }
 
     fn variable<'a>(launch: &'a Launch, name: &str) -> Vec<&'a str> {
@@ -156,5 +179,25 @@ mod tests {
             variable(&plan(&[("PATH", "/srv/bin")]), "PATH"),
             [own.as_str()]
         );
+    }
+
+    #[test]
+    fn an_own_agent_is_its_command_with_nothing_of_the_store() {
+        let env = variables(&[("A", "agent"), ("B", "agent"), ("LANG", "agent")]);
+        let args = vec!["--acp".to_owned()];
+        let agent = OwnAgent::new("bot".to_owned(), "botd".to_owned(), args, env).unwrap();
+        let launch = plan_of(&Installed::Own(agent.into()), &[("B", "session")]);
+        assert_eq!(launch.argv, ["botd", "--acp"]);
+        assert_eq!(variable(&launch, "A"), ["agent"]);
+        assert_eq!(variable(&launch, "B"), ["session"]);
+        assert_eq!(variable(&launch, "LANG"), ["agent"]);
+        assert_eq!(variable(&launch, "PATH"), [environment::PATH]);
+        assert_eq!(variable(&launch, "HOME"), [GuestPath::HOME]);
+        assert_eq!(
+            variable(&launch, "AGENTVM_STATE_DIR"),
+            [launch.state_dir.as_str()]
+        );
+        let of_store = launch.env.iter().find(|(_, value)| value.contains(AGENTS));
+        assert_eq!(of_store, None);
     }
 }

@@ -1,5 +1,8 @@
 //! What differs between agents: packages, launch, environment, state.
 //!
+//! An [`Agent`] is built in, or a client's [`OwnAgent`]: any program of the VM that speaks ACP. Only what
+//! is built in is installed, into the agent store.
+//!
 //! # The agent store
 //!
 //! One directory of the host, shared by all VMs and processes and mounted read-only into every VM at
@@ -24,14 +27,16 @@ mod error;
 mod install;
 mod launch;
 mod npm;
+mod own;
 mod pi;
 mod pinned;
 mod progress;
 mod runtime;
 mod store;
 
-pub use self::catalog::Agent;
+pub use self::catalog::{Agent, BuiltIn};
 pub use self::error::AgentError;
 pub use self::launch::{Launch, SessionSpec, launch, state_dir};
+pub use self::own::{Invalid, OwnAgent, OwnAgents};
 pub use self::progress::{InstallProgress, Step};
-pub use self::store::{AgentStore, Entry, Installed, default_root};
+pub use self::store::{AgentStore, Entry, InStore, Installed, default_root};

@@ -10,10 +10,11 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::adapter;
-use super::catalog::{Agent, Definition};
+use super::catalog::{Agent, BuiltIn, Definition};
 use super::error::AgentError;
 use super::install::{self, Movement, blocking, is_installed, store};
 use super::npm::Npm;
+use super::own::OwnAgent;
 use super::pinned::Pinned;
 use super::progress::{InstallProgress, Step};
 use super::runtime::{self, RUNTIME};
@@ -49,10 +50,18 @@ struct Places {
     node: PathBuf,
 }
 
-/// An agent that is ready to be launched in every VM that has the store mounted.
+/// An agent that is ready to be launched.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Installed {
-    pub agent: Agent,
+pub enum Installed {
+    BuiltIn(InStore),
+    /// Whether its program is there is for the VM to say.
+    Own(Arc<OwnAgent>),
+}
+
+/// A built-in agent that is ready to be launched in every VM that has the store mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InStore {
+    pub agent: BuiltIn,
     /// Directories relative to the store.
     pub(super) runtime: String,
     pub(super) entry: String,
@@ -93,16 +102,21 @@ impl AgentStore {
     }
 
     /// Makes sure that `agent` is there, and installs what is missing if it may: the runtime, the
-    /// agent's packages (both from the npm registry), our adapter. A few file look-ups if all is there.
+    /// agent's packages (both from the npm registry), our adapter. A few file look-ups if all is there,
+    /// and not even these for a client's own agent.
     ///
     /// Only one installer, of all processes, makes an entry; others wait for it. Dropping the future
     /// cancels the installation and removes what it has made so far.
     pub async fn ensure(
         &self,
-        agent: Agent,
+        agent: &Agent,
         auto_install: bool,
         progress: &(dyn Fn(InstallProgress) + Send + Sync),
     ) -> Result<Installed, AgentError> {
+        let agent = match agent {
+            Agent::BuiltIn(agent) => *agent,
+            Agent::Own(agent) => return Ok(Installed::Own(Arc::clone(agent))),
+        };
         let definition = agent.definition();
         let installed = |entry: &str| is_installed(self.root(), entry);
         if !(installed(&runtime::ENTRY) && installed(&definition.entry)) {
@@ -123,19 +137,19 @@ impl AgentStore {
             .join(definition.adapter);
         let adapter =
             adapter::ensure(self.root(), &entry, definition.name, dist.join("dist")).await?;
-        Ok(Installed {
+        Ok(Installed::BuiltIn(InStore {
             agent,
             runtime: runtime::ENTRY.clone(),
             entry,
             adapter,
-        })
+        }))
     }
 
     /// What is installed, by name; of all versions.
     pub async fn list(&self) -> Result<Vec<Entry>, AgentError> {
         let root = self.root().to_owned();
         blocking(move || {
-            let current = Agent::ALL.map(|agent| agent.definition().entry.as_str());
+            let current = BuiltIn::ALL.map(|agent| agent.definition().entry.as_str());
             let failed = |error| store("can't read", &root, error);
             let found = match fs::read_dir(&root) {
                 Ok(found) => found,

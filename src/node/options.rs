@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::agents::AgentStore;
+pub(super) use super::argument::parse;
+use super::argument::{MAX_SAFE, Whole, WholeOrFalse};
+use crate::agents::{AgentStore, OwnAgent, OwnAgents};
 use crate::error::{Error, Result};
 use crate::session::{
     ClientOptions, RawSessionOptions, SessionOptions, Settings, check_environment, text_prompt,
@@ -17,21 +18,6 @@ use crate::session::{
 use crate::store::Durability;
 use crate::vm::exec::ExecOptions;
 use crate::vm::{GuestPath, User};
-
-/// What is left unset means the documented default.
-pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
-    let mut deserializer = serde_json::Deserializer::from_str(json);
-    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let field = error.path().to_string();
-        let field = if field == "." { "options" } else { &field };
-        // Without serde_json's position: the caller did not write this text.
-        let problem = error.inner().to_string();
-        let problem = problem
-            .split_once(" at line ")
-            .map_or(problem.as_str(), |(problem, _)| problem);
-        Error::invalid_argument(field, problem)
-    })
-}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -44,9 +30,28 @@ struct RawClientOptions {
     #[serde(default)]
     durability: RawDurability,
     #[serde(default)]
-    loopback_exempt_ports: Vec<u16>,
-    #[serde(default = "default_message_bytes")]
-    max_message_bytes: u32,
+    loopback_exempt_ports: Vec<Whole<1, 65_535>>,
+    /// At least 1024: an agent's first answer is longer than less.
+    max_message_bytes: Option<Whole<1024, MAX_MESSAGE_BYTES>>,
+    /// By name.
+    #[serde(default)]
+    agents: BTreeMap<String, RawOwnAgent>,
+    additional_instructions: Option<String>,
+    sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
+    cancel_grace_ms: Option<Whole<0, MAX_SAFE>>,
+}
+
+/// What V8 holds in one string is less.
+const MAX_MESSAGE_BYTES: u64 = 1 << 30;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawOwnAgent {
+    command: String,
+    #[serde(default)]
+    args: Vec<String>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -59,10 +64,6 @@ enum RawDurability {
 
 const fn yes() -> bool {
     true
-}
-
-const fn default_message_bytes() -> u32 {
-    64 << 20
 }
 
 /// `package`: root of this npm package, which has the adapters; `node`: the Node that runs this.
@@ -82,31 +83,44 @@ pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Res
             ));
         }
     }
-    if raw.max_message_bytes < 1024 {
-        return Err(Error::invalid_argument(
-            "maxMessageBytes",
-            "must be at least 1024: an agent's first answer is longer than less",
-        ));
+    let mut settings = Settings::new(AgentStore::new(raw.agent_store_dir, package, node));
+    settings.own_agents = own_agents(raw.agents)?;
+    settings.auto_install = raw.auto_install;
+    settings.durability = match raw.durability {
+        RawDurability::Normal => Durability::Normal,
+        RawDurability::Full => Durability::Full,
+    };
+    // In the range of a port, as parsed.
+    let ports = raw.loopback_exempt_ports.into_iter();
+    settings.loopback_exempt_ports = ports.filter_map(|port| port.0.try_into().ok()).collect();
+    if let Some(bytes) = raw.max_message_bytes {
+        settings.max_message_bytes = usize::try_from(bytes.0).unwrap_or(usize::MAX);
     }
-    if raw.loopback_exempt_ports.contains(&0) {
-        return Err(Error::invalid_argument(
-            "loopbackExemptPorts",
-            "0 is no port",
-        ));
+    settings.additional_instructions = raw.additional_instructions;
+    if let Some(sleep_after) = raw.sleep_after_ms {
+        settings.sleep_after = sleep_after.0.map(Duration::from_millis);
+    }
+    if let Some(grace) = raw.cancel_grace_ms {
+        settings.cancel_grace = Duration::from_millis(grace.0);
     }
     Ok(ClientOptions {
         data_dir: raw.data_dir,
-        settings: Settings {
-            agents: AgentStore::new(raw.agent_store_dir, package, node),
-            auto_install: raw.auto_install,
-            durability: match raw.durability {
-                RawDurability::Normal => Durability::Normal,
-                RawDurability::Full => Durability::Full,
-            },
-            loopback_exempt_ports: raw.loopback_exempt_ports,
-            max_message_bytes: raw.max_message_bytes as usize,
-        },
+        settings,
     })
+}
+
+fn own_agents(raw: BTreeMap<String, RawOwnAgent>) -> Result<OwnAgents> {
+    let agents = raw.into_iter().map(|(name, raw)| {
+        let field = format!("agents.{name}");
+        check_environment(&format!("{field}.env"), &raw.env)?;
+        OwnAgent::new(name, raw.command, raw.args, raw.env.into_iter().collect()).map_err(|wrong| {
+            let field = wrong
+                .field
+                .map_or_else(|| field.clone(), |own| format!("{field}.{own}"));
+            Error::invalid_argument(&field, wrong.problem)
+        })
+    });
+    agents.collect()
 }
 
 pub(super) fn session_options(json: &str) -> Result<SessionOptions> {
@@ -240,6 +254,94 @@ pub(super) fn path(field: &str, text: &str) -> Result<GuestPath> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn client(json: &str) -> Result<ClientOptions> {
+        let mut all: Value = serde_json::from_str(json).expect("JSON");
+        all["dataDir"] = "/data".into();
+        all["agentStoreDir"] = "/agents".into();
+        client_options(&all.to_string(), "/package".into(), "/node".into())
+    }
+
+    #[test]
+    fn a_client_option_that_is_not_given_has_the_documented_default() {
+        let settings = client("{}").expect("valid").settings;
+        assert_eq!(settings.sleep_after, Some(Duration::from_mins(15)));
+        assert_eq!(settings.cancel_grace, Duration::from_secs(5));
+        assert_eq!(settings.max_message_bytes, 64 << 20);
+        assert_eq!(settings.additional_instructions, None);
+        assert!(settings.auto_install);
+    }
+
+    #[test]
+    fn a_vm_sleeps_after_the_given_time_or_never() {
+        for (json, sleep_after) in [
+            (r#"{"sleepAfterMs":1}"#, Some(Duration::from_millis(1))),
+            (r#"{"sleepAfterMs":false}"#, None),
+        ] {
+            assert_eq!(client(json).expect(json).settings.sleep_after, sleep_after);
+        }
+    }
+
+    #[test]
+    fn a_wrong_client_option_is_named_in_the_words_of_javascript() {
+        for (json, problem) in [
+            (
+                r#"{"loopbackExemptPorts":[80,70000]}"#,
+                "loopbackExemptPorts[1]: must be a whole number between 1 and 65535, not 70000",
+            ),
+            (
+                r#"{"loopbackExemptPorts":[0]}"#,
+                "loopbackExemptPorts[0]: must be a whole number between 1 and 65535, not 0",
+            ),
+            (
+                r#"{"maxMessageBytes":1.5}"#,
+                "maxMessageBytes: must be a whole number between 1024 and 1073741824, not 1.5",
+            ),
+            (
+                r#"{"sleepAfterMs":0}"#,
+                "sleepAfterMs: must be a whole number of at least 1, or false, not 0",
+            ),
+            (
+                r#"{"sleepAfterMs":true}"#,
+                "sleepAfterMs: must be a whole number of at least 1, or false, not true",
+            ),
+            (
+                r#"{"cancelGraceMs":-1}"#,
+                "cancelGraceMs: must be a whole number of at least 0, not -1",
+            ),
+        ] {
+            let error = client(json).expect_err(json);
+            assert_eq!(error.message, problem);
+        }
+    }
+
+    #[test]
+    fn a_wrong_own_agent_is_named_with_its_field() {
+        for (json, named) in [
+            (r#"{"agents":{"pi":{"command":"bot"}}}"#, "agents.pi: "),
+            (
+                r#"{"agents":{"my bot":{"command":"bot"}}}"#,
+                "agents.my bot: ",
+            ),
+            (
+                r#"{"agents":{"bot":{"command":"a/b"}}}"#,
+                "agents.bot.command: ",
+            ),
+            (r#"{"agents":{"bot":{}}}"#, "agents.bot"),
+            (
+                r#"{"agents":{"bot":{"command":"b","env":{"=":""}}}}"#,
+                "agents.bot.env: ",
+            ),
+            (
+                r#"{"agents":{"bot":{"command":"b","arg":[]}}}"#,
+                "agents.bot.arg: ",
+            ),
+        ] {
+            let error = client(json).expect_err(json);
+            assert_eq!(error.code.as_str(), "INVALID_ARGUMENT");
+            assert!(error.message.starts_with(named), "{error}");
+        }
+    }
 
     #[test]
     fn a_wrong_option_is_named_with_its_path() {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -15,7 +16,7 @@ use super::machine::Machine;
 use super::options::SessionOptions;
 use super::sessions::CreatedSession;
 use super::turn::TurnResult;
-use crate::agents::{Agent, AgentStore, InstallProgress};
+use crate::agents::{Agent, AgentStore, InstallProgress, OwnAgents};
 use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmId, VmKey};
 use crate::store::{Durability, Page, Query, SessionRecord};
@@ -34,6 +35,8 @@ pub struct ClientOptions {
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub agents: AgentStore,
+    /// The client's own, beside the built-in ones.
+    pub own_agents: OwnAgents,
     /// Install an agent that a session needs.
     pub auto_install: bool,
     pub durability: Durability,
@@ -41,6 +44,35 @@ pub struct Settings {
     pub loopback_exempt_ports: Vec<u16>,
     /// Longest line that an agent may send.
     pub max_message_bytes: usize,
+    /// For every session, beside its own.
+    pub additional_instructions: Option<String>,
+    /// How long an agent has to obey a cancel before it is stopped.
+    pub cancel_grace: Duration,
+    /// How long a VM that nothing needs goes on running. `None`: for ever.
+    pub sleep_after: Option<Duration>,
+}
+
+impl Settings {
+    /// The documented defaults.
+    #[must_use]
+    pub fn new(agents: AgentStore) -> Self {
+        Self {
+            agents,
+            own_agents: OwnAgents::default(),
+            auto_install: true,
+            durability: Durability::Normal,
+            loopback_exempt_ports: Vec::new(),
+            max_message_bytes: 64 << 20,
+            additional_instructions: None,
+            cancel_grace: Duration::from_secs(5),
+            sleep_after: Some(Duration::from_mins(15)),
+        }
+    }
+
+    /// The agent that `createSession` calls `name`.
+    pub(super) fn agent(&self, name: &str) -> Result<Agent> {
+        Ok(Agent::find(name, &self.own_agents)?)
+    }
 }
 
 /// An open data directory. Clients of one process on the same directory share its VMs.
@@ -131,9 +163,9 @@ impl Client {
         progress: &(dyn Fn(InstallProgress) + Send + Sync),
     ) -> Result<()> {
         self.inner.check_open()?;
-        let agent = Agent::parse(agent)?;
-        let agents = &self.inner.settings.agents;
-        agents.ensure(agent, true, progress).await?;
+        let settings = &self.inner.settings;
+        let agent = settings.agent(agent)?;
+        settings.agents.ensure(&agent, true, progress).await?;
         Ok(())
     }
 
@@ -209,7 +241,7 @@ impl VmHandle {
         abort: impl Future<Output = ()> + Send,
     ) -> Result<CreatedSession> {
         let settings = self.open()?;
-        let agent = Agent::parse(agent)?;
+        let agent = settings.agent(agent)?;
         let machine = &self.machine;
         let mut closed = self.client.closed.subscribe();
         // Another client may keep the VM running: this start ends with its own.

@@ -61,7 +61,7 @@ impl Machine {
         };
         tokio::pin!(stop);
         let installed = tokio::select! {
-            installed = self.installed(settings, agent) => installed?,
+            installed = self.installed(settings, &agent) => installed?,
             error = &mut stop => return Err(error),
         };
         // Not cut short: a boot that is dropped half-way would leave the VM busy for a moment.
@@ -72,7 +72,7 @@ impl Machine {
         let session = SessionId::generate();
         let launch = plan(&installed, session, &options.cwd, &options.env);
         let made = self.make(
-            settings, &vm, &store, session, agent, &options, &launch, &mut stop,
+            settings, &vm, &store, session, &agent, &options, &launch, &mut stop,
         );
         match made.await {
             Ok(created) => Ok(created),
@@ -90,7 +90,7 @@ impl Machine {
         vm: &DynVm,
         store: &Store,
         session: SessionId,
-        agent: Agent,
+        agent: &Agent,
         options: &SessionOptions,
         launch: &agents::Launch,
         stop: &mut (dyn Future<Output = Error> + Send + Unpin),
@@ -171,7 +171,7 @@ impl Machine {
     fn live_session(
         &self,
         session: SessionId,
-        agent: Agent,
+        agent: &Agent,
         agent_session: String,
         starting: Starting,
         store: &Store,
@@ -188,7 +188,7 @@ impl Machine {
         })
     }
 
-    async fn installed(&self, settings: &Settings, agent: Agent) -> Result<agents::Installed> {
+    async fn installed(&self, settings: &Settings, agent: &Agent) -> Result<agents::Installed> {
         let emission = Arc::clone(&self.emission);
         let progress = move |progress| emission.notify(&Notice::InstallProgress(progress));
         let installed = settings
@@ -265,9 +265,9 @@ impl Machine {
                 return Err(error);
             }
         };
-        let agent = Agent::parse(&record.agent_type)?;
+        let agent = settings.agent(&record.agent_type)?;
         let installed = tokio::select! {
-            installed = self.installed(settings, agent) => installed?,
+            installed = self.installed(settings, &agent) => installed?,
             error = &mut stop => return Err(error),
         };
         let (vm, store) = self.open_for_writing(settings).await?;
@@ -303,7 +303,7 @@ impl Machine {
             return Err(error);
         }
         set_status(&store, session, Status::Open).await?;
-        let live = self.live_session(session, agent, agent_session, starting, &store);
+        let live = self.live_session(session, &agent, agent_session, starting, &store);
         *slot = Some(Arc::clone(&live));
         Ok(live)
     }

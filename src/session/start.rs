@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_client_protocol_schema::ProtocolVersion;
+use nix::errno::Errno;
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -76,7 +77,7 @@ pub(super) async fn start(
             user: User::User,
         })
         .await
-        .map_err(bad_cwd)?;
+        .map_err(|error| bad_start(agent, error))?;
     let unusable = |error: std::io::Error| {
         Error::new(Code::Internal, format!("the pipes of {agent}: {error}"))
     };
@@ -108,6 +109,24 @@ pub(super) async fn start(
         initialized,
         cwd,
     })
+}
+
+/// An agent's program that can't be run is not there, as far as its caller is concerned.
+fn bad_start(agent: &str, error: VmError) -> Error {
+    match error {
+        VmError::Spawn {
+            program,
+            errno: errno @ (Errno::ENOENT | Errno::EACCES | Errno::ENOEXEC | Errno::ELOOP),
+        } => Error::new(
+            Code::AgentNotInstalled,
+            format!(
+                "agent {agent:?} has no program that could be started: {program:?} in the VM: {}. A \
+                 name without a slash is looked up on the session's PATH, as user \"user\"",
+                errno.desc()
+            ),
+        ),
+        other => bad_cwd(other),
+    }
 }
 
 /// A file operation of a start is about the working directory.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use agentvm::agents::{Agent, AgentError, AgentStore, InstallProgress, Installed, launch};
+use agentvm::agents::{Agent, AgentError, AgentStore, BuiltIn, InstallProgress, Installed, launch};
 use agentvm::agents::{SessionSpec, Step};
 use agentvm::error::{Code, Error};
 use agentvm::ids::SessionId;
@@ -17,6 +17,8 @@ use agentvm::net::Policy;
 use agentvm::vm::exec::{ExecEnd, ExecOptions, exec};
 use agentvm::vm::namespace::{AGENTS, BootOptions, boot};
 use agentvm::vm::{self, DynVm, Exit, GuestPath, User};
+
+const PI: Agent = Agent::BuiltIn(BuiltIn::Pi);
 
 /// Stands where the build puts our adapter, and shows that the SDK is found from there.
 const MAIN: &str = r#"
@@ -63,7 +65,7 @@ pub(super) async fn shared() -> (AgentStore, Installed, tempfile::TempDir) {
         std::env::temp_dir().join(name)
     };
     let store = AgentStore::new(root, package(own.path()), node());
-    let installed = store.ensure(Agent::Pi, true, &|_| {}).await.unwrap();
+    let installed = store.ensure(&PI, true, &|_| {}).await.unwrap();
     (store, installed, own)
 }
 
@@ -125,7 +127,7 @@ async fn an_installed_agent_needs_no_second_installation() {
     let (store, installed, _own) = shared().await;
     let progress = Mutex::new(Vec::new());
     let again = store
-        .ensure(Agent::Pi, false, &|now| progress.lock().unwrap().push(now))
+        .ensure(&PI, false, &|now| progress.lock().unwrap().push(now))
         .await
         .unwrap();
     assert_eq!(again, installed);
@@ -219,7 +221,7 @@ async fn a_launch_plan_starts_the_adapter_which_finds_the_agents_packages() {
 async fn a_missing_agent_is_not_installed_against_the_callers_will() {
     let directory = tempfile::tempdir().unwrap();
     let store = store_in(directory.path());
-    let error = store.ensure(Agent::Pi, false, &|_| {}).await.unwrap_err();
+    let error = store.ensure(&PI, false, &|_| {}).await.unwrap_err();
     let error = Error::from(error);
     assert_eq!(error.code, Code::AgentNotInstalled);
     assert!(error.message.contains("npx agentvm install pi"), "{error}");
@@ -230,7 +232,7 @@ async fn a_missing_agent_is_not_installed_against_the_callers_will() {
 async fn a_store_that_cannot_be_made_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let store = AgentStore::new("/dev/null/agents".into(), package(directory.path()), node());
-    let error = store.ensure(Agent::Pi, true, &|_| {}).await.unwrap_err();
+    let error = store.ensure(&PI, true, &|_| {}).await.unwrap_err();
     let error = Error::from(error);
     assert_eq!(error.code, Code::InstallFailed);
     assert!(error.message.contains("/dev/null/agents"), "{error}");
@@ -245,10 +247,7 @@ async fn a_store_that_was_taken_for_a_private_directory_becomes_readable() {
     let (shared, installed, _own) = shared().await;
     drop(shared);
     fs::set_permissions(store.root(), fs::Permissions::from_mode(0o700)).unwrap();
-    assert_eq!(
-        store.ensure(Agent::Pi, true, &|_| {}).await.unwrap(),
-        installed
-    );
+    assert_eq!(store.ensure(&PI, true, &|_| {}).await.unwrap(), installed);
     let mode = fs::metadata(store.root()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o755);
 }
@@ -309,7 +308,7 @@ async fn installer_process() {
         println!("{} {}: {}", now.step.as_str(), now.done, now.message);
     };
     println!();
-    match store.ensure(Agent::Pi, true, &tell).await {
+    match store.ensure(&PI, true, &tell).await {
         Ok(_) => println!("installed"),
         Err(error) => println!(
             "failed {}",
@@ -368,12 +367,12 @@ async fn a_cancelled_installation_leaves_nothing() {
         }
     };
     tokio::select! {
-        installed = store.ensure(Agent::Pi, true, &tell) => panic!("{installed:?}"),
+        installed = store.ensure(&PI, true, &tell) => panic!("{installed:?}"),
         begun = begun => begun.unwrap(),
     }
     // The next one gets the lock when the cancelled one has cleared up.
     let error = AgentStore::new(store.root().into(), "/nowhere".into(), node());
-    let error = error.ensure(Agent::Pi, true, &|_| {}).await.unwrap_err();
+    let error = error.ensure(&PI, true, &|_| {}).await.unwrap_err();
     assert!(
         matches!(error, AgentError::AdapterMissing { .. }),
         "{error}"

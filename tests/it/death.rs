@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use agentvm::agents::AgentStore;
 use agentvm::ids::VmKey;
 use agentvm::session::{Client, ClientOptions, Settings};
-use agentvm::store::Durability;
 use agentvm::vm::exec::ExecOptions;
 use agentvm::vm::namespace::{boot, delete, sweep};
 use nix::sys::signal::{Signal, kill};
@@ -453,13 +452,11 @@ fn an_aborted_call_is_not_in_the_way_of_the_next() {
         let data = tempfile::tempdir().unwrap();
         let client = Client::new(ClientOptions {
             data_dir: data.path().to_owned(),
-            settings: Settings {
-                agents: AgentStore::new(data.path().join("agents"), "/none".into(), "/none".into()),
-                auto_install: false,
-                durability: Durability::Normal,
-                loopback_exempt_ports: Vec::new(),
-                max_message_bytes: 1 << 20,
-            },
+            settings: Settings::new(AgentStore::new(
+                data.path().join("agents"),
+                "/none".into(),
+                "/none".into(),
+            )),
         });
         let vm = client
             .vm(VmKey::new(vec!["a".to_owned()]).unwrap())

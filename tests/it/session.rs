@@ -4,5 +4,6 @@ mod clients;
 mod delivery;
 mod fixture;
 mod output;
+mod own;
 mod start;
 mod turns;

@@ -13,7 +13,7 @@ use agentvm::session::{
     Client, ClientOptions, CreatedSession, Item, Notice, PermissionPolicy, SessionOptions,
     Settings, TurnResult, VmHandle, text_prompt,
 };
-use agentvm::store::{Durability, Query, SessionRecord, StoredEvent};
+use agentvm::store::{Query, SessionRecord, StoredEvent};
 use agentvm::vm::GuestPath;
 use agentvm::vm::exec::{ExecEnd, ExecOptions};
 use serde_json::Value;
@@ -47,12 +47,18 @@ impl World {
         let (installed, _, _own) = shared().await;
         let package = package_of(directory.path(), include_str!("agent.js"));
         let settings = Settings {
-            agents: AgentStore::new(installed.root().to_owned(), package, node()),
             auto_install: false,
-            durability: Durability::Normal,
-            loopback_exempt_ports: Vec::new(),
             max_message_bytes: LIMIT,
+            ..Settings::new(AgentStore::new(
+                installed.root().to_owned(),
+                package,
+                node(),
+            ))
         };
+        Self::with(directory, data, settings)
+    }
+
+    pub(super) fn with(directory: tempfile::TempDir, data: PathBuf, settings: Settings) -> Self {
         let client = open(&data, &settings);
         Self {
             vm: vm_of(&client),
