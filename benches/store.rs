@@ -51,6 +51,7 @@ fn session() -> NewSession {
         capabilities: Arc::from("{}"),
         agent_info: Arc::from("{}"),
         settings: Arc::from("{}"),
+        config: Arc::from("{}"),
     }
 }
 

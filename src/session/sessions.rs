@@ -23,7 +23,7 @@ use super::updates::Updates;
 use crate::agents::{self, Agent, SessionSpec};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Seq, SessionId};
-use crate::store::{NewSession, Query, SessionChange, SessionRecord, Status, Store, StoredEvent};
+use crate::store::{NewSession, SessionChange, SessionRecord, Status, Store};
 use crate::vm::exec::{ExecOptions, exec};
 use crate::vm::{DynVm, GuestPath, User};
 
@@ -107,6 +107,7 @@ impl Machine {
             capabilities: text(None),
             agent_info: text(None),
             settings: settings_json(options),
+            config: "{}".into(),
         };
         store.insert_session(record).await?;
         if options.persist_env {
@@ -315,10 +316,11 @@ impl Machine {
         record: &SessionRecord,
         updates: &Updates,
     ) -> Result<()> {
-        let Some(started) = last_of(store, record.id, event::TURN_START).await? else {
+        let history = store.history();
+        let Some(started) = history.last_event(record.id, event::TURN_START).await? else {
             return Ok(());
         };
-        let ended = last_of(store, record.id, event::TURN_END).await?;
+        let ended = history.last_event(record.id, event::TURN_END).await?;
         if ended.is_none_or(|ended| ended.seq < started.seq) {
             let end = TurnEnd::Interrupted("the process that ran this turn ended before it did");
             let turn = event::turn_of(&started.json);
@@ -396,24 +398,6 @@ async fn set_status(store: &Store, session: SessionId, status: Status) -> Result
         ..SessionChange::default()
     };
     Ok(store.update_session(session, change).await?)
-}
-
-/// The last event of a method, if there is one.
-async fn last_of(store: &Store, session: SessionId, method: &str) -> Result<Option<StoredEvent>> {
-    let mut last: Option<StoredEvent> = None;
-    loop {
-        let query = Query {
-            since: last.as_ref().map_or_else(Seq::default, |event| event.seq),
-            method: Some(method.to_owned()),
-            limit: None,
-            max_bytes: 1 << 20,
-        };
-        let mut page = store.history().events(session, query).await?;
-        last = page.events.pop().or(last);
-        if page.complete {
-            return Ok(last);
-        }
-    }
 }
 
 fn text(raw: Option<&RawValue>) -> Arc<str> {

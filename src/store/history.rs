@@ -5,20 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction, named_params};
 use tokio::sync::Semaphore;
 
 use super::error::StoreError;
 use super::record::{Page, PageBuilder, Query, SESSION_UPDATE, SessionRecord, Status, StoredEvent};
-use super::schema::{event_id, event_ids, last_event, method_condition, seq_of};
+use super::schema::{end_of_log, event_id, event_ids, method_condition, seq_of, session_columns};
 use super::{Result, blocking, connection};
 use crate::ids::{Seq, SessionId};
 
 /// Reads at the same time in this process, over all VMs; more wait.
 static READS: Semaphore = Semaphore::const_new(8);
-
-const RECORD: &str = "SELECT number, id, agent_type, agent_session_id, title, cwd, status,
-    capabilities, agent_info, settings, created_at, updated_at FROM sessions WHERE NOT deleting";
 
 /// The read side of a VM's database.
 ///
@@ -49,8 +46,11 @@ impl History {
     pub async fn sessions(&self) -> Result<Vec<SessionRecord>> {
         self.read(|path, transaction| {
             let records = || -> rusqlite::Result<Vec<SessionRecord>> {
+                let columns = session_columns(transaction)?;
                 transaction
-                    .prepare(&format!("{RECORD} ORDER BY number DESC"))?
+                    .prepare(&format!(
+                        "SELECT {columns} FROM sessions WHERE NOT deleting ORDER BY number DESC"
+                    ))?
                     .query_map([], |row| record(transaction, row))?
                     .collect()
             };
@@ -61,12 +61,17 @@ impl History {
 
     pub async fn session(&self, id: SessionId) -> Result<Option<SessionRecord>> {
         self.read(move |path, transaction| {
-            transaction
-                .query_row(&format!("{RECORD} AND id = ?1"), [id.to_string()], |row| {
-                    record(transaction, row)
-                })
-                .optional()
-                .map_err(|error| StoreError::sqlite(path, transaction, &error))
+            let found = || {
+                let columns = session_columns(transaction)?;
+                transaction
+                    .query_row(
+                        &format!("SELECT {columns} FROM sessions WHERE id = ?1 AND NOT deleting"),
+                        [id.to_string()],
+                        |row| record(transaction, row),
+                    )
+                    .optional()
+            };
+            found().map_err(|error| StoreError::sqlite(path, transaction, &error))
         })
         .await
     }
@@ -75,19 +80,8 @@ impl History {
     pub async fn events(&self, id: SessionId, query: Query) -> Result<Page> {
         self.read(move |path, transaction| {
             let error = |error| StoreError::sqlite(path, transaction, &error);
-            let number = transaction
-                .query_row(
-                    "SELECT number FROM sessions WHERE id = ?1 AND NOT deleting",
-                    [id.to_string()],
-                    |row| row.get(0),
-                )
-                .optional()
-                .map_err(error)?
-                .ok_or_else(|| StoreError::SessionNotFound {
-                    path: path.to_owned(),
-                    session: id,
-                })?;
-            let last = last_event(transaction, number)
+            let number = number_of(path, transaction, id)?;
+            let last = end_of_log(transaction, number)
                 .map_err(error)?
                 .map_or(Seq(0), |(seq, _)| seq);
             if query.since > last {
@@ -99,6 +93,18 @@ impl History {
                 });
             }
             page(transaction, number, &query).map_err(error)
+        })
+        .await
+    }
+
+    /// A session's last event of this method, if there is one. Its cost does not depend on how many
+    /// events the session has.
+    pub async fn last_event(&self, id: SessionId, method: &str) -> Result<Option<StoredEvent>> {
+        let method = method.to_owned();
+        self.read(move |path, transaction| {
+            let number = number_of(path, transaction, id)?;
+            last_of_method(transaction, number, &method)
+                .map_err(|error| StoreError::sqlite(path, transaction, &error))
         })
         .await
     }
@@ -124,6 +130,41 @@ impl History {
     }
 }
 
+/// A session's number in this file.
+fn number_of(path: &Path, connection: &Connection, id: SessionId) -> Result<i64> {
+    connection
+        .query_row(
+            "SELECT number FROM sessions WHERE id = ?1 AND NOT deleting",
+            [id.to_string()],
+            |row| row.get(0),
+        )
+        .optional()
+        .map_err(|error| StoreError::sqlite(path, connection, &error))?
+        .ok_or_else(|| StoreError::SessionNotFound {
+            path: path.to_owned(),
+            session: id,
+        })
+}
+
+fn last_of_method(
+    connection: &Connection,
+    number: i64,
+    method: &str,
+) -> rusqlite::Result<Option<StoredEvent>> {
+    let condition = method_condition(method);
+    let ids = event_ids(number);
+    connection
+        .query_row(
+            &format!(
+                "SELECT id, created_at, method, json FROM events
+                 WHERE id BETWEEN :first AND :last AND {condition} ORDER BY id DESC LIMIT 1"
+            ),
+            named_params! { ":first": ids.start(), ":last": ids.end(), ":method": method },
+            event,
+        )
+        .optional()
+}
+
 fn page(connection: &Connection, number: i64, query: &Query) -> rusqlite::Result<Page> {
     let condition = query.method.as_deref().map_or("true", method_condition);
     let mut statement = connection.prepare(&format!(
@@ -141,28 +182,32 @@ fn page(connection: &Connection, number: i64, query: &Query) -> rusqlite::Result
     while page.wants_more()
         && let Some(row) = rows.next()?
     {
-        let json = row.get_ref(3)?.as_str()?;
-        if !page.accepts(json.len()) {
+        if !page.accepts(row.get_ref(3)?.as_bytes()?.len()) {
             break;
         }
-        let method = row.get_ref(2)?.as_str()?;
-        page.push(StoredEvent {
-            seq: seq_of(row.get(0)?),
-            created_at: row.get(1)?,
-            method: if method == SESSION_UPDATE {
-                Cow::Borrowed(SESSION_UPDATE)
-            } else {
-                Cow::Owned(method.to_owned())
-            },
-            json: Arc::from(json),
-        });
+        page.push(event(row)?);
     }
     Ok(page.finish())
 }
 
-/// Reads a row of `RECORD`.
+/// Reads a row of `id, created_at, method, json`.
+fn event(row: &Row<'_>) -> rusqlite::Result<StoredEvent> {
+    let method = row.get_ref(2)?.as_str()?;
+    Ok(StoredEvent {
+        seq: seq_of(row.get(0)?),
+        created_at: row.get(1)?,
+        method: if method == SESSION_UPDATE {
+            Cow::Borrowed(SESSION_UPDATE)
+        } else {
+            Cow::Owned(method.to_owned())
+        },
+        json: Arc::from(row.get_ref(3)?.as_str()?),
+    })
+}
+
+/// Reads a row of `session_columns`.
 fn record(connection: &Connection, row: &Row<'_>) -> rusqlite::Result<SessionRecord> {
-    let (last_seq, last_time) = last_event(connection, row.get(0)?)?.unwrap_or((Seq(0), 0));
+    let (last_seq, last_time) = end_of_log(connection, row.get(0)?)?.unwrap_or((Seq(0), 0));
     let id: String = row.get(1)?;
     let status: String = row.get(6)?;
     Ok(SessionRecord {
@@ -175,9 +220,10 @@ fn record(connection: &Connection, row: &Row<'_>) -> rusqlite::Result<SessionRec
         capabilities: row.get(7)?,
         agent_info: row.get(8)?,
         settings: row.get(9)?,
+        config: row.get(10)?,
         last_seq,
-        created_at: row.get(10)?,
-        updated_at: row.get::<_, i64>(11)?.max(last_time),
+        created_at: row.get(11)?,
+        updated_at: row.get::<_, i64>(12)?.max(last_time),
     })
 }
 

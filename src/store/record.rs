@@ -37,7 +37,7 @@ impl Status {
     }
 }
 
-/// A session to be added. `capabilities`, `agent_info` and `settings` are JSON texts.
+/// A session to be added. `capabilities`, `agent_info`, `settings` and `config` are JSON texts.
 #[derive(Debug, Clone)]
 pub struct NewSession {
     pub id: SessionId,
@@ -52,6 +52,8 @@ pub struct NewSession {
     pub agent_info: Arc<str>,
     /// What resuming needs besides the agent's own state: model, mode, options, MCP servers, …
     pub settings: Arc<str>,
+    /// The agent's last known configuration: what it offers, and what of it is chosen.
+    pub config: Arc<str>,
 }
 
 /// A session as it is stored. Times are milliseconds since the epoch.
@@ -66,6 +68,8 @@ pub struct SessionRecord {
     pub capabilities: Arc<str>,
     pub agent_info: Arc<str>,
     pub settings: Arc<str>,
+    /// `{}` in a session of before this was kept.
+    pub config: Arc<str>,
     /// Number of its last event; `Seq(0)` when there is none.
     pub last_seq: Seq,
     pub created_at: i64,
@@ -83,6 +87,7 @@ pub struct SessionChange {
     pub capabilities: Option<Arc<str>>,
     pub agent_info: Option<Arc<str>>,
     pub settings: Option<Arc<str>>,
+    pub config: Option<Arc<str>>,
 }
 
 /// An event to be appended: the exact JSON text of a notification, and its method for filtering.

@@ -19,9 +19,11 @@ use crate::ids::Seq;
 /// Marks a file as ours: "avm1".
 const APPLICATION_ID: i32 = 0x6176_6d31;
 
-/// Released migrations never change; a new version is a new entry.
-const VERSIONS: &[M<'static>] = &[M::up(
-    "CREATE TABLE sessions (
+/// Released migrations never change; a new version is a new entry. All that are due run in one
+/// transaction: a crash leaves the version of before.
+const VERSIONS: &[M<'static>] = &[
+    M::up(
+        "CREATE TABLE sessions (
         number INTEGER PRIMARY KEY CHECK (number BETWEEN 1 AND 0x7FFFFF),
         id TEXT NOT NULL UNIQUE,
         agent_type TEXT NOT NULL,
@@ -49,11 +51,13 @@ const VERSIONS: &[M<'static>] = &[M::up(
         FROM sessions JOIN events
           ON events.id BETWEEN sessions.number << 40 AND sessions.number << 40 | 0xFFFFFFFFFF
         WHERE NOT sessions.deleting;",
-)];
+    ),
+    M::up("ALTER TABLE sessions ADD COLUMN config TEXT NOT NULL DEFAULT '{}'"),
+];
 
 const MIGRATIONS: Migrations<'static> = Migrations::from_slice(VERSIONS);
 
-const LATEST: i64 = 1;
+const LATEST: i64 = 2;
 
 const SEQ_BITS: u32 = 40;
 const SEQ_MASK: i64 = (1 << SEQ_BITS) - 1;
@@ -82,8 +86,25 @@ pub(super) fn method_condition(method: &str) -> &'static str {
     }
 }
 
+/// The columns of a session, for a file that has any version: who only reads does not migrate.
+pub(super) fn session_columns(connection: &Connection) -> rusqlite::Result<String> {
+    let config = if version(connection)? < 2 {
+        "'{}'"
+    } else {
+        "config"
+    };
+    Ok(format!(
+        "number, id, agent_type, agent_session_id, title, cwd, status, capabilities, agent_info,
+         settings, {config} AS config, created_at, updated_at"
+    ))
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
 /// Number and time of a session's last event.
-pub(super) fn last_event(
+pub(super) fn end_of_log(
     connection: &Connection,
     session: i64,
 ) -> rusqlite::Result<Option<(Seq, i64)>> {
@@ -123,15 +144,14 @@ pub(super) fn migrate(path: &Path, connection: &mut Connection) -> Result<()> {
 
 /// Whether the file is a database of ours, in a version that this code reads.
 pub(super) fn check(path: &Path, connection: &Connection) -> Result<()> {
-    let pragma = |name| {
-        connection
-            .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
-            .map_err(|error| StoreError::sqlite(path, connection, &error))
-    };
-    if pragma("application_id")? != i64::from(APPLICATION_ID) {
+    let error = |error| StoreError::sqlite(path, connection, &error);
+    let application_id: i32 = connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(error)?;
+    if application_id != APPLICATION_ID {
         return Err(StoreError::corrupt(path, "it is not a database of agentvm"));
     }
-    let found = pragma("user_version")?;
+    let found = version(connection).map_err(error)?;
     if found > LATEST {
         return Err(StoreError::NewerSchema {
             path: path.to_owned(),
@@ -154,10 +174,7 @@ mod tests {
         MIGRATIONS.validate().expect("valid migrations");
         let mut connection = Connection::open_in_memory().expect("a database");
         create(Path::new("memory"), &mut connection).expect("a schema");
-        let version: i64 = connection
-            .pragma_query_value(None, "user_version", |row| row.get(0))
-            .expect("a version");
-        assert_eq!(version, LATEST);
+        assert_eq!(version(&connection), Ok(LATEST));
     }
 
     #[test]

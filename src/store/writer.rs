@@ -9,7 +9,7 @@ use rusqlite::{Connection, TransactionBehavior, named_params, params};
 use super::error::StoreError;
 use super::log::Log;
 use super::record::{NewSession, SessionChange, SessionRecord};
-use super::schema::{event_id, event_ids, last_event};
+use super::schema::{end_of_log, event_id, event_ids};
 use super::shared::{Item, Reply, now_ms};
 use super::{Durability, Result, connection};
 use crate::ids::{Seq, SessionId};
@@ -322,7 +322,7 @@ fn read_sessions(connection: &Connection) -> rusqlite::Result<Vec<Found>> {
             number,
             id: row.get(1)?,
             deleting: row.get(2)?,
-            last_event: last_event(connection, number)?,
+            last_event: end_of_log(connection, number)?,
         })
     })?;
     rows.collect()
@@ -333,9 +333,9 @@ fn insert_session(connection: &Connection, session: &NewSession) -> rusqlite::Re
     connection
         .prepare_cached(
             "INSERT INTO sessions (id, agent_type, agent_session_id, title, cwd, status,
-                 capabilities, agent_info, settings, created_at, updated_at)
+                 capabilities, agent_info, settings, config, created_at, updated_at)
              VALUES (:id, :agent_type, :agent_session_id, :title, :cwd, :status,
-                 :capabilities, :agent_info, :settings, :now, :now)",
+                 :capabilities, :agent_info, :settings, :config, :now, :now)",
         )?
         .execute(named_params! {
             ":id": session.id.to_string(),
@@ -347,6 +347,7 @@ fn insert_session(connection: &Connection, session: &NewSession) -> rusqlite::Re
             ":capabilities": session.capabilities,
             ":agent_info": session.agent_info,
             ":settings": session.settings,
+            ":config": session.config,
             ":now": now,
         })?;
     let session = session.clone();
@@ -362,6 +363,7 @@ fn insert_session(connection: &Connection, session: &NewSession) -> rusqlite::Re
             capabilities: session.capabilities,
             agent_info: session.agent_info,
             settings: session.settings,
+            config: session.config,
             last_seq: Seq(0),
             created_at: now,
             updated_at: now,
@@ -384,6 +386,7 @@ fn update_session(
                  capabilities = coalesce(:capabilities, capabilities),
                  agent_info = coalesce(:agent_info, agent_info),
                  settings = coalesce(:settings, settings),
+                 config = coalesce(:config, config),
                  updated_at = max(:now, updated_at)
              WHERE number = :number",
         )?
@@ -396,6 +399,7 @@ fn update_session(
             ":capabilities": change.capabilities,
             ":agent_info": change.agent_info,
             ":settings": change.settings,
+            ":config": change.config,
             ":now": now_ms(),
         })?;
     Ok(())

@@ -31,7 +31,15 @@ CREATE VIEW session_events AS
       ON events.id BETWEEN sessions.number << 40 AND sessions.number << 40 | 0xFFFFFFFFFF
     WHERE NOT sessions.deleting;
 INSERT INTO sessions VALUES (1, '019aaaaa-0000-7000-8000-000000000001', 'pi', 'private',
-    'From version 1', '/home/user', 'closed', '{}', 'null', '{}', 1764000000000, 1764000000000, 0);
+    'From an old version', '/home/user', 'closed', '{"loadSession":true}', 'null',
+    '{"permissionPolicy":"ask"}', 1764000000000, 1764000000000, 0);
+INSERT INTO sessions VALUES (2, '019aaaaa-0000-7000-8000-000000000002', 'claude', NULL, NULL,
+    '/work', 'open', 'null', '{"name":"claude"}', '{}', 1764000000010, 1764000000020, 0);
+INSERT INTO sessions VALUES (3, '019aaaaa-0000-7000-8000-000000000003', 'pi', 'gone', NULL,
+    '/home/user', 'closed', '{}', 'null', '{}', 1764000000030, 1764000000030, 1);
 INSERT INTO events VALUES ((1 << 40) + 1, 1764000000001, 'session/update', '1');
 INSERT INTO events VALUES ((1 << 40) + 2, 1764000000002, '_agentvm/turn_end', '2');
+INSERT INTO events VALUES ((2 << 40) + 1, 1764000000015, '_agentvm/turn_start', '{ "kept":"as it is" }');
+INSERT INTO events VALUES ((3 << 40) + 1, 1764000000031, 'session/update', '"deleted"');
+INSERT INTO events VALUES ((3 << 40) + 2, 1764000000032, '_agentvm/turn_end', '"deleted"');
 PRAGMA user_version = 1;

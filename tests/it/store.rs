@@ -1,5 +1,7 @@
 //! The store as the session layer sees it, including from other processes and after their death.
 
+mod versions;
+
 use std::borrow::Cow;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -27,6 +29,7 @@ fn session() -> NewSession {
         capabilities: Arc::from(r#"{"loadSession":true}"#),
         agent_info: Arc::from(r#"{"name":"pi"}"#),
         settings: Arc::from("{}"),
+        config: Arc::from("{}"),
     }
 }
 
@@ -176,6 +179,40 @@ async fn memory_and_file_give_the_same_answers() {
 }
 
 #[tokio::test]
+async fn the_last_event_of_a_method_is_found() {
+    let (_dir, path) = place();
+    let (store, other) = store_with(&path, &["1"]).await;
+    let id = store.insert_session(session()).await.unwrap().id;
+    for event in [
+        of_method("_agentvm/turn_start", "1"),
+        update("2"),
+        of_method("_agentvm/turn_start", "3"),
+        update("4"),
+        of_method("_agentvm/turn_end", "5"),
+    ] {
+        store.append(id, event).await.unwrap();
+    }
+    // A later session's events come after this one's in the file.
+    let later = store.insert_session(session()).await.unwrap().id;
+    let start = of_method("_agentvm/turn_start", "later");
+    store.append(later, start).await.unwrap();
+    store.flush(false).await.unwrap();
+    let history = store.history();
+    let last = async |id, method| {
+        let last = history.last_event(id, method).await.unwrap();
+        last.map(|event| (event.seq.0, event.json.to_string()))
+    };
+    let found = |number: u64| Some((number, number.to_string()));
+    assert_eq!(last(id, "_agentvm/turn_start").await, found(3));
+    assert_eq!(last(id, SESSION_UPDATE).await, found(4));
+    assert_eq!(last(id, "_agentvm/turn_end").await, found(5));
+    assert_eq!(last(id, "other").await, None);
+    assert_eq!(last(other, "_agentvm/turn_start").await, None);
+    let unknown = history.last_event(SessionId::generate(), "x").await;
+    assert_eq!(code(unknown.unwrap_err()), "SESSION_NOT_FOUND");
+}
+
+#[tokio::test]
 async fn paging_delivers_every_event_once() {
     let (_dir, path) = place();
     let texts: Vec<String> = (1..=100).map(|n| "x".repeat(n)).collect();
@@ -283,6 +320,7 @@ async fn session_records_keep_what_they_are_told() {
         title: Some("Fix it".to_owned()),
         status: Some(Status::Suspended),
         settings: Some(Arc::from(r#"{"model":"m"}"#)),
+        config: Some(Arc::from(r#"{"modes":null}"#)),
         ..SessionChange::default()
     };
     store.update_session(first.id, change).await.unwrap();
@@ -298,6 +336,7 @@ async fn session_records_keep_what_they_are_told() {
     assert_eq!(changed.title.as_deref(), Some("Fix it"));
     assert_eq!(changed.status, Status::Suspended);
     assert_eq!(&*changed.settings, r#"{"model":"m"}"#);
+    assert_eq!(&*changed.config, r#"{"modes":null}"#);
     assert_eq!(changed.capabilities, first.capabilities);
     assert_eq!(changed.last_seq, Seq(1));
     assert_eq!(changed.created_at, first.created_at);
@@ -602,25 +641,6 @@ async fn a_newer_schema_is_refused_without_a_change() {
 }
 
 #[tokio::test]
-async fn version_1_opens_and_goes_on() {
-    let (_dir, path) = place();
-    let connection = Connection::open(&path).unwrap();
-    connection
-        .execute_batch(include_str!("store-v1.sql"))
-        .unwrap();
-    connection.close().unwrap();
-    let store = open(&path).await;
-    let record = &store.history().sessions().await.unwrap()[0];
-    assert_eq!(record.title.as_deref(), Some("From version 1"));
-    assert_eq!(record.last_seq, Seq(2));
-    assert_eq!(store.append(record.id, update("3")).await.unwrap(), Seq(3));
-    store.flush(true).await.unwrap();
-    let page = store.history().events(record.id, all()).await.unwrap();
-    assert_eq!(texts(&page.events), ["1", "2", "3"]);
-    assert_eq!(page.events[1].method, "_agentvm/turn_end");
-}
-
-#[tokio::test]
 async fn history_leaves_nothing_behind_that_harms() {
     let (dir, path) = place();
     let (store, id) = store_with(&path, &["{}"]).await;
@@ -656,6 +676,20 @@ fn start(role: &str, path: &Path, wrapper: &[&str]) -> Child {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap()
+}
+
+/// What makes `start` begin a process that permission bits bind: they do not bind root.
+fn as_ordinary_user() -> &'static [&'static str] {
+    if nix::unistd::geteuid().is_root() {
+        &[
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+        ]
+    } else {
+        &["env"]
+    }
 }
 
 /// The path that `start` handed over.
@@ -856,18 +890,7 @@ async fn a_file_without_write_permission_can_still_be_read() {
     mode(&secret.join("vm.db"), 0);
     mode(&secret, 0o755);
     mode(dir.path(), 0o555);
-    // Permission bits do not bind root: as root, become an ordinary user.
-    let wrapper: &[&str] = if nix::unistd::geteuid().is_root() {
-        &[
-            "setpriv",
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-        ]
-    } else {
-        &["env"]
-    };
-    let mut child = start("role_reader_without_rights", dir.path(), wrapper);
+    let mut child = start("role_reader_without_rights", dir.path(), as_ordinary_user());
     let reports: Vec<_> = reports(&mut child).collect();
     assert!(child.wait().unwrap().success());
     assert_eq!(reports, ["done"]);
