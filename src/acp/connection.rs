@@ -39,9 +39,9 @@ pub trait Handler: Send + Sync + 'static {
     /// To be answered with [`Connection::respond`], now or later.
     async fn request(&self, connection: &Connection, request: Request<'_>) -> ControlFlow<()>;
 
-    /// The answer to a request of this method came; whoever waits for it is woken after this. What is
-    /// handled from now on was sent after it.
-    fn answered(&self, _method: &str) {}
+    /// The answer to a request of this method came, an error is `None`; whoever waits for it is woken
+    /// after this. What is handled from now on was sent after it.
+    fn answered(&self, _method: &str, _result: Option<&RawValue>) {}
 
     /// A line that is no JSON-RPC message, or an answer to nothing.
     async fn stray(&self, line: &[u8]) -> ControlFlow<()>;
@@ -379,8 +379,8 @@ async fn read(
                 let waiting = id.and_then(|id| shared.state().pending.remove(&id));
                 match waiting {
                     Some(waiting) => {
+                        handler.answered(&waiting.method, result.as_ref().ok().copied());
                         let answer = result.map(ToOwned::to_owned).map_err(RequestError::Rpc);
-                        handler.answered(&waiting.method);
                         // A caller that stopped waiting has lost interest in the answer.
                         drop(waiting.answered.send(answer));
                         ControlFlow::Continue(())

@@ -47,6 +47,15 @@ impl RpcError {
             data: None,
         }
     }
+
+    #[must_use]
+    pub fn invalid_params(problem: &str) -> Self {
+        Self {
+            code: -32602,
+            message: problem.to_owned(),
+            data: None,
+        }
+    }
 }
 
 impl fmt::Display for RpcError {

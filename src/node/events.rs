@@ -3,14 +3,15 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use napi::bindgen_prelude::{Function, spawn};
+use napi::bindgen_prelude::{Function, Promise, spawn};
 use napi_derive::napi;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::record::{permission_json, text};
 use crate::agents::InstallProgress;
 use crate::error::Error;
-use crate::session::{Item, Notice, ShutdownReason, Subscription};
+use crate::session::{Item, Notice, SessionState, ShutdownReason, Subscription};
 
 /// A callback that is called until this is closed.
 #[napi]
@@ -26,11 +27,11 @@ impl NativeSubscription {
     }
 }
 
-/// Hands batches to `callback`, the next one when it has returned from the last: what it has not
-/// taken stays in the log, and costs no memory.
+/// Hands batches to `callback`, the next one when the promise of the last has resolved: what it has
+/// not taken stays in the log, and costs no memory.
 pub(super) fn deliver(
     subscription: Arc<Subscription>,
-    callback: &Function<'_, String, ()>,
+    callback: &Function<'_, String, Promise<()>>,
 ) -> napi::Result<NativeSubscription> {
     let callback = callback
         .build_threadsafe_function()
@@ -51,7 +52,10 @@ pub(super) fn deliver(
                     }
                 };
                 // An error means that the JavaScript environment is going away.
-                if callback.call_async(batch(&items)).await.is_err() {
+                let Ok(taken) = callback.call_async(batch(&items)).await else {
+                    return;
+                };
+                if taken.await.is_err() {
                     return;
                 }
                 subscription.taken(&items);
@@ -84,6 +88,12 @@ fn batch(items: &[Item]) -> String {
                     r#"{{"type":"sessionEvent","value":{{"sessionId":"{session}","sequenceNumber":{},"event":{event}}}}}"#,
                     seq.0
                 );
+            }
+            Item::PermissionRequest { session, request } => {
+                let value = permission_json(*session, request);
+                json.push_str(r#"{"type":"permissionRequest","value":"#);
+                json.push_str(&text(&value));
+                json.push('}');
             }
             Item::Notice(notice) => json.push_str(&notice_json(notice)),
         }
@@ -119,6 +129,26 @@ fn notice_json(notice: &Notice) -> String {
             "type": "installProgress",
             "value": progress_json(progress),
         }),
+        Notice::SessionStatus { session, state } => {
+            let (status, turn, pending) = match state {
+                SessionState::Open {
+                    turn,
+                    pending_permissions,
+                } => ("open", *turn, *pending_permissions),
+                SessionState::Closed => ("closed", None, 0),
+                SessionState::Suspended => ("suspended", None, 0),
+                SessionState::Destroyed => ("destroyed", None, 0),
+            };
+            json!({
+                "type": "sessionStatus",
+                "value": {
+                    "sessionId": session,
+                    "status": status,
+                    "turnId": turn,
+                    "pendingPermissions": pending,
+                },
+            })
+        }
     };
     value.to_string()
 }

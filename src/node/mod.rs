@@ -9,4 +9,6 @@ mod client;
 mod error;
 mod events;
 mod options;
+mod record;
+mod sessions;
 mod vm;

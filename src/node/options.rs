@@ -12,10 +12,12 @@ pub(super) use super::argument::parse;
 use super::argument::{MAX_SAFE, Whole, WholeOrFalse};
 use crate::agents::{AgentStore, OwnAgent, OwnAgents};
 use crate::error::{Error, Result};
+use crate::ids::Seq;
 use crate::session::{
-    ClientOptions, RawSessionOptions, SessionOptions, Settings, check_environment, text_prompt,
+    ClientOptions, McpServer, RawSessionOptions, Resume, SessionOptions, Settings,
+    check_environment, check_mcp_servers, text_prompt,
 };
-use crate::store::Durability;
+use crate::store::{Durability, Query};
 use crate::vm::exec::ExecOptions;
 use crate::vm::{GuestPath, User};
 
@@ -129,25 +131,54 @@ pub(super) fn session_options(json: &str) -> Result<SessionOptions> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct RawResumeOptions {
+struct RawResumeOptions {
     env: Option<BTreeMap<String, String>>,
+    mcp_servers: Option<Vec<McpServer>>,
 }
 
-impl RawResumeOptions {
-    pub(super) fn checked_env(self) -> Result<Option<BTreeMap<String, String>>> {
-        if let Some(env) = &self.env {
-            check_environment("env", env)?;
-        }
-        Ok(self.env)
+pub(super) fn resume_options(json: &str) -> Result<Resume> {
+    let raw: RawResumeOptions = parse(json)?;
+    if let Some(env) = &raw.env {
+        check_environment("env", env)?;
     }
+    Ok(Resume {
+        env: raw.env,
+        mcp_servers: raw.mcp_servers.map(check_mcp_servers).transpose()?,
+    })
 }
 
 /// Which events of a session.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct RawQuery {
-    pub(super) since: u64,
-    pub(super) limit: Option<u64>,
+struct RawQuery {
+    since: Option<Whole<0, MAX_SAFE>>,
+    method: Option<String>,
+    limit: Option<Whole<0, MAX_SAFE>>,
+}
+
+/// A query whose answer is at most `max_bytes` of JSON.
+pub(super) fn query(json: &str, max_bytes: u64) -> Result<Query> {
+    let raw: RawQuery = parse(json)?;
+    Ok(Query {
+        since: Seq(raw.since.map_or(0, |since| since.0)),
+        method: raw.method,
+        limit: raw.limit.map(|limit| limit.0),
+        max_bytes,
+    })
+}
+
+/// Which events of a session an iterator gives.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct RawStream {
+    since: Option<Whole<0, MAX_SAFE>>,
+    follow: bool,
+}
+
+/// `since` and `follow`.
+pub(super) fn stream(json: &str) -> Result<(Seq, bool)> {
+    let raw: RawStream = parse(json)?;
+    Ok((Seq(raw.since.map_or(0, |since| since.0)), raw.follow))
 }
 
 #[derive(Default, Deserialize)]

@@ -5,37 +5,29 @@
     reason = "napi hands arguments over by value"
 )]
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use napi::Env;
-use napi::bindgen_prelude::{Buffer, Function, PromiseRaw, Uint8Array};
+use napi::bindgen_prelude::{Buffer, Function, Promise, PromiseRaw, Uint8Array};
 use napi_derive::napi;
-use serde::Serialize;
 use serde_json::json;
-use serde_json::value::RawValue;
 use tokio::sync::watch;
 
 use super::error::{aborted, promise, rejection};
 use super::events::{NativeSubscription, deliver};
-use super::options::{
-    self, RawFileOptions, RawQuery, RawResumeOptions, exec_options, parse, path, session_options,
-};
+use super::options::{self, RawFileOptions, exec_options, parse, path, session_options};
+use super::record::text;
 use crate::error::{Code, Error, Result};
-use crate::ids::{Seq, SessionId};
+use crate::ids::SessionId;
 use crate::session::VmHandle;
-use crate::store::{Page, Query, SessionRecord, Status};
 use crate::vm::Exit;
 use crate::vm::exec::ExecEnd;
-
-/// What one call returns at most: V8 holds strings of 512 MiB.
-const MAX_RESULT: u64 = 256 << 20;
 
 /// A VM as `lib/vm.ts` uses it.
 #[napi]
 pub struct NativeVm {
-    handle: VmHandle,
+    pub(super) handle: VmHandle,
 }
 
 /// Ends calls that it was given to. One for each call that can be aborted.
@@ -101,7 +93,7 @@ impl NativeVm {
             let created = handle
                 .create_session(&agent_type, options, aborting(abort))
                 .await?;
-            Ok(json(&json!({
+            Ok(text(&json!({
                 "sessionId": created.id,
                 "agentType": created.agent,
                 "capabilities": created.capabilities,
@@ -123,7 +115,7 @@ impl NativeVm {
             let session = SessionId::parse(&session_id)?;
             let blocks = options::prompt(&prompt)?;
             let result = handle.send_prompt(session, blocks).await?;
-            Ok(json(&json!({
+            Ok(text(&json!({
                 "response": result.response,
                 "text": result.text,
                 "stopReason": result.stop_reason,
@@ -140,84 +132,6 @@ impl NativeVm {
         let handle = self.handle.clone();
         promise(env, async move {
             handle.cancel_prompt(SessionId::parse(&session_id)?).await
-        })
-    }
-
-    /// Returns JSON of the session's record.
-    #[napi]
-    pub fn resume_session<'env>(
-        &self,
-        env: &'env Env,
-        session_id: String,
-        options: String,
-    ) -> napi::Result<PromiseRaw<'env, String>> {
-        let handle = self.handle.clone();
-        promise(env, async move {
-            let session = SessionId::parse(&session_id)?;
-            let options: RawResumeOptions = parse(&options)?;
-            let record = handle
-                .resume_session(session, options.checked_env()?)
-                .await?;
-            Ok(json(&PersistedSession::from(&record)))
-        })
-    }
-
-    #[napi]
-    pub fn close_session<'env>(
-        &self,
-        env: &'env Env,
-        session_id: String,
-    ) -> napi::Result<PromiseRaw<'env, ()>> {
-        let handle = self.handle.clone();
-        promise(env, async move {
-            handle.close_session(SessionId::parse(&session_id)?).await
-        })
-    }
-
-    /// Returns JSON of an array.
-    #[napi]
-    pub fn list_persisted_sessions<'env>(
-        &self,
-        env: &'env Env,
-    ) -> napi::Result<PromiseRaw<'env, String>> {
-        let handle = self.handle.clone();
-        promise(env, async move {
-            let records = handle.sessions().await?;
-            let sessions: Vec<_> = records.iter().map(PersistedSession::from).collect();
-            Ok(json(&sessions))
-        })
-    }
-
-    /// Returns JSON of an array.
-    #[napi]
-    pub fn get_session_events<'env>(
-        &self,
-        env: &'env Env,
-        session_id: String,
-        options: String,
-    ) -> napi::Result<PromiseRaw<'env, String>> {
-        let handle = self.handle.clone();
-        promise(env, async move {
-            let session = SessionId::parse(&session_id)?;
-            let query: RawQuery = parse(&options)?;
-            let query = Query {
-                since: Seq(query.since),
-                method: None,
-                limit: query.limit,
-                max_bytes: MAX_RESULT,
-            };
-            let page = handle.events(session, query).await?;
-            if !page.complete {
-                return Err(Error::new(
-                    Code::ResultTooLarge,
-                    format!(
-                        "the events of session {session} are more than {} MiB: ask with limit, and \
-                         go on from the last seq with since",
-                        MAX_RESULT >> 20
-                    ),
-                ));
-            }
-            Ok(persisted_events(session, &page))
         })
     }
 
@@ -300,12 +214,12 @@ impl NativeVm {
         promise(env, async move { handle.wake().await })
     }
 
-    /// Calls `callback` with JSON of an array of items, one batch at a time, until it is closed. Does
-    /// not keep Node alive.
+    /// Calls `callback` with JSON of an array of items until it is closed: with the next one when the
+    /// promise of the last has resolved. Does not keep Node alive.
     #[napi]
     pub fn subscribe(
         &self,
-        callback: Function<'_, String, ()>,
+        callback: Function<'_, String, Promise<()>>,
     ) -> napi::Result<NativeSubscription> {
         let subscription = Arc::new(self.handle.subscribe().map_err(rejection)?);
         deliver(subscription, &callback)
@@ -344,70 +258,6 @@ fn exec_result(command: &str, limit: Option<Duration>, ended: ExecEnd) -> Result
         signal,
         truncated: output.truncated,
     })
-}
-
-/// A session's record as JavaScript sees it.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PersistedSession<'a> {
-    session_id: SessionId,
-    agent_type: &'a str,
-    capabilities: &'a RawValue,
-    agent_info: &'a RawValue,
-    cwd: &'a str,
-    status: &'static str,
-    last_sequence_number: Seq,
-    /// Milliseconds since the epoch.
-    created_at: i64,
-    updated_at: i64,
-}
-
-impl<'a> From<&'a SessionRecord> for PersistedSession<'a> {
-    fn from(record: &'a SessionRecord) -> Self {
-        let raw = |text: &'a str| serde_json::from_str(text).unwrap_or(RawValue::NULL);
-        Self {
-            session_id: record.id,
-            agent_type: &record.agent_type,
-            capabilities: raw(&record.capabilities),
-            agent_info: raw(&record.agent_info),
-            cwd: &record.cwd,
-            status: match record.status {
-                Status::Open => "open",
-                Status::Closed => "closed",
-                Status::Suspended => "suspended",
-            },
-            last_sequence_number: record.last_seq,
-            created_at: record.created_at,
-            updated_at: record.updated_at,
-        }
-    }
-}
-
-/// Put together from the stored texts, without parsing them.
-fn persisted_events(session: SessionId, page: &Page) -> String {
-    let texts: usize = page.events.iter().map(|event| event.json.len() + 128).sum();
-    let mut json = String::with_capacity(texts + 2);
-    json.push('[');
-    for (index, event) in page.events.iter().enumerate() {
-        if index > 0 {
-            json.push(',');
-        }
-        // Writing to a String can't fail.
-        let _ = write!(
-            json,
-            r#"{{"sessionId":"{session}","seq":{},"createdAt":{},"event":"#,
-            event.seq.0, event.created_at
-        );
-        json.push_str(&event.json);
-        json.push('}');
-    }
-    json.push(']');
-    json
-}
-
-fn json(value: &impl Serialize) -> String {
-    // Maps with string keys: serialising them can't fail.
-    serde_json::to_string(value).unwrap_or_default()
 }
 
 fn signal_name(number: i32) -> String {

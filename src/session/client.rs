@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::control::SessionView;
 use super::emission::{ShutdownReason, Subscription};
-use super::environment::Environment;
+use super::kept::Resume;
 use super::machine::Machine;
 use super::options::SessionOptions;
 use super::sessions::CreatedSession;
@@ -19,6 +20,7 @@ use super::turn::TurnResult;
 use crate::agents::{Agent, AgentStore, InstallProgress, OwnAgents};
 use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmId, VmKey};
+use crate::net::Policy;
 use crate::store::{Durability, Page, Query, SessionRecord};
 use crate::vm::exec::{ExecEnd, ExecOptions, exec};
 use crate::vm::{GuestPath, User, file};
@@ -69,6 +71,11 @@ impl Settings {
         }
     }
 
+    /// What VMs may connect to.
+    pub(super) fn policy(&self) -> Policy {
+        Policy::new(&self.loopback_exempt_ports)
+    }
+
     /// The agent that `createSession` calls `name`.
     pub(super) fn agent(&self, name: &str) -> Result<Agent> {
         Ok(Agent::find(name, &self.own_agents)?)
@@ -81,7 +88,7 @@ pub struct Client {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     id: u64,
     data: Arc<DataDir>,
     settings: Settings,
@@ -215,20 +222,29 @@ impl Inner {
 
     fn check_open(&self) -> Result<()> {
         if *self.closed.borrow() {
-            return Err(Error::new(
-                Code::ClientClosed,
-                "this client is closed: make another one with createClient()",
-            ));
+            return Err(closed_error());
         }
         Ok(())
     }
+
+    /// Becomes true when the client is closed.
+    pub(super) fn closed(&self) -> watch::Receiver<bool> {
+        self.closed.subscribe()
+    }
+}
+
+pub(super) fn closed_error() -> Error {
+    Error::new(
+        Code::ClientClosed,
+        "this client is closed: make another one with createClient()",
+    )
 }
 
 /// One client's view of a VM.
 #[derive(Clone)]
 pub struct VmHandle {
-    client: Arc<Inner>,
-    machine: Arc<Machine>,
+    pub(super) client: Arc<Inner>,
+    pub(super) machine: Arc<Machine>,
 }
 
 impl VmHandle {
@@ -275,14 +291,10 @@ impl VmHandle {
     }
 
     /// Starts the agent of a session that has none running, and returns the session's record.
-    pub async fn resume_session(
-        &self,
-        session: SessionId,
-        env: Option<Environment>,
-    ) -> Result<SessionRecord> {
+    pub async fn resume_session(&self, session: SessionId, given: Resume) -> Result<SessionView> {
         let settings = self.open()?;
-        self.machine.resume(settings, session, env).await?;
-        self.machine.record(session).await
+        self.machine.resume(settings, session, given).await?;
+        self.machine.view(session).await
     }
 
     pub async fn close_session(&self, session: SessionId) -> Result<()> {
@@ -343,7 +355,7 @@ impl VmHandle {
         Ok(self.machine.emission.subscribe())
     }
 
-    fn open(&self) -> Result<&Settings> {
+    pub(super) fn open(&self) -> Result<&Settings> {
         self.client.check_open()?;
         Ok(&self.client.settings)
     }

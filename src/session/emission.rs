@@ -8,7 +8,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
+use uuid::Uuid;
 
+use super::event::{PERMISSION_REQUEST, permission_of};
+use super::permission::{PermissionRequest, Permissions};
 use crate::agents::InstallProgress;
 use crate::error::Result;
 use crate::ids::{Seq, SessionId};
@@ -28,6 +31,11 @@ pub enum Item {
         /// Exact JSON of the notification.
         json: Arc<str>,
     },
+    /// The event before it is a request that waits for an answer.
+    PermissionRequest {
+        session: SessionId,
+        request: PermissionRequest,
+    },
     Notice(Notice),
 }
 
@@ -42,6 +50,25 @@ pub enum Notice {
         reason: ShutdownReason,
     },
     InstallProgress(InstallProgress),
+    SessionStatus {
+        session: SessionId,
+        state: SessionState,
+    },
+}
+
+/// What a session is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionState {
+    /// Its agent runs.
+    Open {
+        turn: Option<Uuid>,
+        pending_permissions: usize,
+    },
+    Closed,
+    /// Its agent does not run, though nobody closed it.
+    Suspended,
+    /// It is gone with everything of it.
+    Destroyed,
 }
 
 /// Why a VM no longer runs.
@@ -58,6 +85,7 @@ pub enum ShutdownReason {
 #[derive(Default)]
 pub(super) struct Emission {
     state: Mutex<State>,
+    permissions: Permissions,
     /// Wakes subscriptions when there is something else to wait for than before.
     changed: watch::Sender<u64>,
 }
@@ -111,6 +139,30 @@ impl Emission {
         }
         drop(state);
         self.bump();
+    }
+
+    /// The session is deleted: there is nothing of it to follow.
+    pub(super) fn forget(&self, session: SessionId) {
+        let mut state = self.state();
+        state.active.remove(&session);
+        for subscriber in state.subscribers() {
+            subscriber.state().delivered.remove(&session);
+            subscriber.moved();
+        }
+    }
+
+    /// The requests of agents that wait for the caller.
+    pub(super) const fn permissions(&self) -> &Permissions {
+        &self.permissions
+    }
+
+    /// Changes when there is another store or session to follow.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(super) fn store(&self) -> Option<Store> {
+        self.state().store.clone()
     }
 
     pub(super) fn notify(&self, notice: &Notice) {
@@ -221,12 +273,21 @@ impl Subscriber {
 }
 
 impl Position {
-    /// Progress replaces the progress before it, so that a slow listener holds few notices.
+    /// Progress replaces the progress before it, and a session's state the one before it, so that a
+    /// slow listener holds few notices.
     fn push(&mut self, notice: Notice) {
-        if matches!(notice, Notice::InstallProgress(_))
-            && let Some(last @ Notice::InstallProgress(_)) = self.notices.back_mut()
-        {
-            *last = notice;
+        let replaced = match &notice {
+            Notice::InstallProgress(_) => self
+                .notices
+                .back_mut()
+                .filter(|last| matches!(last, Notice::InstallProgress(_))),
+            Notice::SessionStatus { session, .. } => self.notices.iter_mut().find(
+                |queued| matches!(queued, Notice::SessionStatus { session: own, .. } if own == session),
+            ),
+            Notice::VmBooted { .. } | Notice::VmShutdown { .. } => None,
+        };
+        if let Some(replaced) = replaced {
+            *replaced = notice;
         } else {
             self.notices.push_back(notice);
             self.queued += 1;
@@ -288,6 +349,7 @@ impl Subscription {
                     Item::Event { session, seq, .. } => {
                         position.delivered.insert(*session, *seq);
                     }
+                    Item::PermissionRequest { .. } => {}
                     Item::Notice(_) => position.told += 1,
                 }
             }
@@ -311,11 +373,19 @@ impl Subscription {
                 max_bytes: BATCH_BYTES,
             };
             let page = store.events(session, query).await?;
-            items.extend(page.events.into_iter().map(|event| Item::Event {
-                session,
-                seq: event.seq,
-                json: event.json,
-            }));
+            for event in page.events {
+                // One that was answered meanwhile is history.
+                let waiting = (event.method == PERMISSION_REQUEST)
+                    .then(|| permission_of(&event.json))
+                    .flatten()
+                    .and_then(|id| self.emission.permissions.get(id));
+                items.push(Item::Event {
+                    session,
+                    seq: event.seq,
+                    json: event.json,
+                });
+                items.extend(waiting.map(|request| Item::PermissionRequest { session, request }));
+            }
         }
         Ok(items)
     }

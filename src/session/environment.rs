@@ -1,4 +1,4 @@
-//! The environment of a session on disk: needed to resume it, and full of secrets.
+//! What a session needs for a resume and is full of secrets: its environment and its MCP servers.
 //!
 //! It lies outside of the database, so that it is never part of a transcript, a copy or a log.
 
@@ -8,25 +8,41 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
+use super::mcp::McpServer;
 use crate::error::{Code, Error, Result};
 use crate::ids::SessionId;
 
 /// Sorted, so that the file does not depend on hash order.
 pub(super) type Environment = BTreeMap<String, String>;
 
+/// What is kept of a session in the file.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Secrets {
+    pub(super) env: Environment,
+    #[serde(default)]
+    pub(super) mcp_servers: Vec<McpServer>,
+}
+
+/// The file of today, or the one of a session from before it had MCP servers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Kept {
+    Secrets(Secrets),
+    Environment(Environment),
+}
+
 fn file(vm_dir: &Path, session: SessionId) -> PathBuf {
     vm_dir.join("env").join(format!("{session}.json"))
 }
 
-/// Keeps `environment` with mode 0600 in a directory of mode 0700.
-pub(super) async fn save(
-    vm_dir: &Path,
-    session: SessionId,
-    environment: &Environment,
-) -> Result<()> {
+/// Keeps `secrets` with mode 0600 in a directory of mode 0700.
+pub(super) async fn save(vm_dir: &Path, session: SessionId, secrets: &Secrets) -> Result<()> {
     let path = file(vm_dir, session);
-    // A map of strings: serialising it can't fail.
-    let content = serde_json::to_vec(environment).unwrap_or_default();
+    // Maps with string keys: serialising them can't fail.
+    let content = serde_json::to_vec(secrets).unwrap_or_default();
     blocking(path, move |path| {
         let directory = path.parent().unwrap_or(path);
         match DirBuilder::new().mode(0o700).create(directory) {
@@ -48,24 +64,22 @@ pub(super) async fn save(
     .await
 }
 
-/// Reads what [`save`] kept. `ENV_REQUIRED`: there is nothing.
-pub(super) async fn load(vm_dir: &Path, session: SessionId) -> Result<Environment> {
-    blocking(file(vm_dir, session), |path| match fs::read(path) {
+/// Reads what [`save`] kept; `None`: there is nothing.
+pub(super) async fn load(vm_dir: &Path, session: SessionId) -> Result<Option<Secrets>> {
+    let kept = blocking(file(vm_dir, session), |path| match fs::read(path) {
         Ok(content) => serde_json::from_slice(&content)
             .map(Some)
             .map_err(io::Error::from),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
-    })
-    .await?
-    .ok_or_else(|| {
-        Error::new(
-            Code::EnvRequired,
-            format!(
-                "session {session} has no kept environment: pass it with resumeSession(sessionId, {{ env }})"
-            ),
-        )
-    })
+    });
+    Ok(kept.await?.map(|kept| match kept {
+        Kept::Secrets(secrets) => secrets,
+        Kept::Environment(env) => Secrets {
+            env,
+            ..Secrets::default()
+        },
+    }))
 }
 
 pub(super) async fn remove(vm_dir: &Path, session: SessionId) -> Result<()> {
@@ -108,15 +122,32 @@ mod tests {
     async fn only_the_owner_can_read_what_is_kept() {
         let vm = tempfile::tempdir().expect("a directory");
         let session = SessionId::generate();
-        let environment = Environment::from([("KEY".to_owned(), "secret".to_owned())]);
-        save(vm.path(), session, &environment).await.expect("saved");
-        assert_eq!(load(vm.path(), session).await.expect("loaded"), environment);
+        let secrets = Secrets {
+            env: Environment::from([("KEY".to_owned(), "secret".to_owned())]),
+            ..Secrets::default()
+        };
+        save(vm.path(), session, &secrets).await.expect("saved");
+        let kept = load(vm.path(), session).await.expect("loaded");
+        assert_eq!(kept, Some(secrets));
         let mode = |path: &Path| fs::metadata(path).expect("stat").permissions().mode() & 0o777;
         assert_eq!(mode(&file(vm.path(), session)), 0o600);
         assert_eq!(mode(&vm.path().join("env")), 0o700);
         remove(vm.path(), session).await.expect("removed");
         remove(vm.path(), session).await.expect("idempotent");
-        let error = load(vm.path(), session).await.expect_err("gone");
-        assert_eq!(error.code, Code::EnvRequired);
+        assert_eq!(load(vm.path(), session).await.expect("readable"), None);
+    }
+
+    #[tokio::test]
+    async fn a_file_with_the_environment_alone_is_read_as_such() {
+        let vm = tempfile::tempdir().expect("a directory");
+        let session = SessionId::generate();
+        fs::create_dir(vm.path().join("env")).expect("made");
+        fs::write(file(vm.path(), session), r#"{"env":"dev","KEY":"x"}"#).expect("written");
+        let kept = load(vm.path(), session)
+            .await
+            .expect("loaded")
+            .expect("kept");
+        assert_eq!(kept.env["env"], "dev");
+        assert_eq!(kept.env["KEY"], "x");
     }
 }

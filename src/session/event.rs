@@ -21,16 +21,18 @@ pub(super) const RETRY: &str = "_agentvm/retry";
 
 pub(super) const TURN_START: &str = "_agentvm/turn_start";
 pub(super) const TURN_END: &str = "_agentvm/turn_end";
-pub(super) const PERMISSION: &str = "_agentvm/permission";
+pub(super) const PERMISSION_REQUEST: &str = "_agentvm/permission_request";
+pub(super) const PERMISSION_OUTCOME: &str = "_agentvm/permission_outcome";
+pub(super) const RESTORED: &str = "_agentvm/session_restored";
 
 #[derive(Serialize)]
-struct Notification<'a> {
+struct Notification<P> {
     jsonrpc: &'static str,
-    method: &'a str,
-    params: Value,
+    method: &'static str,
+    params: P,
 }
 
-fn event(method: &'static str, params: Value) -> Event {
+fn event(method: &'static str, params: impl Serialize) -> Event {
     let notification = Notification {
         jsonrpc: "2.0",
         method,
@@ -108,17 +110,122 @@ pub(super) fn turn_end(session: SessionId, turn: Option<Uuid>, end: &TurnEnd<'_>
     event(TURN_END, params)
 }
 
-/// A permission request of the agent and what became of it.
-pub(super) fn permission(session: SessionId, request: &Value, outcome: &Value) -> Event {
+/// A permission request of the agent; `request` is its params, with our session id.
+pub(super) fn permission_request(
+    session: SessionId,
+    turn: Option<Uuid>,
+    permission: Uuid,
+    request: &RawValue,
+) -> Event {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Params<'a> {
+        session_id: SessionId,
+        permission_id: Uuid,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        turn_id: Option<Uuid>,
+        /// As it came.
+        request: &'a RawValue,
+        #[serde(rename = "_meta")]
+        meta: Value,
+    }
     event(
-        PERMISSION,
+        PERMISSION_REQUEST,
+        Params {
+            session_id: session,
+            permission_id: permission,
+            turn_id: turn,
+            request,
+            meta: json!({ "agentvm": {} }),
+        },
+    )
+}
+
+/// Who decided a permission request.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum DecidedBy {
+    Policy,
+    Caller,
+    /// Nobody: what it was about is over, for this reason.
+    Nobody(&'static str),
+}
+
+/// What the agent was answered; `outcome` is ACP's.
+pub(super) fn permission_outcome(
+    session: SessionId,
+    permission: Uuid,
+    outcome: &Value,
+    by: DecidedBy,
+) -> Event {
+    let mut params = json!({
+        "sessionId": session,
+        "permissionId": permission,
+        "outcome": outcome,
+        "decidedBy": match by {
+            DecidedBy::Policy => "policy",
+            DecidedBy::Caller => "caller",
+            DecidedBy::Nobody(_) => "agentvm",
+        },
+        "_meta": { "agentvm": {} },
+    });
+    if let DecidedBy::Nobody(reason) = by {
+        params["reason"] = json!(reason);
+    }
+    event(PERMISSION_OUTCOME, params)
+}
+
+/// The id in a [`permission_request`] or [`permission_outcome`].
+pub(super) fn permission_of(json: &str) -> Option<Uuid> {
+    let event: Value = serde_json::from_str(json).ok()?;
+    serde_json::from_value(event["params"]["permissionId"].clone()).ok()
+}
+
+/// Whether a [`turn_end`] says that the agent answered.
+pub(super) fn is_answered(json: &str) -> bool {
+    serde_json::from_str::<Value>(json).is_ok_and(|event| event["params"]["stopReason"].is_string())
+}
+
+/// An update that the agent did not send, about a change that it made all the same.
+pub(super) fn untold_update(session: SessionId, update: &Value) -> Event {
+    event(
+        SESSION_UPDATE,
         json!({
             "sessionId": session,
-            "request": request,
-            "outcome": outcome,
-            "_meta": { "agentvm": { "decidedBy": "policy" } },
+            "update": update,
+            "_meta": { "agentvm": { "synthetic": true } },
         }),
     )
+}
+
+/// A resume that could not bring back everything.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Restored {
+    /// The agent's own memory of the conversation is gone: it is given the transcript instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) from_transcript: Option<String>,
+    /// Settings that the agent no longer takes, with its reasons.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) not_restored: Vec<NotRestored>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct NotRestored {
+    pub(super) setting: String,
+    pub(super) error: String,
+}
+
+/// Whether a [`restored`] says that the agent has forgotten the conversation.
+pub(super) fn is_from_transcript(json: &str) -> bool {
+    let event = serde_json::from_str::<Value>(json);
+    event.is_ok_and(|event| event["params"]["fromTranscript"].is_string())
+}
+
+pub(super) fn restored(session: SessionId, restored: &Restored) -> Event {
+    let mut params = json!(restored);
+    params["sessionId"] = json!(session);
+    params["_meta"] = json!({ "agentvm": {} });
+    event(RESTORED, params)
 }
 
 #[cfg(test)]

@@ -1,27 +1,25 @@
 //! A session with a running agent process.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::emission::Emission;
+use super::emission::{Emission, Notice, SessionState};
 use super::event::{self, TurnEnd};
 use super::tail::Tail;
 use super::turn::{Stage, Turn, TurnResult};
-use super::updates::Updates;
+use super::updates::{AGENT_EXITED, CANCELLED, SESSION_CLOSED, TURN_ENDED, Updates};
 use crate::acp::{Closed, Connection, RequestError};
 use crate::error::{Code, Error, Result};
 use crate::ids::SessionId;
 use crate::store::{SessionChange, Status, Store};
 use crate::vm::{DynVm, Exit, exited};
-
-/// How long an agent has to obey a cancel before it is stopped.
-pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// How long an agent has to exit after its stdin was closed.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
@@ -40,6 +38,12 @@ pub(super) struct LiveSession {
     pub(super) store: Store,
     pub(super) emission: Arc<Emission>,
     pub(super) turn: Mutex<Option<Arc<Turn>>>,
+    /// How long it has to obey a cancel before it is stopped.
+    pub(super) cancel_grace: Duration,
+    /// What it has to be told with its next prompt, because it does not remember.
+    pub(super) context: Mutex<Option<String>>,
+    /// Its owner ends it: how it ends is no fault.
+    pub(super) closing: AtomicBool,
 }
 
 /// Answer to `session/prompt`, as far as we look into it.
@@ -50,6 +54,45 @@ struct PromptResponse {
 }
 
 impl LiveSession {
+    /// Looks after what an agent that ends on its own leaves open. To be called once.
+    pub(super) fn watch(self: &Arc<Self>) {
+        let mut end = self.process.end.clone();
+        // Only its owner keeps a session, and its agent, alive.
+        let session = Arc::downgrade(self);
+        tokio::spawn(async move {
+            // An error: the session was dropped, and its agent with it.
+            if end.wait_for(Option::is_some).await.is_err() {
+                return;
+            }
+            let Some(session) = session.upgrade() else {
+                return;
+            };
+            session
+                .updates
+                .give_up_permissions(None, AGENT_EXITED)
+                .await;
+            // A turn that is under way says so itself when it has ended.
+            if !session.closing.load(Ordering::Relaxed) && session.current().is_none() {
+                session.set_status(Status::Suspended).await;
+            }
+        });
+    }
+
+    /// Asks the agent for something about this session; its answer, or its error, as it came.
+    pub(super) async fn ask_for(
+        &self,
+        method: &str,
+        params: &(impl Serialize + Sync),
+    ) -> Result<Box<RawValue>> {
+        let answer = self.process.connection.request(method, params).await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.request_error(method, error).await),
+        };
+        self.updates.granted(method, &json!(params), &answer);
+        Ok(answer)
+    }
+
     /// Starts a turn, which runs to its end although the caller may stop waiting: a cancel that comes
     /// after this finds it.
     pub(super) fn prompt(
@@ -87,8 +130,19 @@ impl LiveSession {
 
     async fn run_turn(&self, turn: &Arc<Turn>, blocks: Vec<Value>) -> Result<TurnResult> {
         self.updates.set_turn(Some(Arc::clone(turn)));
+        self.updates.tell_state();
         let result = self.ask(turn, &blocks).await;
         self.updates.set_turn(None);
+        let reason = if turn.is_cancelled() {
+            CANCELLED
+        } else if self.process.exit.borrow().is_some() {
+            AGENT_EXITED
+        } else {
+            TURN_ENDED
+        };
+        self.updates
+            .give_up_permissions(Some(turn.id), reason)
+            .await;
         let end = match &result {
             Ok(answer) => TurnEnd::Answered {
                 stop_reason: &answer.stop_reason,
@@ -101,13 +155,17 @@ impl LiveSession {
             .append(event::turn_end(self.id, Some(turn.id), &end))
             .await;
         let settled = match logged {
-            Ok(()) => self.settle().await,
+            Ok(_seq) => self.settle().await,
             Err(error) => Err(error),
         };
-        if self.has_ended() {
+        let has_ended = self.has_ended() && !self.closing.load(Ordering::Relaxed);
+        if has_ended {
             self.set_status(Status::Suspended).await;
         }
         *self.current() = None;
+        if !has_ended {
+            self.updates.tell_state();
+        }
         turn.reach(Stage::Ended);
         // The turn's own failure says more than that of its bookkeeping.
         let result = result?;
@@ -133,7 +191,10 @@ impl LiveSession {
                 .append(event::user_message(self.id, turn.id, block))
                 .await?;
         }
-        let params = json!({ "sessionId": self.agent_session, "prompt": blocks });
+        let context = self.context().clone();
+        let remembered = context.map(|text| json!({ "type": "text", "text": text }));
+        let prompt: Vec<_> = remembered.iter().chain(blocks).collect();
+        let params = json!({ "sessionId": self.agent_session, "prompt": prompt });
         let answer = self
             .process
             .connection
@@ -146,6 +207,8 @@ impl LiveSession {
             Err(error) if turn.is_cancelled() => cancelled_response(&error),
             Err(error) => return Err(self.request_error(event::PROMPT, error).await),
         };
+        // From now on the agent has it in its own memory.
+        self.context().take();
         let parsed: PromptResponse = serde_json::from_str(response.get()).map_err(|error| {
             Error::new(
                 Code::AgentProtocol,
@@ -179,10 +242,14 @@ impl LiveSession {
         turn.cancel();
         let connection = &self.process.connection;
         let params = json!({ "sessionId": self.agent_session });
-        let obeyed = timeout(CANCEL_GRACE, async {
+        let obeyed = timeout(self.cancel_grace, async {
             // An agent that reads nothing can keep even the prompt from being sent.
             turn.reached(Stage::Prompted).await;
             connection.notify("session/cancel", &params).await;
+            // ACP: whoever cancels answers what the agent still asks.
+            self.updates
+                .give_up_permissions(Some(turn.id), CANCELLED)
+                .await;
             turn.reached(Stage::Ended).await;
         });
         if obeyed.await.is_err() {
@@ -196,7 +263,9 @@ impl LiveSession {
     /// Ends the agent process: the turn first, then by closing its stdin, then by force. The record
     /// then says `status`.
     pub(super) async fn close(&self, status: Status) {
+        self.closing.store(true, Ordering::Relaxed);
         self.cancel().await;
+        self.updates.give_up_permissions(None, SESSION_CLOSED).await;
         self.process.close().await;
         self.set_status(status).await;
         self.store.rest(self.id);
@@ -219,6 +288,13 @@ impl LiveSession {
         if let Err(error) = self.store.update_session(self.id, change).await {
             tracing::warn!(%error, session = %self.id, ?status, "the session's status is not stored");
         }
+        self.emission.notify(&Notice::SessionStatus {
+            session: self.id,
+            state: match status {
+                Status::Closed => SessionState::Closed,
+                Status::Open | Status::Suspended => SessionState::Suspended,
+            },
+        });
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -229,6 +305,15 @@ impl LiveSession {
         self.process
             .explain(&self.agent, method, error, &self.updates)
             .await
+    }
+
+    /// The turn that is under way.
+    pub(super) fn turn(&self) -> Option<Arc<Turn>> {
+        self.current().clone()
+    }
+
+    fn context(&self) -> MutexGuard<'_, Option<String>> {
+        self.context.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn current(&self) -> MutexGuard<'_, Option<Arc<Turn>>> {

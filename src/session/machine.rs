@@ -19,7 +19,7 @@ use crate::vm::namespace::{self, BootOptions};
 use crate::vm::{DynVm, VmEnd, VmError};
 
 /// Database of a VM, in its directory.
-const DATABASE: &str = "vm.db";
+pub(super) const DATABASE: &str = "vm.db";
 
 /// One VM of this process, behind every handle of its key.
 pub(super) struct Machine {

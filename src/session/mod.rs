@@ -6,22 +6,38 @@
 //! not, its events are in the VM's store. A [`Subscription`] is a cursor over what is committed there:
 //! nobody sees an event that a crash could take back.
 
+mod calls;
 mod client;
+mod configuration;
+mod control;
 mod emission;
 mod environment;
 mod event;
+mod instructions;
+mod kept;
 mod live;
 mod machine;
+mod mcp;
 mod options;
+mod permission;
+mod resume;
 mod sessions;
 mod start;
+mod stream;
 mod tail;
+mod transcript;
 mod turn;
 mod updates;
 
 pub use client::{Client, ClientOptions, Settings, VmHandle, text_prompt};
-pub use emission::{Item, Notice, ShutdownReason, Subscription};
+pub use control::{Change, SessionView};
+pub use emission::{Item, Notice, SessionState, ShutdownReason, Subscription};
+pub use kept::Resume;
+pub(crate) use mcp::check as check_mcp_servers;
+pub use mcp::{McpServer, Transport};
 pub use options::{PermissionPolicy, SessionOptions};
 pub(crate) use options::{RawSessionOptions, check_environment};
+pub use permission::PermissionRequest;
 pub use sessions::CreatedSession;
+pub use stream::EventStream;
 pub use turn::TurnResult;

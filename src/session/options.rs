@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::environment::Environment;
+use super::mcp::{self, McpServer};
 use crate::error::{Error, Result};
 use crate::vm::GuestPath;
 
@@ -10,6 +11,8 @@ use crate::vm::GuestPath;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PermissionPolicy {
+    /// Every request waits for the caller's answer.
+    Ask,
     /// Every request is allowed: the VM is the boundary.
     Allow,
     /// Every request is rejected.
@@ -21,9 +24,36 @@ pub enum PermissionPolicy {
 pub struct SessionOptions {
     pub env: Environment,
     pub cwd: GuestPath,
+    /// Checked, and each with a name of its own.
+    pub mcp_servers: Vec<McpServer>,
+    /// Appended to the agent's system prompt, after what agentvm says itself.
+    pub additional_instructions: Option<String>,
+    /// Say nothing about the VM in the system prompt; what tools there are is said all the same.
+    pub skip_os_instructions: bool,
     pub permission_policy: PermissionPolicy,
-    /// Keep `env` for a later resume.
+    /// What the agent is set to before its first turn. `None`: its own default.
+    pub model: Option<String>,
+    pub mode: Option<String>,
+    pub thought_level: Option<String>,
+    /// Keep `env` and `mcp_servers` for a later resume.
     pub persist_env: bool,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            env: Environment::new(),
+            cwd: GuestPath::home(),
+            mcp_servers: Vec::new(),
+            additional_instructions: None,
+            skip_os_instructions: false,
+            permission_policy: PermissionPolicy::Allow,
+            model: None,
+            mode: None,
+            thought_level: None,
+            persist_env: true,
+        }
+    }
 }
 
 /// The same as the caller writes it.
@@ -32,7 +62,13 @@ pub struct SessionOptions {
 pub(crate) struct RawSessionOptions {
     env: Environment,
     cwd: Option<String>,
+    mcp_servers: Vec<McpServer>,
+    additional_instructions: Option<String>,
+    skip_os_instructions: bool,
     permission_policy: Option<PermissionPolicy>,
+    model: Option<String>,
+    mode: Option<String>,
+    thought_level: Option<String>,
     persist_env: Option<bool>,
 }
 
@@ -41,17 +77,24 @@ impl TryFrom<RawSessionOptions> for SessionOptions {
 
     fn try_from(raw: RawSessionOptions) -> Result<Self> {
         check_environment("env", &raw.env)?;
+        let default = Self::default();
         let cwd = match raw.cwd {
             Some(cwd) => {
                 GuestPath::new(&cwd).map_err(|problem| Error::invalid_argument("cwd", problem))?
             }
-            None => GuestPath::home(),
+            None => default.cwd,
         };
         Ok(Self {
             env: raw.env,
             cwd,
-            permission_policy: raw.permission_policy.unwrap_or(PermissionPolicy::Allow),
-            persist_env: raw.persist_env.unwrap_or(true),
+            mcp_servers: mcp::check(raw.mcp_servers)?,
+            additional_instructions: raw.additional_instructions,
+            skip_os_instructions: raw.skip_os_instructions,
+            permission_policy: raw.permission_policy.unwrap_or(default.permission_policy),
+            model: raw.model,
+            mode: raw.mode,
+            thought_level: raw.thought_level,
+            persist_env: raw.persist_env.unwrap_or(default.persist_env),
         })
     }
 }

@@ -1,29 +1,30 @@
-//! The sessions of a VM: made, prompted, resumed, closed.
+//! The sessions of a VM: made, prompted, closed, destroyed.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::JoinSet;
 
 use super::client::Settings;
-use super::emission::Notice;
-use super::environment;
-use super::event::{self, TurnEnd};
+use super::configuration::Configuration;
+use super::emission::{Notice, SessionState};
+use super::environment::{self, Secrets};
+use super::kept::{Kept, Resume};
 use super::live::{LiveSession, cancelled_turn};
 use super::machine::Machine;
-use super::options::{PermissionPolicy, SessionOptions};
-use super::start::{self, Starting};
+use super::mcp::check_reachable;
+use super::options::SessionOptions;
+use super::start::{self, Opened, Starting};
 use super::turn::TurnResult;
 use super::updates::Updates;
 use crate::agents::{self, Agent, SessionSpec};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Seq, SessionId};
-use crate::store::{NewSession, SessionChange, SessionRecord, Status, Store};
+use crate::store::{NewSession, SessionChange, Status, Store, StoreError};
 use crate::vm::exec::{ExecOptions, exec};
 use crate::vm::{DynVm, GuestPath, User};
 
@@ -31,9 +32,11 @@ use crate::vm::{DynVm, GuestPath, User};
 #[derive(Default)]
 pub(super) struct Slot {
     /// Held while an agent starts or ends: a session resumes once, whoever asks, and never has two.
-    agent: AsyncMutex<Option<Arc<LiveSession>>>,
+    pub(super) agent: AsyncMutex<Option<Arc<LiveSession>>>,
+    /// The same for who only looks, and waits for no start or end.
+    shown: Mutex<Weak<LiveSession>>,
     /// Ends the starts that are under way.
-    stop: Notify,
+    pub(super) stop: Notify,
     /// Prompts that have not reached an agent yet.
     prompts: AtomicUsize,
 }
@@ -69,6 +72,7 @@ impl Machine {
         vm.create_dir_all(&options.cwd, User::User)
             .await
             .map_err(start::bad_cwd)?;
+        check_reachable(&options.mcp_servers, &settings.policy()).await?;
         let session = SessionId::generate();
         let launch = plan(&installed, session, &options.cwd, &options.env);
         let made = self.make(
@@ -95,6 +99,7 @@ impl Machine {
         launch: &agents::Launch,
         stop: &mut (dyn Future<Output = Error> + Send + Unpin),
     ) -> Result<CreatedSession> {
+        let kept = Kept::of(options);
         // First, so that whatever is made after it is found by the next opener if this process dies.
         // Without the agent's own id it does not count as a session yet.
         let record = NewSession {
@@ -106,90 +111,94 @@ impl Machine {
             status: Status::Open,
             capabilities: text(None),
             agent_info: text(None),
-            settings: settings_json(options),
-            config: "{}".into(),
+            settings: kept.to_text(),
+            config: Configuration::default().to_text(),
         };
         store.insert_session(record).await?;
         if options.persist_env {
-            environment::save(&self.dir, session, &options.env).await?;
+            let secrets = Secrets {
+                env: options.env.clone(),
+                mcp_servers: options.mcp_servers.clone(),
+            };
+            environment::save(&self.dir, session, &secrets).await?;
         }
         vm.create_dir_all(&launch.state_dir, User::User).await?;
-        let updates = Updates::new(session, store.clone(), options.permission_policy);
-        let cwd = options.cwd.clone();
+        let updates = Updates::new(
+            session,
+            store.clone(),
+            Arc::clone(&self.emission),
+            options.permission_policy,
+            Configuration::default(),
+        );
+        let setup = kept.setup(settings, options.cwd.clone(), options.mcp_servers.clone());
         let limit = settings.max_message_bytes;
         let starting =
-            start::start(vm, agent.name(), launch, cwd, updates, limit, &mut *stop).await?;
-        let opened = async {
-            self.emission.activate(session, Seq::default());
-            let agent_session = starting.new_session().await?;
-            let change = SessionChange {
-                agent_session_id: Some(agent_session.clone()),
-                capabilities: Some(text(starting.initialized.agent_capabilities.as_deref())),
-                agent_info: Some(text(starting.initialized.agent_info.as_deref())),
-                ..SessionChange::default()
-            };
-            store.update_session(session, change).await?;
-            store.flush(true).await?;
-            Ok::<_, Error>(agent_session)
-        };
-        let opened = tokio::select! {
-            opened = opened => opened,
-            error = stop => Err(error),
-        };
-        let agent_session = match opened {
-            Ok(agent_session) => agent_session,
-            Err(error) => {
-                starting.process.kill().await;
-                return Err(error);
-            }
-        };
+            start::start(vm, agent.name(), launch, setup, updates, limit, &mut *stop).await?;
+        let process = Arc::clone(&starting.process);
         let created = CreatedSession {
             id: session,
             agent: agent.name().to_owned(),
             capabilities: starting.initialized.agent_capabilities.clone(),
             agent_info: starting.initialized.agent_info.clone(),
         };
-        let live = self.live_session(session, agent, agent_session, starting, store);
-        *self.slot(session).agent.lock().await = Some(live);
-        Ok(created)
+        let opened = async {
+            self.emission.activate(session, Seq::default());
+            let opened = starting.new_session().await?;
+            let live = live_session(self, settings, session, opened, starting, store);
+            live.set_up(options).await?;
+            let change = SessionChange {
+                agent_session_id: Some(live.agent_session.clone()),
+                capabilities: Some(text(created.capabilities.as_deref())),
+                agent_info: Some(text(created.agent_info.as_deref())),
+                ..SessionChange::default()
+            };
+            store.update_session(session, change).await?;
+            store.flush(true).await?;
+            Ok(live)
+        };
+        let opened = tokio::select! {
+            opened = opened => opened,
+            error = stop => Err(error),
+        };
+        match opened {
+            Ok(live) => {
+                let slot = self.slot(session);
+                slot.show(&live);
+                *slot.agent.lock().await = Some(live);
+                Ok(created)
+            }
+            Err(error) => {
+                process.kill().await;
+                Err(error)
+            }
+        }
     }
 
     /// Takes back everything of a session that could not be made.
     pub(super) async fn unmake(&self, vm: &DynVm, store: &Store, session: SessionId) {
+        self.emission.forget(session);
+        if let Err(error) = self.remove(vm, store, session).await {
+            tracing::warn!(%error, %session, "something of a failed session stays, unlisted");
+        }
+    }
+
+    /// Deletes what there is of a session, its record last: as long as that is there, it can be tried
+    /// again.
+    async fn remove(&self, vm: &DynVm, store: &Store, session: SessionId) -> Result<()> {
         let command = format!("rm -rf -- '{}'", agents::state_dir(session).as_str());
-        let removed = exec(vm, &command, ExecOptions::default()).await;
-        if let Err(error) = removed {
-            tracing::debug!(%error, %session, "the state of a failed session goes with its VM");
-        }
-        if let Err(error) = environment::remove(&self.dir, session).await {
-            tracing::warn!(%error, %session, "the environment of a failed session stays");
-        }
-        if let Err(error) = store.delete_session(session).await {
-            tracing::warn!(%error, %session, "the record of a failed session stays, unlisted");
+        exec(vm, &command, ExecOptions::default()).await?;
+        environment::remove(&self.dir, session).await?;
+        match store.delete_session(session).await {
+            Err(StoreError::SessionNotFound { .. }) => Ok(()),
+            result => Ok(result?),
         }
     }
 
-    fn live_session(
+    pub(super) async fn installed(
         &self,
-        session: SessionId,
+        settings: &Settings,
         agent: &Agent,
-        agent_session: String,
-        starting: Starting,
-        store: &Store,
-    ) -> Arc<LiveSession> {
-        Arc::new(LiveSession {
-            id: session,
-            agent: agent.name().to_owned(),
-            agent_session,
-            process: starting.process,
-            updates: starting.updates,
-            store: store.clone(),
-            emission: Arc::clone(&self.emission),
-            turn: Mutex::default(),
-        })
-    }
-
-    async fn installed(&self, settings: &Settings, agent: &Agent) -> Result<agents::Installed> {
+    ) -> Result<agents::Installed> {
         let emission = Arc::clone(&self.emission);
         let progress = move |progress| emission.notify(&Notice::InstallProgress(progress));
         let installed = settings
@@ -210,7 +219,14 @@ impl Machine {
         slot.prompts.fetch_add(1, Ordering::Relaxed);
         let begun = async {
             let mut agent = slot.agent.lock().await;
-            let live = self.start_in(&mut agent, settings, session, None, stop);
+            let live = self.start_in(
+                &slot,
+                &mut agent,
+                settings,
+                session,
+                Resume::default(),
+                stop,
+            );
             // Begun under the lock: a cancel or a close that waits for it finds the turn.
             live.await?.prompt(blocks)
         };
@@ -221,114 +237,6 @@ impl Machine {
             Err(error) if error.code == Code::Aborted => Ok(cancelled_turn()),
             Err(error) => Err(error),
         }
-    }
-
-    /// The session's agent, started again if it does not run. `env` replaces what was kept.
-    pub(super) async fn resume(
-        &self,
-        settings: &Settings,
-        session: SessionId,
-        env: Option<environment::Environment>,
-    ) -> Result<()> {
-        let slot = self.slot(session);
-        let stop = slot.stop.notified();
-        let mut agent = slot.agent.lock().await;
-        let started = self.start_in(&mut agent, settings, session, env, stop);
-        started.await.map(drop)
-    }
-
-    async fn start_in(
-        &self,
-        slot: &mut Option<Arc<LiveSession>>,
-        settings: &Settings,
-        session: SessionId,
-        env: Option<environment::Environment>,
-        stop: impl Future<Output = ()> + Send,
-    ) -> Result<Arc<LiveSession>> {
-        if let Some(live) = slot {
-            if !live.is_ending() {
-                return Ok(Arc::clone(live));
-            }
-            // It may still run, if it is its log that failed.
-            live.process.kill().await;
-            *slot = None;
-        }
-        let stop = async {
-            stop.await;
-            let problem = format!("session {session} was closed or cancelled while it resumed");
-            Error::new(Code::Aborted, problem)
-        };
-        tokio::pin!(stop);
-        let record = match self.record(session).await {
-            Ok(record) => record,
-            Err(error) => {
-                self.slots().remove(&session);
-                return Err(error);
-            }
-        };
-        let agent = settings.agent(&record.agent_type)?;
-        let installed = tokio::select! {
-            installed = self.installed(settings, &agent) => installed?,
-            error = &mut stop => return Err(error),
-        };
-        let (vm, store) = self.open_for_writing(settings).await?;
-        let kept = serde_json::from_str(&record.settings).unwrap_or(KeptSettings::STRICTEST);
-        let env = match env {
-            Some(env) => {
-                if kept.persist_env {
-                    environment::save(&self.dir, session, &env).await?;
-                }
-                env
-            }
-            None => environment::load(&self.dir, session).await?,
-        };
-        let cwd = GuestPath::new(&record.cwd)
-            .map_err(|problem| Error::invalid_argument("cwd", problem))?;
-        vm.create_dir_all(&cwd, User::User)
-            .await
-            .map_err(start::bad_cwd)?;
-        let launch = plan(&installed, session, &cwd, &env);
-        self.emission.activate(session, store.committed(session)?);
-        let updates = Updates::new(session, store.clone(), kept.permission_policy);
-        self.end_interrupted_turn(&store, &record, &updates).await?;
-        let limit = settings.max_message_bytes;
-        let name = &record.agent_type;
-        let starting = start::start(&vm, name, &launch, cwd, updates, limit, &mut stop).await?;
-        let agent_session = record.agent_session_id.unwrap_or_default();
-        let loaded = tokio::select! {
-            loaded = starting.load_session(&agent_session) => loaded,
-            error = &mut stop => Err(error),
-        };
-        if let Err(error) = loaded {
-            starting.process.kill().await;
-            return Err(error);
-        }
-        set_status(&store, session, Status::Open).await?;
-        let live = self.live_session(session, &agent, agent_session, starting, &store);
-        *slot = Some(Arc::clone(&live));
-        Ok(live)
-    }
-
-    /// A turn whose host process died has no end in the log yet.
-    async fn end_interrupted_turn(
-        &self,
-        store: &Store,
-        record: &SessionRecord,
-        updates: &Updates,
-    ) -> Result<()> {
-        let history = store.history();
-        let Some(started) = history.last_event(record.id, event::TURN_START).await? else {
-            return Ok(());
-        };
-        let ended = history.last_event(record.id, event::TURN_END).await?;
-        if ended.is_none_or(|ended| ended.seq < started.seq) {
-            let end = TurnEnd::Interrupted("the process that ran this turn ended before it did");
-            let turn = event::turn_of(&started.json);
-            updates
-                .append(event::turn_end(record.id, turn, &end))
-                .await?;
-        }
-        Ok(())
     }
 
     /// `false`: no turn is under way.
@@ -358,6 +266,34 @@ impl Machine {
         Ok(())
     }
 
+    /// Deletes a session with everything of it. One that does not exist is as good as deleted.
+    pub(super) async fn destroy_session(
+        &self,
+        settings: &Settings,
+        session: SessionId,
+    ) -> Result<()> {
+        match self.record(session).await {
+            Err(error) if error.code == Code::SessionNotFound => return Ok(()),
+            record => drop(record?),
+        }
+        let slot = self.slot(session);
+        slot.stop.notify_waiters();
+        // Held to the end: whoever waits for it finds no session any more.
+        let mut agent = slot.agent.lock().await;
+        if let Some(live) = agent.take() {
+            live.close(Status::Closed).await;
+        }
+        let (vm, store) = self.open_for_writing(settings).await?;
+        self.remove(&vm, &store, session).await?;
+        self.emission.forget(session);
+        self.slots().remove(&session);
+        self.emission.notify(&Notice::SessionStatus {
+            session,
+            state: SessionState::Destroyed,
+        });
+        Ok(())
+    }
+
     /// Asks the agents to end, all at once. That of a session that is being made ends with the VM.
     pub(super) async fn close_agents(&self) {
         let slots: Vec<_> = self.slots().values().map(Arc::clone).collect();
@@ -372,16 +308,32 @@ impl Machine {
         }
     }
 
-    fn slot(&self, session: SessionId) -> Arc<Slot> {
+    pub(super) fn slot(&self, session: SessionId) -> Arc<Slot> {
         Arc::clone(self.slots().entry(session).or_default())
     }
 
-    fn slots(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Slot>>> {
+    /// The session's agent, if one runs: without waiting for one that starts.
+    pub(super) fn shown(&self, session: SessionId) -> Option<Arc<LiveSession>> {
+        let live = self.slots().get(&session)?.shown().upgrade()?;
+        (!live.is_ending()).then_some(live)
+    }
+
+    pub(super) fn slots(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Slot>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Slot {
+    pub(super) fn show(&self, live: &Arc<LiveSession>) {
+        *self.shown() = Arc::downgrade(live);
+        live.watch();
+        live.updates.tell_state();
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Weak<LiveSession>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends its agent, and one that is just starting.
     async fn close(&self, status: Status) {
         self.stop.notify_waiters();
@@ -392,19 +344,11 @@ impl Slot {
         *agent = None;
     }
 }
-async fn set_status(store: &Store, session: SessionId, status: Status) -> Result<()> {
-    let change = SessionChange {
-        status: Some(status),
-        ..SessionChange::default()
-    };
-    Ok(store.update_session(session, change).await?)
-}
-
-fn text(raw: Option<&RawValue>) -> Arc<str> {
+pub(super) fn text(raw: Option<&RawValue>) -> Arc<str> {
     raw.map_or("null", RawValue::get).into()
 }
 
-fn plan(
+pub(super) fn plan(
     installed: &agents::Installed,
     session: SessionId,
     cwd: &GuestPath,
@@ -424,33 +368,26 @@ fn plan(
     )
 }
 
-/// What a resume needs besides the agent's own state.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct KeptSettings {
-    permission_policy: PermissionPolicy,
-    #[serde(default = "yes")]
-    persist_env: bool,
-}
-
-/// Sessions of before this was asked kept theirs.
-const fn yes() -> bool {
-    true
-}
-
-impl KeptSettings {
-    /// For a record that can't be read.
-    const STRICTEST: Self = Self {
-        permission_policy: PermissionPolicy::Reject,
-        persist_env: false,
-    };
-}
-
-fn settings_json(options: &SessionOptions) -> Arc<str> {
-    let kept = KeptSettings {
-        permission_policy: options.permission_policy,
-        persist_env: options.persist_env,
-    };
-    // A struct of plain fields: always representable.
-    serde_json::to_string(&kept).unwrap_or_default().into()
+/// A conversation that an agent has opened, as a session.
+pub(super) fn live_session(
+    machine: &Machine,
+    settings: &Settings,
+    session: SessionId,
+    opened: Opened,
+    starting: Starting,
+    store: &Store,
+) -> Arc<LiveSession> {
+    Arc::new(LiveSession {
+        id: session,
+        agent: starting.agent,
+        agent_session: opened.agent_session,
+        process: starting.process,
+        updates: starting.updates,
+        store: store.clone(),
+        emission: Arc::clone(&machine.emission),
+        turn: Mutex::default(),
+        cancel_grace: settings.cancel_grace,
+        context: Mutex::default(),
+        closing: AtomicBool::new(false),
+    })
 }

@@ -6,13 +6,15 @@ use std::time::Duration;
 use agent_client_protocol_schema::ProtocolVersion;
 use nix::errno::Errno;
 use serde::Deserialize;
-use serde_json::json;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::live::AgentProcess;
+use super::mcp::{McpCapabilities, McpServer};
+use super::options::PermissionPolicy;
 use super::tail::{Tail, follow};
-use super::updates::Updates;
+use super::updates::{NewSession, Updates};
 use crate::acp::{Connection, RequestError};
 use crate::agents::Launch;
 use crate::error::{Code, Error, Result};
@@ -33,29 +35,22 @@ pub(super) struct Initialized {
     pub(super) agent_info: Option<Box<RawValue>>,
 }
 
-/// The parts of capabilities that decide what we ask.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Capabilities {
-    load_session: bool,
-}
-
-impl Initialized {
-    pub(super) fn can_load(&self) -> bool {
-        self.agent_capabilities
-            .as_deref()
-            .and_then(|raw| serde_json::from_str::<Capabilities>(raw.get()).ok())
-            .is_some_and(|capabilities| capabilities.load_session)
-    }
+/// What an agent is told whenever a conversation is opened.
+pub(super) struct Setup {
+    pub(super) cwd: GuestPath,
+    pub(super) mcp_servers: Vec<McpServer>,
+    /// For its system prompt.
+    pub(super) instructions: Option<String>,
+    pub(super) policy: PermissionPolicy,
 }
 
 /// An agent process that has answered `initialize`.
 pub(super) struct Starting {
-    agent: String,
+    pub(super) agent: String,
     pub(super) process: Arc<AgentProcess>,
     pub(super) updates: Arc<Updates>,
     pub(super) initialized: Initialized,
-    cwd: GuestPath,
+    setup: Setup,
 }
 
 /// Starts the agent's process and shakes hands. When it fails, or `stop` resolves first, the process is
@@ -64,7 +59,7 @@ pub(super) async fn start(
     vm: &DynVm,
     agent: &str,
     launch: &Launch,
-    cwd: GuestPath,
+    setup: Setup,
     updates: Arc<Updates>,
     max_message_bytes: usize,
     stop: &mut (dyn Future<Output = Error> + Send + Unpin),
@@ -73,7 +68,7 @@ pub(super) async fn start(
         .spawn(&Command {
             argv: launch.argv.clone(),
             env: launch.env.clone(),
-            cwd: cwd.clone(),
+            cwd: setup.cwd.clone(),
             user: User::User,
         })
         .await
@@ -107,7 +102,7 @@ pub(super) async fn start(
         process,
         updates,
         initialized,
-        cwd,
+        setup,
     })
 }
 
@@ -195,18 +190,19 @@ fn not_acp(agent: &str, output: &str) -> Error {
     )
 }
 
-/// The parts of the answer to `session/new` that we need.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct NewSession {
-    session_id: String,
+/// A conversation that an agent has opened.
+pub(super) struct Opened {
+    /// The agent's own id of it.
+    pub(super) agent_session: String,
+    /// Why it does not remember what was said before, if so.
+    pub(super) forgot: Option<String>,
 }
 
 impl Starting {
-    /// Opens a new conversation; returns the agent's own id of it.
-    pub(super) async fn new_session(&self) -> Result<String> {
-        let params = json!({ "cwd": self.cwd.as_str(), "mcpServers": [] });
-        let response = self.request("session/new", &params).await?;
+    /// Opens a new conversation.
+    pub(super) async fn new_session(&self) -> Result<Opened> {
+        self.updates.starting();
+        let response = self.request("session/new", &self.params(None)?).await?;
         let session: NewSession = serde_json::from_str(response.get()).map_err(|error| {
             let problem = format!(
                 "{}: its answer to session/new is malformed: {error}",
@@ -214,33 +210,84 @@ impl Starting {
             );
             Error::new(Code::AgentProtocol, problem)
         })?;
-        self.updates.live(session.session_id.clone());
-        Ok(session.session_id)
+        Ok(Opened {
+            agent_session: session.session_id,
+            forgot: None,
+        })
     }
 
-    /// Continues a conversation that the agent has kept. What it repeats of it is not logged again.
-    pub(super) async fn load_session(&self, agent_session: &str) -> Result<()> {
-        if !self.initialized.can_load() {
-            return Err(Error::new(
-                Code::AgentUnsupported,
-                format!(
-                    "{} can't continue a session: it offers no session/load",
-                    self.agent
-                ),
-            ));
+    /// Goes on with a conversation, in the best way that the agent has: as if it had never ended,
+    /// else by repeating what was said (which is not logged again), else with a new conversation,
+    /// which has to be told what was said.
+    pub(super) async fn reopen(&self, agent_session: &str) -> Result<Opened> {
+        let capabilities = self.capabilities();
+        let can_resume = !capabilities["sessionCapabilities"]["resume"].is_null();
+        let can_load = capabilities["loadSession"] == true;
+        let mut refusals = Vec::new();
+        for (method, offered) in [("session/resume", can_resume), ("session/load", can_load)] {
+            if !offered {
+                continue;
+            }
+            self.updates.replaying(agent_session.to_owned());
+            let params = self.params(Some(agent_session))?;
+            match self.request(method, &params).await {
+                Ok(_opened) => {
+                    return Ok(Opened {
+                        agent_session: agent_session.to_owned(),
+                        forgot: None,
+                    });
+                }
+                // Without a key, or an agent, the next way fails too.
+                Err(error) if error.code != Code::AgentError => return Err(error),
+                Err(error) => refusals.push(format!("{method}: {}", error.message)),
+            }
         }
-        let params = json!({
-            "sessionId": agent_session,
-            "cwd": self.cwd.as_str(),
-            "mcpServers": [],
-        });
-        self.updates.replaying();
-        self.request("session/load", &params).await?;
-        self.updates.live(agent_session.to_owned());
-        Ok(())
+        let forgot = if refusals.is_empty() {
+            format!("{} can't continue a session", self.agent)
+        } else {
+            refusals.join("; ")
+        };
+        Ok(Opened {
+            forgot: Some(forgot),
+            ..self.new_session().await?
+        })
     }
 
-    async fn request(&self, method: &str, params: &serde_json::Value) -> Result<Box<RawValue>> {
+    fn capabilities(&self) -> Value {
+        let raw = self.initialized.agent_capabilities.as_deref();
+        raw.and_then(|raw| serde_json::from_str(raw.get()).ok())
+            .unwrap_or_default()
+    }
+
+    /// Of a request that opens a conversation.
+    fn params(&self, agent_session: Option<&str>) -> Result<Value> {
+        let capabilities = self.capabilities();
+        let offered = McpCapabilities::deserialize(&capabilities["mcpCapabilities"]);
+        let offered = offered.unwrap_or_default();
+        let servers = self.setup.mcp_servers.iter();
+        let servers: Vec<_> = servers
+            .map(|server| server.to_acp(&self.agent, offered))
+            .collect::<Result<_>>()?;
+        let mut params = json!({
+            "cwd": self.setup.cwd.as_str(),
+            "mcpServers": servers,
+            "_meta": { "agentvm": { "permissionPolicy": self.setup.policy } },
+        });
+        if let Some(id) = agent_session {
+            params["sessionId"] = json!(id);
+        }
+        if let Some(text) = &self.setup.instructions {
+            // How agents took it before ACP had a word for it.
+            params["_meta"]["systemPrompt"] = json!({ "append": text });
+            if !capabilities["sessionCapabilities"]["systemPrompt"].is_null() {
+                let content = [json!({ "type": "text", "text": text })];
+                params["systemPrompt"] = json!({ "mode": "append", "content": content });
+            }
+        }
+        Ok(params)
+    }
+
+    async fn request(&self, method: &str, params: &Value) -> Result<Box<RawValue>> {
         let response: Result<_, RequestError> =
             self.process.connection.request(method, params).await;
         match response {

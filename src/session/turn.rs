@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::value::RawValue;
 use tokio::sync::watch;
@@ -29,6 +30,8 @@ const SEPARATOR: &str = "\n\n";
 /// A turn that is under way.
 pub(super) struct Turn {
     pub(super) id: Uuid,
+    /// Milliseconds since the epoch.
+    pub(super) started_at: u64,
     text: Mutex<Text>,
     cancelled: AtomicBool,
     stage: watch::Sender<Stage>,
@@ -84,6 +87,11 @@ impl Turn {
     pub(super) fn new() -> Self {
         Self {
             id: Uuid::now_v7(),
+            started_at: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| {
+                    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+                }),
             text: Mutex::default(),
             cancelled: AtomicBool::new(false),
             stage: watch::Sender::new(Stage::Preparing),

@@ -1,35 +1,50 @@
 //! What an agent says on its own, on its way into the log.
 
+use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use agent_client_protocol_schema::v1::{
-    PermissionOption, PermissionOptionKind, RequestPermissionRequest,
-};
 use async_trait::async_trait;
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
-use std::borrow::Cow;
-use tokio::sync::watch;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use uuid::Uuid;
 
-use super::event;
+use super::configuration::Configuration;
+use super::emission::{Emission, Notice, SessionState};
+use super::event::{self, DecidedBy};
 use super::options::PermissionPolicy;
+use super::permission::{self, Asked, KnownTool, Permissions};
 use super::tail::Tail;
 use super::turn::Turn;
 use crate::acp::{Connection, Handler, Request, RpcError, outer_session_id, with_session_id};
-use crate::error::Error;
-use crate::ids::SessionId;
-use crate::store::{Event, Store};
+use crate::error::{Error, Result};
+use crate::ids::{Seq, SessionId};
+use crate::store::{Event, SessionChange, Store};
+
+/// Tool calls that a permission request may refer to.
+const KNOWN_TOOLS: usize = 64;
+
+/// Reasons why nobody answers a permission request any more.
+pub(super) const CANCELLED: &str = "cancelled";
+pub(super) const TURN_ENDED: &str = "turn_ended";
+pub(super) const SESSION_CLOSED: &str = "session_closed";
+pub(super) const AGENT_EXITED: &str = "agent_exited";
+pub(super) const INTERRUPTED: &str = "interrupted";
 
 /// Takes the agent's messages, in order, from its connection to the store.
 pub(super) struct Updates {
     session: SessionId,
     store: Store,
+    emission: Arc<Emission>,
     policy: PermissionPolicy,
     /// What was no protocol: its end explains an agent that does not work.
     strays: Tail,
     stray_seen: watch::Sender<bool>,
+    /// Held while a request is logged, so that its outcome comes after it.
+    asking: AsyncMutex<()>,
     state: Mutex<State>,
 }
 
@@ -37,6 +52,12 @@ pub(super) struct Updates {
 struct State {
     phase: Phase,
     turn: Option<Arc<Turn>>,
+    /// What the agent is set to.
+    configuration: Configuration,
+    /// The same as the log has it.
+    told: Configuration,
+    /// The latest tool calls by their ids.
+    tools: VecDeque<(String, KnownTool)>,
     /// Why the log takes nothing more.
     failed: Option<Error>,
 }
@@ -48,10 +69,41 @@ enum Phase {
     #[default]
     Starting,
     /// It repeats the conversation that the log already has.
-    Replaying,
+    Replaying {
+        agent_session: String,
+    },
     Live {
         agent_session: String,
     },
+}
+
+/// Requests whose answer opens the conversation.
+const OPENING: [&str; 3] = ["session/new", "session/resume", "session/load"];
+
+/// The part of the answer to `session/new` that there must be.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NewSession {
+    pub(super) session_id: String,
+}
+
+impl State {
+    /// The conversation is open: from now on there is news of it.
+    fn open(&mut self, answer: &RawValue) {
+        self.configuration = Configuration::of_answer(answer);
+        // What the log of a new session has not said yet goes without saying: it begins so.
+        if self.told == Configuration::default() {
+            self.told = self.configuration.clone();
+        }
+        let named = serde_json::from_str::<NewSession>(answer.get());
+        let agent_session = match (&self.phase, named) {
+            (Phase::Replaying { agent_session }, _) => agent_session.clone(),
+            (_, Ok(named)) => named.session_id,
+            // Whoever asked will find out.
+            (_, Err(_malformed)) => return,
+        };
+        self.phase = Phase::Live { agent_session };
+    }
 }
 
 /// Parts of `session/update` that are looked into; everything else is only passed on.
@@ -64,13 +116,20 @@ struct UpdateParams<'a> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Update<'a> {
-    #[serde(borrow)]
-    #[serde(rename = "sessionUpdate")]
+    #[serde(borrow, rename = "sessionUpdate")]
     kind: Cow<'a, str>,
     #[serde(borrow, default)]
     message_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tool_call_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    title: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "kind")]
+    tool_kind: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    name: Option<&'a RawValue>,
 }
 
 /// The part of our adapters' `_agentvm/retry` that says which text is void.
@@ -90,27 +149,67 @@ struct TextBlock<'a> {
 }
 
 impl Updates {
-    pub(super) fn new(session: SessionId, store: Store, policy: PermissionPolicy) -> Arc<Self> {
+    /// `told`: what the log says of the agent's configuration.
+    pub(super) fn new(
+        session: SessionId,
+        store: Store,
+        emission: Arc<Emission>,
+        policy: PermissionPolicy,
+        told: Configuration,
+    ) -> Arc<Self> {
         Arc::new(Self {
             session,
             store,
+            emission,
             policy,
             strays: Tail::default(),
             stray_seen: watch::Sender::new(false),
-            state: Mutex::default(),
+            asking: AsyncMutex::default(),
+            state: Mutex::new(State {
+                told,
+                ..State::default()
+            }),
         })
     }
 
-    pub(super) fn replaying(&self) {
-        self.state().phase = Phase::Replaying;
+    pub(super) fn starting(&self) {
+        self.state().phase = Phase::Starting;
     }
 
-    pub(super) fn live(&self, agent_session: String) {
-        self.state().phase = Phase::Live { agent_session };
+    pub(super) fn replaying(&self, agent_session: String) {
+        self.state().phase = Phase::Replaying { agent_session };
     }
 
     pub(super) fn set_turn(&self, turn: Option<Arc<Turn>>) {
         self.state().turn = turn;
+    }
+
+    pub(super) fn configuration(&self) -> Configuration {
+        self.state().configuration.clone()
+    }
+
+    /// A request that changes the configuration was granted.
+    pub(super) fn granted(&self, method: &str, params: &Value, answer: &RawValue) {
+        self.state().configuration.granted(method, params, answer);
+    }
+
+    /// Tells the log what changed without a word of the agent, and keeps the configuration.
+    pub(super) async fn tell_configuration(&self) -> Result<()> {
+        let (untold, configuration) = {
+            let mut state = self.state();
+            let untold = state.configuration.untold_updates(&state.told);
+            state.told = state.configuration.clone();
+            (untold, state.configuration.to_text())
+        };
+        for update in &untold {
+            self.append(event::untold_update(self.session, update))
+                .await?;
+        }
+        let change = SessionChange {
+            config: Some(configuration),
+            ..SessionChange::default()
+        };
+        Ok(self.store.update_session(self.session, change).await?)
     }
 
     pub(super) fn strays(&self) -> &Tail {
@@ -132,42 +231,51 @@ impl Updates {
     }
 
     /// Whether a message about `agent_session` belongs into the log.
-    fn is_news(&self, method: &str, agent_session: Option<&str>) -> bool {
-        match &self.state().phase {
-            Phase::Starting => true,
-            Phase::Replaying => method != event::SESSION_UPDATE,
-            Phase::Live { agent_session: own } => {
-                agent_session.is_none_or(|session| session == own)
-            }
-        }
+    fn is_news(&self, agent_session: Option<&str>, update: Option<&str>) -> bool {
+        let (own, is_replay) = match &self.state().phase {
+            Phase::Starting => return true,
+            Phase::Replaying { agent_session } => (agent_session.clone(), true),
+            Phase::Live { agent_session } => (agent_session.clone(), false),
+        };
+        agent_session.is_none_or(|session| session == own)
+            && (!is_replay || update.is_none_or(is_state))
     }
 
     /// Queues an event. It waits when the disk can't follow: that is the agent's back-pressure.
-    pub(super) async fn append(&self, event: Event) -> Result<(), Error> {
+    pub(super) async fn append(&self, event: Event) -> Result<Seq> {
         let appended = self.store.append(self.session, event).await;
-        appended.map(drop).map_err(|error| {
+        appended.map_err(|error| {
             let error = Error::from(error);
             self.state().failed.get_or_insert(error).clone()
         })
     }
 
+    /// Appends, and where that fails ends the connection: the error is kept in the state.
     async fn append_or_end(&self, event: Event) -> ControlFlow<()> {
-        match self.append(event).await {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_kept_in_state) => ControlFlow::Break(()),
+        flow(&self.append(event).await)
+    }
+
+    /// What an update means for the turn and the session.
+    fn note(&self, update: &Update<'_>, json: Option<&RawValue>) {
+        match &*update.kind {
+            "agent_message_chunk" => self.note_text(update),
+            "tool_call" | "tool_call_update" if self.policy == PermissionPolicy::Ask => {
+                self.note_tool(update);
+            }
+            kind if changes_configuration(kind) => {
+                let params = json.and_then(|json| serde_json::from_str(json.get()).ok());
+                let params: Value = params.unwrap_or_default();
+                let mut state = self.state();
+                state.configuration.observe(kind, &params["update"]);
+                state.told.observe(kind, &params["update"]);
+            }
+            _ => {}
         }
     }
 
     /// Adds the text of an `agent_message_chunk` to the turn that is under way.
-    fn note_text(&self, params: Option<&RawValue>) {
+    fn note_text(&self, chunk: &Update<'_>) {
         let Some(turn) = self.state().turn.clone() else {
-            return;
-        };
-        let chunk = params
-            .and_then(|params| serde_json::from_str::<UpdateParams<'_>>(params.get()).ok())
-            .map(|params| params.update)
-            .filter(|update| update.kind == "agent_message_chunk");
-        let Some(chunk) = chunk else {
             return;
         };
         let text = chunk
@@ -177,6 +285,33 @@ impl Updates {
         if let Some(block) = text {
             turn.add_text(chunk.message_id.as_deref(), &block.text);
         }
+    }
+
+    fn note_tool(&self, call: &Update<'_>) {
+        let text = |raw: Option<&RawValue>| {
+            raw.and_then(|raw| serde_json::from_str::<String>(raw.get()).ok())
+        };
+        let Some(id) = text(call.tool_call_id) else {
+            return;
+        };
+        let mut state = self.state();
+        let known = state.tools.iter().position(|(own, _)| *own == id);
+        let mut tool = known
+            .and_then(|at| state.tools.remove(at))
+            .map_or_else(KnownTool::default, |(_, tool)| tool);
+        tool.name = text(call.name).or(tool.name);
+        tool.kind = text(call.tool_kind).or(tool.kind);
+        tool.title = text(call.title).or(tool.title);
+        state.tools.push_back((id, tool));
+        if state.tools.len() > KNOWN_TOOLS {
+            state.tools.pop_front();
+        }
+    }
+
+    fn known_tool(&self, id: &str) -> Option<KnownTool> {
+        let state = self.state();
+        let known = state.tools.iter().find(|(own, _)| own == id);
+        known.map(|(_, tool)| tool.clone())
     }
 
     /// The agent starts a message again: what it said of it so far is void.
@@ -189,6 +324,77 @@ impl Updates {
             turn.discard_text(&message);
         }
     }
+
+    /// Answers, as cancelled, the requests of a turn, or with `None` all of this session.
+    pub(super) async fn give_up_permissions(&self, turn: Option<Uuid>, reason: &'static str) {
+        let asking = self.asking.lock().await;
+        let over = self.permissions().take_all(|pending| {
+            pending.session == self.session && turn.is_none_or(|turn| pending.turn == Some(turn))
+        });
+        drop(asking);
+        if over.is_empty() {
+            return;
+        }
+        let outcome = permission::cancelled();
+        for pending in over {
+            let (id, by) = (pending.request.permission_id, DecidedBy::Nobody(reason));
+            let event = event::permission_outcome(self.session, id, &outcome, by);
+            if let Err(error) = self.append(event).await {
+                tracing::debug!(%error, permission = %id, "the log does not have its outcome");
+            }
+            // An agent that reads nothing must not hold up the end of its turn.
+            let outcome = outcome.clone();
+            tokio::spawn(async move { pending.answer(&outcome).await });
+        }
+        self.tell_state();
+    }
+
+    /// The caller's answer to a request, which is returned as the agent got it.
+    pub(super) async fn respond(&self, permission: &str, answer: &str) -> Result<Value> {
+        let (pending, outcome) = self.permissions().take(self.session, permission, answer)?;
+        let id = pending.request.permission_id;
+        let event = event::permission_outcome(self.session, id, &outcome, DecidedBy::Caller);
+        let logged = self.append(event).await;
+        pending.answer(&outcome).await;
+        self.tell_state();
+        logged.map(|_seq| outcome)
+    }
+
+    /// Tells who listens what the session is doing now.
+    pub(super) fn tell_state(&self) {
+        let turn = self.state().turn.as_ref().map(|turn| turn.id);
+        self.emission.notify(&Notice::SessionStatus {
+            session: self.session,
+            state: SessionState::Open {
+                turn,
+                pending_permissions: self.permissions().count(self.session),
+            },
+        });
+    }
+
+    fn permissions(&self) -> &Permissions {
+        self.emission.permissions()
+    }
+}
+
+fn flow<T>(appended: &Result<T>) -> ControlFlow<()> {
+    match appended {
+        Ok(_) => ControlFlow::Continue(()),
+        Err(_kept_in_state) => ControlFlow::Break(()),
+    }
+}
+
+fn changes_configuration(kind: &str) -> bool {
+    matches!(kind, "current_mode_update" | "config_option_update")
+}
+
+/// Whether an update tells how the session is now, rather than what was said in it.
+fn is_state(kind: &str) -> bool {
+    changes_configuration(kind)
+        || matches!(
+            kind,
+            "available_commands_update" | "session_info_update" | "usage_update"
+        )
 }
 
 #[async_trait]
@@ -200,12 +406,19 @@ impl Handler for Updates {
         params: Option<&RawValue>,
     ) -> ControlFlow<()> {
         let agent_session = outer_session_id(params);
-        if !self.is_news(method, agent_session.as_deref()) {
+        let is_update = method == event::SESSION_UPDATE;
+        let update = params
+            .filter(|_| is_update)
+            .and_then(|params| serde_json::from_str::<UpdateParams<'_>>(params.get()).ok())
+            .map(|params| params.update);
+        // One that can't be read is treated like what was said.
+        let kind = is_update.then(|| update.as_ref().map_or("", |update| &*update.kind));
+        if !self.is_news(agent_session.as_deref(), kind) {
             tracing::debug!(session = %self.session, method, "not about this session, or not new");
             return ControlFlow::Continue(());
         }
-        if method == event::SESSION_UPDATE {
-            self.note_text(params);
+        if let Some(update) = &update {
+            self.note(update, params);
         } else if method == event::RETRY {
             self.note_retry(params);
         }
@@ -218,35 +431,85 @@ impl Handler for Updates {
                 json: json.into(),
             }
         };
-        self.append_or_end(event).await
+        let appended = self.append_or_end(event).await;
+        if appended.is_continue() && kind.is_some_and(changes_configuration) {
+            return flow(&self.tell_configuration().await);
+        }
+        appended
     }
 
     async fn request(&self, connection: &Connection, request: Request<'_>) -> ControlFlow<()> {
-        if request.method != "session/request_permission" {
+        if request.method != permission::REQUEST {
             let error = RpcError::method_not_found(request.method);
             connection.respond(request.id, Err(&error)).await;
             return ControlFlow::Continue(());
         }
-        let options = request
-            .params
-            .and_then(|params| serde_json::from_str::<RequestPermissionRequest>(params.get()).ok())
-            .map_or_else(Vec::new, |request| request.options);
-        let outcome = decide(self.policy, &options);
-        let shown = with_session_id(request.line, request.params, &self.session.to_string());
-        let shown: Value = serde_json::from_str(&shown).unwrap_or_default();
-        let event = event::permission(self.session, &shown["params"], &outcome["outcome"]);
-        let flow = self.append_or_end(event).await;
-        // A `Value` of string keys: always representable.
-        if let Ok(answer) = serde_json::value::to_raw_value(&outcome) {
-            connection.respond(request.id, Ok(&answer)).await;
+        let agent_session = outer_session_id(request.params);
+        if !self.is_news(agent_session.as_deref(), None) {
+            let error = RpcError::invalid_params("this client has no such session");
+            connection.respond(request.id, Err(&error)).await;
+            return ControlFlow::Continue(());
         }
-        flow
+        let params = request.params.unwrap_or(RawValue::NULL);
+        let params = with_session_id(params.get(), Some(params), &self.session.to_string());
+        let asked = Asked::new(
+            RawValue::from_string(params).unwrap_or_else(|_| RawValue::NULL.to_owned()),
+            |id| self.known_tool(id),
+        );
+        let turn = self.state().turn.clone();
+        let turn_id = turn.as_ref().map(|turn| turn.id);
+        let is_cancelled = || turn.as_ref().is_some_and(|turn| turn.is_cancelled());
+        let id = asked.request.permission_id;
+        let asking = event::permission_request(self.session, turn_id, id, &asked.request.params);
+        let decided = if is_cancelled() {
+            Some((permission::cancelled(), DecidedBy::Nobody(CANCELLED)))
+        } else {
+            let by_policy = asked.decide(self.policy);
+            by_policy.map(|outcome| (outcome, DecidedBy::Policy))
+        };
+        let pending = asked.pending(self.session, turn_id, connection.clone(), request.id);
+        if let Some((outcome, by)) = decided {
+            let logged = self.append_or_end(asking).await;
+            if logged.is_break() {
+                return logged;
+            }
+            let event = event::permission_outcome(self.session, id, &outcome, by);
+            let flow = self.append_or_end(event).await;
+            pending.answer(&outcome).await;
+            return flow;
+        }
+        let asking_now = self.asking.lock().await;
+        self.permissions().add(pending);
+        let logged = self.append(asking).await;
+        match &logged {
+            Ok(seq) => self.permissions().logged(id, *seq),
+            Err(_) => drop(
+                self.permissions()
+                    .take_all(|own| own.request.permission_id == id),
+            ),
+        }
+        drop(asking_now);
+        self.tell_state();
+        if is_cancelled() {
+            // Whoever cancelled may have looked for requests just before this one was there.
+            self.give_up_permissions(turn_id, CANCELLED).await;
+        }
+        flow(&logged)
     }
 
-    /// The turn is over: what follows is not its text.
-    fn answered(&self, method: &str) {
+    fn answered(&self, method: &str, result: Option<&RawValue>) {
+        let mut state = self.state();
         if method == event::PROMPT {
-            self.state().turn = None;
+            // The turn is over: what follows is not its text.
+            state.turn = None;
+        }
+        let Some(result) = result else {
+            return;
+        };
+        if OPENING.contains(&method) {
+            state.open(result);
+        } else {
+            state.configuration.told_by(method, result);
         }
     }
 
@@ -255,57 +518,5 @@ impl Handler for Updates {
         self.strays.push(b"\n");
         self.stray_seen.send_replace(true);
         ControlFlow::Continue(())
-    }
-}
-
-/// The answer of a policy: the narrowest option of its kind that the agent offers.
-fn decide(policy: PermissionPolicy, options: &[PermissionOption]) -> Value {
-    let kinds = match policy {
-        PermissionPolicy::Allow => [
-            PermissionOptionKind::AllowOnce,
-            PermissionOptionKind::AllowAlways,
-        ],
-        PermissionPolicy::Reject => [
-            PermissionOptionKind::RejectOnce,
-            PermissionOptionKind::RejectAlways,
-        ],
-    };
-    let chosen = kinds
-        .iter()
-        .find_map(|kind| options.iter().find(|option| option.kind == *kind));
-    match chosen {
-        Some(option) => {
-            json!({ "outcome": { "outcome": "selected", "optionId": option.option_id } })
-        }
-        None => json!({ "outcome": { "outcome": "cancelled" } }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options(json: Value) -> Vec<PermissionOption> {
-        serde_json::from_value(json).expect("options")
-    }
-
-    #[test]
-    fn a_policy_chooses_the_narrowest_option_of_its_kind() {
-        let offered = options(json!([
-            { "optionId": "a", "name": "Always", "kind": "allow_always" },
-            { "optionId": "o", "name": "Once", "kind": "allow_once" },
-            { "optionId": "r", "name": "No", "kind": "reject_once" },
-        ]));
-        let chosen = |policy| decide(policy, &offered)["outcome"]["optionId"].clone();
-        assert_eq!(chosen(PermissionPolicy::Allow), "o");
-        assert_eq!(chosen(PermissionPolicy::Reject), "r");
-    }
-
-    #[test]
-    fn without_a_fitting_option_the_request_is_cancelled() {
-        assert_eq!(
-            decide(PermissionPolicy::Allow, &[])["outcome"]["outcome"],
-            "cancelled"
-        );
     }
 }

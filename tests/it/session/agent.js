@@ -3,7 +3,9 @@
 // A prompt is a script, one command a line (see `commands`). `$SESSION` and `$ID` stand for the
 // session's private id and the id of the request that is being handled. A script that does not answer
 // its request itself gets the usual answer at its end. The environment variables ON_START,
-// ON_INITIALIZE, ON_NEW and ON_LOAD hold scripts that run before the usual behaviour of these moments.
+// ON_INITIALIZE, ON_NEW, ON_LOAD and ON_RESUME hold scripts that run before the usual behaviour of these
+// moments; CAPABILITIES is JSON that is added to the agent's, and CONFIGURATION JSON of what it offers
+// (`modes`, `models`, `configOptions`), in the state of every start.
 
 import { spawn } from "node:child_process";
 import fs from "node:fs";
@@ -15,6 +17,10 @@ const conversation = `${process.env.AGENTVM_STATE_DIR}/conversation.jsonl`;
 /** Ends a script without an answer. */
 const HANG = Symbol("hang");
 
+let configuration = JSON.parse(process.env.CONFIGURATION ?? "{}");
+/** Params of the request that opened the conversation, with its method. */
+let opening;
+let lastPrompt;
 let cancelled = false;
 let onCancel = () => {};
 let nextId = 1;
@@ -100,6 +106,29 @@ const commands = {
     for (let i = 0; i < Number(count); i++)
       send({ id: `flood-${i}`, method: "fs/read_text_file", params: {} });
   },
+  /** Says what the request that opened the conversation was. */
+  opening: () => say(JSON.stringify(opening)),
+  /** Says the content blocks of this prompt. */
+  blocks: () => say(JSON.stringify(lastPrompt)),
+  /** Asks for permission to use a tool that was announced before, and waits for no answer. */
+  announced() {
+    update({ sessionUpdate: "tool_call", toolCallId: "t9", title: "Run make", kind: "execute" });
+    send({
+      id: "announced",
+      method: "session/request_permission",
+      params: {
+        sessionId: SESSION,
+        toolCall: { toolCallId: "t9" },
+        options: [{ optionId: "yes", name: "Yes", kind: "allow_once" }],
+      },
+    });
+  },
+  /** Changes its mode: says so as ACP wants it, or, with `silently`, only in its next answers. */
+  mode(argument) {
+    const [mode, how] = argument.split(" ");
+    configuration.modes.currentModeId = mode;
+    if (how !== "silently") update({ sessionUpdate: "current_mode_update", currentModeId: mode });
+  },
   /** Says how many prompts it remembers, this one included. */
   remember: () => say(String(kept().length)),
   /** Says what an environment variable holds. */
@@ -139,6 +168,16 @@ async function run(script, id) {
   return undefined;
 }
 
+/** The answer to a request that opens the conversation. */
+async function open(id, method, params, hook, usual) {
+  opening = { method, ...params };
+  await handle(id, hook, async () => ({ ...(await usual()), ...configuration }));
+}
+
+function refuse(id, code, message) {
+  send({ id, error: { code, message } });
+}
+
 async function handle(id, hook, usual) {
   const answer = await run(hook ?? "", id);
   if (answer === HANG) return;
@@ -150,22 +189,47 @@ const methods = {
   initialize: (id) =>
     handle(id, process.env.ON_INITIALIZE, () => ({
       protocolVersion: 1,
-      agentCapabilities: { loadSession: process.env.NO_LOAD === undefined, unknown: [1e30] },
+      agentCapabilities: {
+        loadSession: process.env.NO_LOAD === undefined,
+        unknown: [1e30],
+        ...JSON.parse(process.env.CAPABILITIES ?? "{}"),
+      },
       agentInfo: { name: "test", version: "1" },
     })),
-  "session/new": (id) => handle(id, process.env.ON_NEW, () => ({ sessionId: SESSION })),
-  "session/load": (id) =>
-    handle(id, process.env.ON_LOAD, () => {
+  "session/new": (id, params) =>
+    open(id, "session/new", params, process.env.ON_NEW, () => ({ sessionId: SESSION })),
+  "session/resume": (id, params) =>
+    open(id, "session/resume", params, process.env.ON_RESUME, () => ({})),
+  "session/load": (id, params) =>
+    open(id, "session/load", params, process.env.ON_LOAD, () => {
       for (const prompt of kept()) {
         update({ sessionUpdate: "user_message_chunk", content: prompt[0] });
         say("this was said before");
       }
       return {};
     }),
+  "session/set_mode"(id, { modeId }) {
+    if (modeId === "broken") return refuse(id, -32000 - 42, "this mode is broken");
+    configuration.modes.currentModeId = modeId;
+    send({ id, result: {} });
+    if (modeId === "loud") update({ sessionUpdate: "current_mode_update", currentModeId: modeId });
+  },
+  "session/set_model"(id, { modelId }) {
+    configuration.models.currentModelId = modelId;
+    send({ id, result: { model: modelId } });
+  },
+  "session/set_config_option"(id, { configId, value }) {
+    const option = configuration.configOptions.find((option) => option.id === configId);
+    option.currentValue = value;
+    send({ id, result: { configOptions: configuration.configOptions } });
+  },
+  /** Of no protocol: answers its params. */
+  "test/echo": (id, params) => send({ id, result: params }),
   "session/prompt": (id, { prompt }) => {
     cancelled = false;
+    lastPrompt = prompt;
     fs.appendFileSync(conversation, `${JSON.stringify(prompt)}\n`);
-    return handle(id, prompt[0].text, () => ({ stopReason: "end_turn" }));
+    return handle(id, prompt.at(-1).text, () => ({ stopReason: "end_turn" }));
   },
   "session/cancel": () => {
     cancelled = true;
@@ -177,7 +241,8 @@ if ((await run(process.env.ON_START ?? "")) !== HANG) {
   readline.createInterface({ input: process.stdin, crlfDelay: Infinity }).on("line", (line) => {
     const { id, method, params, ...answer } = JSON.parse(line);
     if (method === undefined) answers.get(id)?.(answer);
-    else methods[method](id, params);
+    else if (methods[method] !== undefined) methods[method](id, params);
+    else if (id !== undefined) refuse(id, -32601, `no such method: ${method}`);
   });
 } else {
   setInterval(() => {}, 1 << 30);

@@ -10,11 +10,10 @@ use agentvm::agents::AgentStore;
 use agentvm::error::{Code, Error};
 use agentvm::ids::{Seq, SessionId, VmKey};
 use agentvm::session::{
-    Client, ClientOptions, CreatedSession, Item, Notice, PermissionPolicy, SessionOptions,
-    Settings, TurnResult, VmHandle, text_prompt,
+    Client, ClientOptions, CreatedSession, Item, Notice, SessionOptions, Settings, TurnResult,
+    VmHandle, text_prompt,
 };
 use agentvm::store::{Query, SessionRecord, StoredEvent};
-use agentvm::vm::GuestPath;
 use agentvm::vm::exec::{ExecEnd, ExecOptions};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -206,9 +205,7 @@ pub(super) fn options(env: &[(&str, &str)]) -> SessionOptions {
     let env = env.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
     SessionOptions {
         env: env.collect::<BTreeMap<_, _>>(),
-        cwd: GuestPath::home(),
-        permission_policy: PermissionPolicy::Allow,
-        persist_env: true,
+        ..SessionOptions::default()
     }
 }
 

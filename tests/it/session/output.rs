@@ -264,10 +264,14 @@ async fn a_policy_answers_permission_requests_and_the_log_says_how() {
     let told = outcome(world.text(session, kinds).await);
     let allowed = json!({ "outcome": "selected", "optionId": "id-allow_once" });
     assert_eq!(told, allowed);
-    let logged = &world.log(session).await.of("_agentvm/permission")[0];
-    assert_eq!(logged["outcome"], allowed);
-    assert_eq!(logged["request"]["toolCall"]["title"], "rm -rf /");
-    assert_eq!(logged["request"]["sessionId"], session.to_string());
+    let log = world.log(session).await;
+    let asked = &log.of("_agentvm/permission_request")[0];
+    assert_eq!(asked["request"]["toolCall"]["title"], "rm -rf /");
+    assert_eq!(asked["request"]["sessionId"], session.to_string());
+    let decided = &log.of("_agentvm/permission_outcome")[0];
+    assert_eq!(decided["outcome"], allowed);
+    assert_eq!(decided["decidedBy"], "policy");
+    assert_eq!(decided["permissionId"], asked["permissionId"]);
     for none in ["permission reject_once", "permission"] {
         let told = outcome(world.text(session, none).await);
         assert_eq!(told, json!({ "outcome": "cancelled" }));

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use agentvm::error::Code;
-use agentvm::session::{Item, Notice};
+use agentvm::session::{Item, Notice, Resume};
 use agentvm::store::Status;
 
 use super::fixture::{Listener, World, code, options, within};
@@ -141,35 +141,6 @@ async fn what_an_agent_repeats_when_it_resumes_is_not_logged_again() {
 }
 
 #[tokio::test]
-async fn an_agent_that_cannot_load_a_session_is_named_when_it_should() {
-    let world = World::new().await;
-    let session = world.session_with(&[("NO_LOAD", "1")]).await;
-    assert_eq!(world.text(session, "say one").await, "one");
-    world.vm.close_session(session).await.unwrap();
-    let resumed = world.run(session, "say two").await;
-    assert_eq!(code(resumed), Code::AgentUnsupported);
-    assert_eq!(world.agents().await, Vec::<String>::new());
-    assert_eq!(world.log(session).await.agent_texts(), ["one"]);
-    world.close().await;
-}
-
-#[tokio::test]
-async fn a_load_that_fails_is_the_callers_error_and_can_be_tried_again() {
-    let world = World::new().await;
-    let once = "line {\"id\":$ID,\"error\":{\"code\":-32002,\"message\":\"forgotten\"}}\nhang";
-    let session = world.session_with(&[("ON_LOAD", once)]).await;
-    world.vm.close_session(session).await.unwrap();
-    assert_eq!(code(world.run(session, "say x").await), Code::AgentError);
-    assert_eq!(world.agents().await, Vec::<String>::new());
-    let env = options(&[("OTHER", "1")]).env;
-    within(world.vm.resume_session(session, Some(env)))
-        .await
-        .unwrap();
-    assert_eq!(world.text(session, "env OTHER").await, "1");
-    world.close().await;
-}
-
-#[tokio::test]
 async fn an_environment_that_was_not_kept_is_asked_for() {
     let world = World::new().await;
     let mut forget = options(&[("KEY", "secret")]);
@@ -181,8 +152,11 @@ async fn an_environment_that_was_not_kept_is_asked_for() {
     assert_eq!(world.env_files().len(), 0);
     world.vm.close_session(session).await.unwrap();
     assert_eq!(code(world.run(session, "say x").await), Code::EnvRequired);
-    let env = options(&[("KEY", "again")]).env;
-    within(world.vm.resume_session(session, Some(env)))
+    let again = Resume {
+        env: Some(options(&[("KEY", "again")]).env),
+        ..Resume::default()
+    };
+    within(world.vm.resume_session(session, again))
         .await
         .unwrap();
     assert_eq!(world.text(session, "env KEY").await, "again");
