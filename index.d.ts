@@ -44,9 +44,9 @@ export interface ClientOptions {
    */
   autoInstall?: boolean;
   /**
-   * What a power cut may take back. `"normal"`: the end of a turn that had not resolved yet;
-   * `"full"`: nothing, every batch of events is synced to the disk before it is emitted. The death of
-   * the process takes back nothing in either. Default: `"normal"`.
+   * What a power cut may take back. `"normal"`: the last events of a turn that had not resolved yet,
+   * though listeners have been told them; `"full"`: nothing, every batch of events is synced to the disk
+   * before it is emitted. The death of the process takes back nothing in either. Default: `"normal"`.
    */
   durability?: "normal" | "full";
   /**
@@ -56,6 +56,36 @@ export interface ClientOptions {
   loopbackExemptPorts?: readonly number[];
   /** Longest line, in bytes, that an agent may send; a longer one ends it. Default: 64 MiB. */
   maxMessageBytes?: number;
+  /**
+   * Milliseconds (≥ 1) without a turn, and without a call that needs the VM, after which a VM goes to
+   * sleep. Idle sessions, open event iterators and what agents left running do not keep it awake.
+   * `false`: never. Default: 900,000 (15 minutes).
+   */
+  sleepAfterMs?: number | false;
+  /**
+   * Milliseconds that an agent gets to obey a cancel before it is stopped. Its session is resumed by
+   * the next prompt. Default: 5,000.
+   */
+  cancelGraceMs?: number;
+  /**
+   * Agents of your own, by the name that `createSession` takes.
+   *
+   * ```ts
+   * createClient({ agents: { mybot: { command: "node", args: ["/home/user/mybot.js"] } } });
+   * ```
+   */
+  agents?: Readonly<Record<string, AgentDefinition>>;
+  /** For the agents of all sessions, before the session's own. Default: none. */
+  additionalInstructions?: string;
+}
+
+/** A program inside the VM that speaks the Agent Client Protocol on its stdin and stdout. */
+export interface AgentDefinition {
+  /** Its path in the VM, or a name on the VM's `PATH`. */
+  command: string;
+  args?: readonly string[];
+  /** Beneath the session's `env`. */
+  env?: Readonly<Record<string, string>>;
 }
 
 export interface Client extends AsyncDisposable {
@@ -104,15 +134,20 @@ export interface Agent extends AsyncDisposable {
   ): Promise<PromptResult>;
 
   /**
-   * Ends the turn that is under way: its `sendPrompt` resolves with `stopReason: "cancelled"`. An agent
-   * that does not obey within 5 s is stopped. Resolves when the turn has ended; with no turn under way,
-   * `cancelled` is `false`.
+   * Ends the turn that is under way: its `sendPrompt` resolves with `stopReason: "cancelled"`, the
+   * commands that it runs are killed, and what it left in the background goes on. An agent that does
+   * not obey within `cancelGraceMs` is stopped. Resolves when the turn has ended; with no turn under
+   * way, `cancelled` is `false`.
    */
   cancelPrompt(sessionId: string): Promise<CancelResult>;
 
   /**
-   * Starts the agent of a session that was closed, with the conversation it had. Does nothing to a
-   * session that is live.
+   * Starts the agent of a session that was closed or suspended, or whose VM sleeps, with the
+   * conversation and the configuration that it had. Does nothing to a session that is live. Prompts
+   * and the `set…` calls do the same by themselves.
+   *
+   * @throws {AgentVmError} `SESSION_NOT_FOUND`, `ENV_REQUIRED` for a session with `persistEnv: false`,
+   * and what `createSession` rejects with
    */
   resumeSession(sessionId: string, options?: ResumeSessionOptions): Promise<PersistedSession>;
 
@@ -122,16 +157,113 @@ export interface Agent extends AsyncDisposable {
    */
   closeSession(sessionId: string): Promise<void>;
 
-  /** All sessions of this VM, newest first. Boots nothing. */
+  /**
+   * Ends the session and removes all of it: events, kept environment, the agent's own state. Files that
+   * the agent made stay. Idempotent.
+   */
+  destroySession(sessionId: string): Promise<void>;
+
+  /** All sessions of this VM, newest first, with what is going on in them. Boots nothing. */
+  listSessions(): Promise<SessionState[]>;
+
+  /**
+   * One of them. Boots nothing.
+   *
+   * @throws {AgentVmError} `SESSION_NOT_FOUND`
+   */
+  getSession(sessionId: string): Promise<SessionState>;
+
+  /** All sessions of this VM as they are stored, newest first. Boots nothing. */
   listPersistedSessions(): Promise<PersistedSession[]>;
 
   /**
-   * The persisted events of a session, in order. Boots nothing.
+   * Changes the model, from now on and after every resume. A session that is not live is resumed
+   * first.
+   *
+   * @returns the agent's answer, as it came
+   * @throws {AgentVmError} `INVALID_ARGUMENT` for a value that the agent does not offer, naming those
+   * that it does; `AGENT_UNSUPPORTED` if it offers no such choice; `AGENT_ERROR` with the agent's own
+   * code and data if it refuses; `SESSION_NOT_FOUND`, …
+   */
+  setModel(sessionId: string, model: string): Promise<JsonObject>;
+  /** Changes the mode, one of `getModes`. Otherwise as {@link Agent.setModel}. */
+  setMode(sessionId: string, modeId: string): Promise<JsonObject>;
+  /** Changes how long the model thinks. Otherwise as {@link Agent.setModel}. */
+  setThoughtLevel(sessionId: string, level: string): Promise<JsonObject>;
+  /** Changes any option of `getConfigOptions`. Otherwise as {@link Agent.setModel}. */
+  setConfigOption(
+    sessionId: string,
+    optionId: string,
+    value: string | boolean,
+  ): Promise<JsonObject>;
+
+  /** The modes of the agent and the one that is in force; `null` if it has none. Boots nothing. */
+  getModes(sessionId: string): Promise<SessionModes | null>;
+
+  /** What can be configured of the agent, with the values in force. Boots nothing. */
+  getConfigOptions(sessionId: string): Promise<ConfigOption[]>;
+
+  /**
+   * Sends the agent any request of ACP, or one of its own. `params.sessionId` is set to the agent's id
+   * of the session. A session that is not live is resumed first.
+   *
+   * @returns the agent's answer, as it came
+   * @throws {AgentVmError} `AGENT_ERROR` with the agent's own code and data, …
+   */
+  rawSend(
+    sessionId: string,
+    method: string,
+    params?: Readonly<Record<string, unknown>>,
+  ): Promise<JsonValue>;
+
+  /**
+   * Answers a request of `permissionRequest`. The first answer counts.
+   *
+   * @param answer `"once"`, `"always"` or `"reject"`, or the exact `optionId` of one of its options
+   * @returns what the agent was told
+   * @throws {AgentVmError} `PERMISSION_NOT_FOUND` if it is none, or answered, or its turn has ended;
+   * `INVALID_ARGUMENT` if the request has no such option, naming those that it has
+   */
+  respondPermission(
+    sessionId: string,
+    permissionId: string,
+    answer: PermissionAnswer,
+  ): Promise<PermissionResponse>;
+
+  /**
+   * The events of a session, in order: the bare messages. Recent ones come from memory, older ones from
+   * SQLite. Boots nothing.
+   *
+   * @throws {AgentVmError} as {@link Agent.getSessionEvents}
+   */
+  getEvents(sessionId: string, options?: EventQuery): Promise<JsonRpcNotification[]>;
+
+  /** The same with their numbers: what a client that reconnects asks for. */
+  getSequencedEvents(sessionId: string, options?: EventQuery): Promise<SequencedEvent[]>;
+
+  /**
+   * The same as they are stored, for transcripts.
    *
    * @throws {AgentVmError} `SESSION_NOT_FOUND`; `SEQ_AHEAD` for a `since` beyond the last event;
-   * `RESULT_TOO_LARGE` over 256 MiB: page with `limit` and `since`
+   * `RESULT_TOO_LARGE` over 256 MiB: iterate with `sessionEvents`, or page with `limit` and `since`
    */
-  getSessionEvents(sessionId: string, options?: GetSessionEventsOptions): Promise<PersistedEvent[]>;
+  getSessionEvents(sessionId: string, options?: EventQuery): Promise<PersistedEvent[]>;
+
+  /**
+   * Iterates over the events of a session: those that are stored, and with `follow` then those that
+   * come, each exactly once. It reads as fast as it is asked, holds one batch, and boots nothing.
+   *
+   * ```ts
+   * for await (const { seq, event } of agent.sessionEvents(sessionId, { since, follow: true })) {
+   *   show(event);
+   *   since = seq; // where to go on after a reconnect
+   * }
+   * ```
+   *
+   * @throws {AgentVmError} at once `INVALID_ARGUMENT`; the iteration `SESSION_NOT_FOUND`, `SEQ_AHEAD`,
+   * `ABORTED`, …
+   */
+  sessionEvents(sessionId: string, options?: SessionEventsOptions): SessionEventIterator;
 
   /**
    * Runs `sh -c command` in the VM. A non-zero exit code resolves. Resolves when the shell exits: what
@@ -167,8 +299,13 @@ export interface Agent extends AsyncDisposable {
   destroy(): Promise<void>;
 
   /**
-   * Calls `listener` for everything that happens from now on. A listener that throws does not keep
-   * others from theirs; its error surfaces as `uncaughtException`. Listening does not keep Node alive.
+   * Calls `listener` for everything that happens from now on, in order; with `permissionRequest` also,
+   * soon after `on` has returned, for the requests that wait for an answer already.
+   *
+   * Slow listeners delay neither agents nor calls: events wait in the log, and after some 10 ms of
+   * listeners everything else in the process has its turn. They do delay the `sendPrompt` whose events
+   * they are told. A listener that throws does not keep others from theirs; its error surfaces as
+   * `uncaughtException`. Listening does not keep Node alive.
    *
    * @returns a function that removes the listener
    */
@@ -181,7 +318,10 @@ export interface Agent extends AsyncDisposable {
   off<E extends keyof AgentEvents>(event: E, listener: (value: AgentEvents[E]) => void): void;
 }
 
-/** `"pi"`; other names are for later versions and reject with `AGENT_UNSUPPORTED` or `AGENT_UNKNOWN`. */
+/**
+ * `"pi"`, or a name of the client's `agents`; others are for later versions and reject with
+ * `AGENT_UNSUPPORTED` or `AGENT_UNKNOWN`.
+ */
 export type AgentType = "pi" | (string & {});
 
 export interface CreateSessionOptions {
@@ -192,23 +332,70 @@ export interface CreateSessionOptions {
   env?: Readonly<Record<string, string>>;
   /** Working directory inside the VM, made if it is missing. Default: `/home/user`. */
   cwd?: string;
+  /** Servers of the Model Context Protocol whose tools the agent gets. Default: none. */
+  mcpServers?: readonly McpServer[];
+  /** Appended to the agent's system prompt, after the client's. Default: none. */
+  additionalInstructions?: string;
   /**
-   * Who answers an agent that asks for permission: `"allow"` or `"reject"` every request. The VM is the
-   * boundary, hence the default `"allow"`.
+   * Leave out what agentvm tells the agent about the VM. The list of tools (the session's MCP servers,
+   * commands of the VM) stays. Default: `false`.
    */
-  permissionPolicy?: "allow" | "reject";
+  skipOsInstructions?: boolean;
   /**
-   * Keep `env`, in a file of mode 0600 beside the VM, so that the session can be resumed without it.
-   * Default: `true`.
+   * Who answers an agent that asks for permission. `"ask"`: you, by `respondPermission`; a request that
+   * nobody listens to waits, `getSession` lists it, and the next `permissionRequest` listener is told.
+   * `"allow"`, `"reject"`: every request, at once. Fixed for the life of the session.
+   *
+   * Default: `"ask"` if somebody listens to `permissionRequest` of this object at this moment, else
+   * `"allow"`: the VM is the boundary.
+   */
+  permissionPolicy?: PermissionPolicy;
+  /** As by `setModel`. Default: the agent's. */
+  model?: string;
+  /** As by `setMode`. Default: the agent's. */
+  mode?: string;
+  /** As by `setThoughtLevel`. Default: the agent's. */
+  thoughtLevel?: string;
+  /**
+   * Keep `env` and the environments and headers of `mcpServers`, in a file of mode 0600 beside the VM,
+   * so that the session can be resumed without them. Default: `true`.
    */
   persistEnv?: boolean;
   /** Aborting rejects with `ABORTED` and leaves nothing of the session. */
   signal?: AbortSignal;
 }
 
+export type PermissionPolicy = "ask" | "allow" | "reject";
+
+export type McpServer = LocalMcpServer | RemoteMcpServer;
+
+/** A program inside the VM that speaks MCP on its stdin and stdout. It lives as long as the agent. */
+export interface LocalMcpServer {
+  type: "local";
+  /** Unique in the session. Default: derived from the package or command. */
+  name?: string;
+  command: string;
+  args?: readonly string[];
+  /** Default: none but the VM's own. */
+  env?: Readonly<Record<string, string>>;
+}
+
+/** A service that the VM reaches by the rules of its network. */
+export interface RemoteMcpServer {
+  type: "remote";
+  /** Unique in the session. Default: derived from the host. */
+  name?: string;
+  url: string;
+  headers?: Readonly<Record<string, string>>;
+  /** Default: streamable HTTP is tried, then SSE. */
+  transport?: "http" | "sse";
+}
+
 export interface ResumeSessionOptions {
   /** Replaces the environment that was kept; needed if none was (`ENV_REQUIRED`). */
   env?: Readonly<Record<string, string>>;
+  /** Replaces all MCP servers of the session. */
+  mcpServers?: readonly McpServer[];
 }
 
 export interface SendPromptOptions {
@@ -216,11 +403,34 @@ export interface SendPromptOptions {
   signal?: AbortSignal;
 }
 
-export interface GetSessionEventsOptions {
+/** Which events of a session. */
+export interface EventQuery {
   /** Only events after this number. Default: 0, all. */
   since?: number;
+  /** Only events of this method, as `"session/update"`. Default: all. */
+  method?: string;
   /** At most so many events. Default: all. */
   limit?: number;
+}
+
+export interface SessionEventsOptions {
+  /** Only events after this number. Default: 0, all. */
+  since?: number;
+  /**
+   * Go on with events as they come, until the session is destroyed or the iteration is ended.
+   * Default: `false`, end after the last stored one.
+   */
+  follow?: boolean;
+  /** Aborting ends the iteration: it rejects with `ABORTED`. */
+  signal?: AbortSignal;
+}
+
+/** `break`, `return()` and the end of an `await using` end it, whatever is under way. */
+export interface SessionEventIterator
+  extends AsyncIterableIterator<PersistedEvent>,
+    AsyncDisposable {
+  next(): Promise<IteratorResult<PersistedEvent, undefined>>;
+  return(): Promise<IteratorResult<PersistedEvent, undefined>>;
 }
 
 export interface Session {
@@ -248,6 +458,89 @@ export interface PersistedSession extends Session {
   updatedAt: number;
 }
 
+/** A session and what is going on in it. */
+export interface SessionState extends PersistedSession {
+  /** The turn that is under way. */
+  turn: {
+    turnId: string;
+    /** Milliseconds since the epoch. */
+    startedAt: number;
+  } | null;
+  /** Requests that wait for `respondPermission`, in their order. */
+  pendingPermissions: PermissionRequest[];
+  permissionPolicy: PermissionPolicy;
+}
+
+/** An agent asks whether it may. */
+export interface PermissionRequest {
+  permissionId: string;
+  /** What the agent wants to use, as it names it. */
+  toolName: string;
+  /** One line for a person: what it wants to do. */
+  description: string;
+  /** What can be answered. */
+  options: PermissionOption[];
+  /** The agent's whole request, ACP's `session/request_permission`, as it came. */
+  // biome-ignore lint/suspicious/noExplicitAny: agents send fields that no version of ACP knows
+  params: any;
+}
+
+export interface PermissionOption {
+  optionId: string;
+  /** For a person. */
+  name: string;
+  kind: "allow_once" | "allow_always" | "reject_once" | "reject_always" | (string & {});
+}
+
+/**
+ * `"once"`: allow this; `"always"`: allow this and its like from now on; `"reject"`: don't. Or the exact
+ * `optionId` of one of the request's options.
+ */
+export type PermissionAnswer = "once" | "always" | "reject" | (string & {});
+
+export interface PermissionResponse {
+  outcome: PermissionOutcome;
+}
+
+/** What an agent is told about a request. */
+export type PermissionOutcome =
+  | { outcome: "selected"; optionId: string }
+  | { outcome: "cancelled" };
+
+/** ACP's modes of a session, as the agent describes them. */
+export interface SessionModes {
+  currentModeId: string;
+  availableModes: { id: string; name: string; description?: string | null }[];
+}
+
+/** ACP's configuration option, as the agent describes it. */
+export type ConfigOption = SelectOption | BooleanOption;
+
+export interface SelectOption extends ConfigOptionBase {
+  type: "select";
+  currentValue: string;
+  options: ConfigValue[] | { group: string; name: string; options: ConfigValue[] }[];
+}
+
+export interface BooleanOption extends ConfigOptionBase {
+  type: "boolean";
+  currentValue: boolean;
+}
+
+export interface ConfigOptionBase {
+  /** For `setConfigOption`. */
+  id: string;
+  name: string;
+  description?: string | null;
+  category?: "mode" | "model" | "thought_level" | (string & {}) | null;
+}
+
+export interface ConfigValue {
+  value: string;
+  name: string;
+  description?: string | null;
+}
+
 export interface PromptResult {
   /** The agent's answer to `session/prompt`, as it came. */
   response: JsonObject;
@@ -265,6 +558,12 @@ export interface CancelResult {
   cancelled: boolean;
 }
 
+export interface SequencedEvent {
+  /** 1, 2, 3, … without gaps within a session. */
+  sequenceNumber: number;
+  notification: JsonRpcNotification;
+}
+
 export interface PersistedEvent {
   sessionId: string;
   /** 1, 2, 3, … without gaps; the `sequenceNumber` of `sessionEvent`. */
@@ -276,9 +575,7 @@ export interface PersistedEvent {
 
 /**
  * A message of the agent, exactly as it came but for `params.sessionId`, or one that agentvm adds so
- * that the log alone is a transcript: `session/update` with a `user_message_chunk` for each block of a
- * prompt, `_agentvm/turn_start`, `_agentvm/turn_end` (with `stopReason`, `error` or `interrupted`),
- * `_agentvm/permission`. Added ones have `params._meta.agentvm`.
+ * that the log alone is a transcript: see {@link AddedEvent}.
  */
 export interface JsonRpcNotification {
   jsonrpc: "2.0";
@@ -286,6 +583,73 @@ export interface JsonRpcNotification {
   // biome-ignore lint/suspicious/noExplicitAny: agents send fields that no version of ACP knows
   params?: any;
 }
+
+/**
+ * What agentvm adds to the log, beside the `session/update`s of {@link AddedUpdate}. `method` tells them
+ * apart:
+ *
+ * ```ts
+ * const added = event as AddedEvent;
+ * if (added.method === "_agentvm/turn_end") console.log(added.params.stopReason);
+ * ```
+ */
+export type AddedEvent =
+  /** A turn begins; the blocks of its prompt follow. */
+  | Added<"_agentvm/turn_start", { turnId: string }>
+  | Added<"_agentvm/turn_end", TurnEnd>
+  /** An agent asks for permission. */
+  | Added<"_agentvm/permission_request", PermissionRequestEvent>
+  /** What became of it. */
+  | Added<"_agentvm/permission_outcome", PermissionOutcomeEvent>
+  /** A session was resumed, and something of it could not be restored. */
+  | Added<"_agentvm/session_restored", { [field: string]: unknown }>
+  | Added<"session/update", { update: AddedUpdate }>;
+
+/** An event that agentvm adds. `_meta.agentvm` is in these only. */
+export interface Added<Method extends string, Params> {
+  jsonrpc: "2.0";
+  method: Method;
+  params: Params & { sessionId: string; _meta: { agentvm: { turnId?: string } } };
+}
+
+/** How a turn ended: one of the three is there. */
+export interface TurnEnd {
+  /** Not there if the turn's start is not known. */
+  turnId?: string;
+  /** The agent answered. */
+  stopReason?: string;
+  /** The agent's answer, as it came. */
+  response?: JsonObject;
+  /** The agent, or something on the way to it, failed: what `sendPrompt` rejected with. */
+  error?: { code: ErrorCode; message: string; data?: unknown };
+  /** The process that ran it ended, or the agent was stopped. */
+  interrupted?: { reason: string };
+}
+
+export interface PermissionRequestEvent {
+  permissionId: string;
+  /** The agent's whole request, ACP's `session/request_permission`, as it came. */
+  // biome-ignore lint/suspicious/noExplicitAny: agents send fields that no version of ACP knows
+  request: any;
+}
+
+export interface PermissionOutcomeEvent {
+  permissionId: string;
+  outcome: PermissionOutcome;
+  /** The session's policy, `respondPermission`, or agentvm because nobody can answer any more. */
+  decidedBy: "policy" | "caller" | "agentvm";
+  /** Of `"agentvm"`: why. */
+  reason?: string;
+}
+
+/** The `update` of a `session/update` that agentvm adds. */
+export type AddedUpdate =
+  /** A block of a prompt. */
+  | { sessionUpdate: "user_message_chunk"; content: ContentBlock }
+  /** The agent changed its mode without saying so, as the answer to `setMode`. */
+  | { sessionUpdate: "current_mode_update"; currentModeId: string }
+  /** The same of its options. */
+  | { sessionUpdate: "config_option_update"; configOptions: ConfigOption[] };
 
 /** ACP content: <https://agentclientprotocol.com/protocol/content>. */
 export type ContentBlock =
@@ -339,6 +703,23 @@ export interface AgentEvents {
     sequenceNumber: number;
     event: JsonRpcNotification;
   };
+  /**
+   * An agent asks for permission, in a session with `permissionPolicy: "ask"`. Each listener is told
+   * each request once, also those that wait when it comes.
+   */
+  permissionRequest: {
+    sessionId: string;
+    request: PermissionRequest;
+  };
+  /** What a session does has changed: it is opened, closed or gone, a turn begins or ends, … */
+  sessionStatus: {
+    sessionId: string;
+    status: "open" | "closed" | "suspended" | "destroyed";
+    /** The turn that is under way. */
+    turnId: string | null;
+    /** How many requests wait for `respondPermission`. */
+    pendingPermissions: number;
+  };
   vmBooted: {
     /** The host's programs changed since this VM last booted. */
     baseChanged: boolean;
@@ -375,6 +756,7 @@ export type ErrorCode =
   | "AGENT_UNSUPPORTED"
   | "AUTH_REQUIRED"
   | "ENV_REQUIRED"
+  | "PERMISSION_NOT_FOUND"
   | "VM_UNSUPPORTED"
   | "VM_BUSY"
   | "VM_EXITED"

@@ -1,11 +1,13 @@
 import { expectAssignable, expectError, expectNotAssignable, expectType } from "tsd";
 import {
+  type AddedEvent,
   type Agent,
   type AgentEvents,
   AgentVmError,
   type CancelResult,
   type Client,
   type ClientOptions,
+  type ConfigOption,
   type ContentBlock,
   type CreateSessionOptions,
   createClient,
@@ -13,11 +15,21 @@ import {
   type ExecOptions,
   type ExecResult,
   type InstallProgress,
+  type JsonObject,
   type JsonRpcNotification,
+  type JsonValue,
+  type McpServer,
+  type PermissionOutcome,
+  type PermissionRequest,
+  type PermissionResponse,
   type PersistedEvent,
   type PersistedSession,
   type PromptResult,
+  type SequencedEvent,
   type Session,
+  type SessionEventIterator,
+  type SessionModes,
+  type SessionState,
 } from ".";
 
 // Clients
@@ -31,12 +43,20 @@ expectType<Client>(
     durability: "full",
     loopbackExemptPorts: [8080] as const,
     maxMessageBytes: 1 << 20,
+    sleepAfterMs: 60_000,
+    cancelGraceMs: 1_000,
+    agents: { mybot: { command: "node", args: ["bot.js"] as const, env: { A: "1" } } },
+    additionalInstructions: "Be brief.",
   }),
 );
 expectError(createClient(null));
 expectError(createClient({ datadir: "/tmp" }));
 expectNotAssignable<ClientOptions>({ durability: "maximal" });
 expectNotAssignable<ClientOptions>({ loopbackExemptPorts: 80 });
+expectAssignable<ClientOptions>({ sleepAfterMs: false });
+expectNotAssignable<ClientOptions>({ sleepAfterMs: true });
+expectNotAssignable<ClientOptions>({ agents: { mybot: "node" } });
+expectNotAssignable<ClientOptions>({ agents: { mybot: { args: [] } } });
 
 const client = createClient();
 expectType<Agent>(client.vm.getOrCreate("key"));
@@ -59,7 +79,25 @@ expectType<Promise<Session>>(
   agent.createSession("pi", {
     env: { ANTHROPIC_API_KEY: "key" } as const,
     cwd: "/home/user/project",
+    mcpServers: [
+      {
+        type: "local",
+        command: "npx",
+        args: ["-y", "@modelcontextprotocol/server-filesystem", "/home/user"],
+        env: {},
+      },
+      {
+        type: "remote",
+        url: "https://mcp.example.com/sse",
+        headers: { Authorization: "Bearer my-token" },
+      },
+    ],
+    additionalInstructions: "Always write tests before implementation.",
+    skipOsInstructions: true,
     permissionPolicy: "reject",
+    model: "anthropic/claude-opus-4-8",
+    mode: "plan",
+    thoughtLevel: "high",
     persistEnv: false,
     signal,
   }),
@@ -69,7 +107,14 @@ expectError(agent.createSession());
 expectNotAssignable<CreateSessionOptions>({ env: { PORT: 80 } });
 // What `process.env` says of a variable that may be missing.
 expectNotAssignable<CreateSessionOptions>({ env: { KEY: process.env["KEY"] } });
-expectNotAssignable<CreateSessionOptions>({ permissionPolicy: "ask" });
+expectAssignable<CreateSessionOptions>({ permissionPolicy: "ask" });
+expectNotAssignable<CreateSessionOptions>({ permissionPolicy: "always" });
+expectAssignable<McpServer>({ type: "local", name: "files", command: "files" });
+expectAssignable<McpServer>({ type: "remote", url: "https://mcp.example.com", transport: "http" });
+expectNotAssignable<McpServer>({ type: "local", url: "https://mcp.example.com" });
+expectNotAssignable<McpServer>({ type: "remote", command: "files" });
+expectNotAssignable<McpServer>({ type: "remote", url: "https://a.example", transport: "ws" });
+expectNotAssignable<McpServer>({ command: "files" });
 expectError(agent.createSession("pi", { evn: {} }));
 
 expectType<Promise<PromptResult>>(agent.sendPrompt("id", "text"));
@@ -86,22 +131,105 @@ expectNotAssignable<ContentBlock>({ type: "resource", resource: { uri: "file:///
 expectNotAssignable<ContentBlock>({ text: "no type" });
 
 expectType<Promise<CancelResult>>(agent.cancelPrompt("id"));
-expectType<Promise<PersistedSession>>(agent.resumeSession("id", { env: { KEY: "value" } }));
+expectType<Promise<PersistedSession>>(agent.resumeSession("id"));
+expectType<Promise<PersistedSession>>(
+  agent.resumeSession("id", { env: { KEY: "value" }, mcpServers: [] }),
+);
 expectType<Promise<void>>(agent.closeSession("id"));
+expectType<Promise<void>>(agent.destroySession("id"));
+expectType<Promise<SessionState[]>>(agent.listSessions());
+expectType<Promise<SessionState>>(agent.getSession("id"));
 expectType<Promise<PersistedSession[]>>(agent.listPersistedSessions());
-expectType<Promise<PersistedEvent[]>>(agent.getSessionEvents("id", { since: 3, limit: 10 }));
-expectError(agent.getSessionEvents("id", { since: "3" }));
 
 declare const session: PersistedSession;
 expectAssignable<Session>(session);
 expectType<"open" | "closed" | "suspended">(session.status);
 expectType<number>(session.createdAt);
+declare const state: SessionState;
+expectAssignable<PersistedSession>(state);
+expectType<{ turnId: string; startedAt: number } | null>(state.turn);
+expectType<PermissionRequest[]>(state.pendingPermissions);
+expectType<"ask" | "allow" | "reject">(state.permissionPolicy);
 declare const turn: PromptResult;
 expectType<string>(turn.text);
 expectType<string>(turn.stopReason);
+
+// Configuration
+
+expectType<Promise<JsonObject>>(agent.setModel("id", "model"));
+expectType<Promise<JsonObject>>(agent.setMode("id", "plan"));
+expectType<Promise<JsonObject>>(agent.setThoughtLevel("id", "high"));
+expectType<Promise<JsonObject>>(agent.setConfigOption("id", "brave", true));
+expectType<Promise<JsonObject>>(agent.setConfigOption("id", "model", "large"));
+expectError(agent.setConfigOption("id", "model", 7));
+expectError(agent.setConfigOption("id", "model"));
+expectError(agent.setModel("id"));
+expectType<Promise<SessionModes | null>>(agent.getModes("id"));
+expectType<Promise<ConfigOption[]>>(agent.getConfigOptions("id"));
+declare const option: ConfigOption;
+if (option.type === "boolean") {
+  expectType<boolean>(option.currentValue);
+} else {
+  expectType<string>(option.currentValue);
+}
+expectType<Promise<JsonValue>>(agent.rawSend("id", "session/set_mode", { modeId: "plan" }));
+expectType<Promise<JsonValue>>(agent.rawSend("id", "_mybot/ping"));
+expectError(agent.rawSend("id", "_mybot/ping", ["params"]));
+
+// Permissions
+
+expectType<Promise<PermissionResponse>>(agent.respondPermission("id", "permission", "once"));
+expectType<Promise<PermissionResponse>>(agent.respondPermission("id", "permission", "allow-7"));
+expectError(agent.respondPermission("id", "permission", true));
+expectError(agent.respondPermission("id", "once"));
+declare const outcome: PermissionOutcome;
+if (outcome.outcome === "selected") {
+  expectType<string>(outcome.optionId);
+}
+
+// The event log
+
+const query = { since: 3, method: "session/update", limit: 10 } as const;
+expectType<Promise<JsonRpcNotification[]>>(agent.getEvents("id", query));
+expectType<Promise<SequencedEvent[]>>(agent.getSequencedEvents("id", query));
+expectType<Promise<PersistedEvent[]>>(agent.getSessionEvents("id", query));
+expectError(agent.getSessionEvents("id", { since: "3" }));
+expectError(agent.getEvents("id", { follow: true }));
+expectType<SessionEventIterator>(agent.sessionEvents("id"));
+expectError(agent.sessionEvents("id", { limit: 1 }));
+expectAssignable<AsyncDisposable>(agent.sessionEvents("id"));
+for await (const event of agent.sessionEvents("id", { since: 1, follow: true, signal })) {
+  expectType<PersistedEvent>(event);
+}
 declare const persisted: PersistedEvent;
 expectType<number>(persisted.seq);
 expectType<JsonRpcNotification>(persisted.event);
+declare const sequenced: SequencedEvent;
+expectType<number>(sequenced.sequenceNumber);
+expectType<JsonRpcNotification>(sequenced.notification);
+
+declare const added: AddedEvent;
+expectAssignable<JsonRpcNotification>(added);
+expectAssignable<AddedEvent>(persisted.event as AddedEvent);
+switch (added.method) {
+  case "_agentvm/turn_start":
+    expectType<string>(added.params.turnId);
+    break;
+  case "_agentvm/turn_end":
+    expectType<string | undefined>(added.params.stopReason);
+    expectType<ErrorCode | undefined>(added.params.error?.code);
+    expectType<string | undefined>(added.params.interrupted?.reason);
+    break;
+  case "_agentvm/permission_outcome":
+    expectType<"policy" | "caller" | "agentvm">(added.params.decidedBy);
+    expectType<PermissionOutcome>(added.params.outcome);
+    break;
+  case "session/update":
+    if (added.params.update.sessionUpdate === "user_message_chunk") {
+      expectType<ContentBlock>(added.params.update.content);
+    }
+    break;
+}
 
 // Commands and files
 
@@ -153,6 +281,16 @@ agent.on("vmBooted", ({ baseChanged, layersSuspect }) => {
   expectType<boolean>(baseChanged);
   expectType<boolean>(layersSuspect);
 });
+agent.on("permissionRequest", ({ sessionId, request }) => {
+  expectType<string>(sessionId);
+  expectType<PermissionRequest>(request);
+  expectType<string>(request.toolName);
+});
+agent.on("sessionStatus", ({ status, turnId, pendingPermissions }) => {
+  expectType<"open" | "closed" | "suspended" | "destroyed">(status);
+  expectType<string | null>(turnId);
+  expectType<number>(pendingPermissions);
+});
 agent.on("installProgress", (progress) => expectType<InstallProgress>(progress));
 expectType<void>(agent.off("vmBooted", () => {}));
 expectError(agent.on("sesionEvent", () => {}));
@@ -165,5 +303,6 @@ declare const error: AgentVmError;
 expectAssignable<Error>(error);
 expectType<ErrorCode>(error.code);
 expectAssignable<ErrorCode>("SESSION_BUSY");
+expectAssignable<ErrorCode>("PERMISSION_NOT_FOUND");
 expectAssignable<ErrorCode>("ENOENT");
 expectNotAssignable<new () => AgentVmError>(AgentVmError);

@@ -1,36 +1,22 @@
-import { inspect } from "node:util";
 import type * as Api from "../index";
-import { bytes, json, refuseMore, requireOptions, requireString } from "./arguments";
-import { AgentVmError, aborted, call, callSync, invalidArgument } from "./errors";
-import { native } from "./native";
+import { abortable, throwIfAborted } from "./abort";
+import { bytes, json, refuseMore, requireJson, requireOptions, requireString } from "./arguments";
+import { aborted, call, callSync, invalidArgument } from "./errors";
+import { Listeners } from "./listeners";
+import type { native } from "./native";
+import { SessionEvents } from "./session-events";
 
 type NativeVm = InstanceType<typeof native.NativeVm>;
-type NativeSubscription = ReturnType<NativeVm["subscribe"]>;
-type Listener = (value: never) => void;
-
-const EVENTS: readonly string[] = [
-  "sessionEvent",
-  "vmBooted",
-  "vmShutdown",
-  "installProgress",
-] satisfies (keyof Api.AgentEvents)[];
-
-/** An item of a batch from the addon. */
-interface Item {
-  type: keyof Api.AgentEvents | "error";
-  value: unknown;
-}
 
 export class Agent implements Api.Agent {
   readonly key: readonly string[];
   readonly #vm: NativeVm;
-  /** By event. `true`: for one event only. */
-  readonly #listeners = new Map<string, Map<Listener, boolean>>();
-  #subscription: NativeSubscription | undefined;
+  readonly #listeners: Listeners;
 
   constructor(vm: NativeVm, key: readonly string[]) {
     this.#vm = vm;
     this.key = Object.freeze(key);
+    this.#listeners = new Listeners(vm);
   }
 
   // Sessions
@@ -41,10 +27,14 @@ export class Agent implements Api.Agent {
   ): Promise<Api.Session> {
     requireString("agentType", agentType);
     const { signal, ...rest } = requireOptions(options);
+    // The VM is the boundary: nobody has to be asked, unless somebody listens for it.
+    const permissionPolicy = this.#listeners.has("permissionRequest") ? "ask" : "allow";
+    const all = json("options", {
+      ...rest,
+      permissionPolicy: rest.permissionPolicy ?? permissionPolicy,
+    });
     return JSON.parse(
-      await abortable(signal, (abort) =>
-        this.#vm.createSession(agentType, json("options", rest), abort),
-      ),
+      await abortable(signal, (abort) => this.#vm.createSession(agentType, all, abort)),
     );
   }
 
@@ -62,7 +52,7 @@ export class Agent implements Api.Agent {
     if (typeof text !== "string" && !Array.isArray(text)) {
       throw invalidArgument("text", "must be a string or an array of content blocks");
     }
-    const turn = call(this.#vm.sendPrompt(sessionId, json("text", text)));
+    const turn = call(this.#vm.sendPrompt(sessionId, requireJson("text", text)));
     if (!signal) {
       return JSON.parse(await turn);
     }
@@ -106,24 +96,136 @@ export class Agent implements Api.Agent {
     await call(this.#vm.closeSession(sessionId));
   }
 
+  async destroySession(sessionId: string): Promise<void> {
+    requireString("sessionId", sessionId);
+    await call(this.#vm.destroySession(sessionId));
+  }
+
+  async listSessions(): Promise<Api.SessionState[]> {
+    return JSON.parse(await call(this.#vm.listSessions()));
+  }
+
+  async getSession(sessionId: string): Promise<Api.SessionState> {
+    requireString("sessionId", sessionId);
+    return JSON.parse(await call(this.#vm.getSession(sessionId)));
+  }
+
   async listPersistedSessions(): Promise<Api.PersistedSession[]> {
     return JSON.parse(await call(this.#vm.listPersistedSessions()));
   }
 
+  // Configuration
+
+  async setModel(sessionId: string, model: string): Promise<Api.JsonObject> {
+    requireString("sessionId", sessionId);
+    requireString("model", model);
+    return JSON.parse(await call(this.#vm.setModel(sessionId, model)));
+  }
+
+  async setMode(sessionId: string, modeId: string): Promise<Api.JsonObject> {
+    requireString("sessionId", sessionId);
+    requireString("modeId", modeId);
+    return JSON.parse(await call(this.#vm.setMode(sessionId, modeId)));
+  }
+
+  async setThoughtLevel(sessionId: string, level: string): Promise<Api.JsonObject> {
+    requireString("sessionId", sessionId);
+    requireString("level", level);
+    return JSON.parse(await call(this.#vm.setThoughtLevel(sessionId, level)));
+  }
+
+  async setConfigOption(
+    sessionId: string,
+    optionId: string,
+    value: string | boolean,
+  ): Promise<Api.JsonObject> {
+    requireString("sessionId", sessionId);
+    requireString("optionId", optionId);
+    const text = requireJson("value", value);
+    return JSON.parse(await call(this.#vm.setConfigOption(sessionId, optionId, text)));
+  }
+
+  async getModes(sessionId: string): Promise<Api.SessionModes | null> {
+    requireString("sessionId", sessionId);
+    return JSON.parse(await call(this.#vm.getModes(sessionId)));
+  }
+
+  async getConfigOptions(sessionId: string): Promise<Api.ConfigOption[]> {
+    requireString("sessionId", sessionId);
+    return JSON.parse(await call(this.#vm.getConfigOptions(sessionId)));
+  }
+
+  async rawSend(
+    sessionId: string,
+    method: string,
+    params?: Readonly<Record<string, unknown>>,
+  ): Promise<Api.JsonValue> {
+    requireString("sessionId", sessionId);
+    requireString("method", method);
+    const text = params === undefined ? undefined : requireJson("params", params);
+    return JSON.parse(await call(this.#vm.rawSend(sessionId, method, text)));
+  }
+
+  // Permissions
+
+  async respondPermission(
+    sessionId: string,
+    permissionId: string,
+    answer: Api.PermissionAnswer,
+  ): Promise<Api.PermissionResponse> {
+    requireString("sessionId", sessionId);
+    requireString("permissionId", permissionId);
+    requireString("answer", answer);
+    return JSON.parse(await call(this.#vm.respondPermission(sessionId, permissionId, answer)));
+  }
+
+  // The event log
+
+  async getEvents(
+    sessionId: string,
+    options: Api.EventQuery = {},
+  ): Promise<Api.JsonRpcNotification[]> {
+    requireString("sessionId", sessionId);
+    const query = json("options", requireOptions(options));
+    return JSON.parse(await call(this.#vm.getEvents(sessionId, query)));
+  }
+
+  async getSequencedEvents(
+    sessionId: string,
+    options: Api.EventQuery = {},
+  ): Promise<Api.SequencedEvent[]> {
+    requireString("sessionId", sessionId);
+    const query = json("options", requireOptions(options));
+    return JSON.parse(await call(this.#vm.getSequencedEvents(sessionId, query)));
+  }
+
   async getSessionEvents(
     sessionId: string,
-    options: Api.GetSessionEventsOptions = {},
+    options: Api.EventQuery = {},
   ): Promise<Api.PersistedEvent[]> {
     requireString("sessionId", sessionId);
     const query = json("options", requireOptions(options));
     return JSON.parse(await call(this.#vm.getSessionEvents(sessionId, query)));
   }
 
+  sessionEvents(
+    sessionId: string,
+    options: Api.SessionEventsOptions = {},
+  ): Api.SessionEventIterator {
+    requireString("sessionId", sessionId);
+    const { signal, ...rest } = requireOptions(options);
+    const query = json("options", rest);
+    return new SessionEvents(
+      callSync(() => this.#vm.sessionEvents(sessionId, query)),
+      signal,
+    );
+  }
+
   // Processes and files
 
   async exec(command: string, options: Api.ExecOptions = {}): Promise<Api.ExecResult> {
     requireString("command", command);
-    const { signal, stdin, ...rest } = requireOptions(options);
+    const { signal, stdin, ...rest } = requireOptions(options, "stdin");
     const input = stdin === undefined ? undefined : bytes("stdin", stdin);
     const result = await abortable(signal, (abort) =>
       this.#vm.exec(command, json("options", rest), input, abort),
@@ -176,108 +278,24 @@ export class Agent implements Api.Agent {
     event: E,
     listener: (value: Api.AgentEvents[E]) => void,
   ): () => void {
-    return this.#listen(event, listener, false);
+    return this.#listeners.add(event, listener, false);
   }
 
   once<E extends keyof Api.AgentEvents>(
     event: E,
     listener: (value: Api.AgentEvents[E]) => void,
   ): () => void {
-    return this.#listen(event, listener, true);
+    return this.#listeners.add(event, listener, true);
   }
 
   off<E extends keyof Api.AgentEvents>(
     event: E,
     listener: (value: Api.AgentEvents[E]) => void,
   ): void {
-    const listeners = this.#listeners.get(event);
-    if (listeners?.delete(listener as Listener) && listeners.size === 0) {
-      this.#listeners.delete(event);
-      if (this.#listeners.size === 0) {
-        this.stopListening();
-      }
-    }
-  }
-
-  #listen<E extends keyof Api.AgentEvents>(
-    event: E,
-    listener: (value: Api.AgentEvents[E]) => void,
-    once: boolean,
-  ): () => void {
-    if (!EVENTS.includes(event)) {
-      throw invalidArgument("event", `${inspect(event)} is none of ${EVENTS.join(", ")}`);
-    }
-    if (typeof listener !== "function") {
-      throw invalidArgument("listener", "must be a function");
-    }
-    this.#subscription ??= callSync(() => this.#vm.subscribe((batch) => this.#deliver(batch)));
-    let listeners = this.#listeners.get(event);
-    if (!listeners) {
-      listeners = new Map();
-      this.#listeners.set(event, listeners);
-    }
-    // Who listens to every event goes on listening.
-    listeners.set(listener, once && (listeners.get(listener) ?? true));
-    return () => this.off(event, listener);
+    this.#listeners.remove(event, listener);
   }
 
   stopListening(): void {
-    this.#listeners.clear();
-    this.#subscription?.close();
-    this.#subscription = undefined;
-  }
-
-  #deliver(batch: string): void {
-    for (const item of JSON.parse(batch) as Item[]) {
-      if (item.type === "error") {
-        const { code, message } = item.value as { code: Api.ErrorCode; message: string };
-        surface(new AgentVmError(code, message));
-        continue;
-      }
-      // A copy: a listener may remove itself or others.
-      for (const [listener, once] of [...(this.#listeners.get(item.type) ?? [])]) {
-        if (once) {
-          this.off(item.type, listener as never);
-        }
-        try {
-          listener(item.value as never);
-        } catch (error) {
-          surface(error);
-        }
-      }
-    }
-  }
-}
-
-/** Makes an error of a listener an `uncaughtException`, after the other listeners have run. */
-function surface(error: unknown): void {
-  process.nextTick(() => {
-    throw error;
-  });
-}
-
-async function abortable<T>(
-  signal: AbortSignal | undefined,
-  run: (abort: InstanceType<typeof native.NativeAbort>) => Promise<T>,
-): Promise<T> {
-  const abort = new native.NativeAbort();
-  if (!signal) {
-    return await call(run(abort));
-  }
-  throwIfAborted(signal);
-  const onAbort = () => abort.abort();
-  signal.addEventListener("abort", onAbort, { once: true });
-  try {
-    return await call(run(abort));
-  } catch (error) {
-    throw signal.aborted ? aborted(signal) : error;
-  } finally {
-    signal.removeEventListener("abort", onAbort);
-  }
-}
-
-function throwIfAborted(signal: AbortSignal): void {
-  if (signal.aborted) {
-    throw aborted(signal);
+    this.#listeners.removeAll();
   }
 }

@@ -1,0 +1,207 @@
+import { inspect } from "node:util";
+import type * as Api from "../index";
+import { AgentVmError, callSync, invalidArgument } from "./errors";
+import type { native } from "./native";
+
+type NativeVm = InstanceType<typeof native.NativeVm>;
+type NativeSubscription = ReturnType<NativeVm["subscribe"]>;
+type Event = keyof Api.AgentEvents;
+type Listener = (value: never) => void;
+
+const EVENTS: readonly string[] = [
+  "sessionEvent",
+  "permissionRequest",
+  "sessionStatus",
+  "vmBooted",
+  "vmShutdown",
+  "installProgress",
+] satisfies Event[];
+
+/** For so long listeners run before timers, I/O and other calls get their turn. */
+const SLICE_MS = 10;
+
+/** An item of a batch from the addon. */
+type Item = { [E in Event]: { type: E; value: Api.AgentEvents[E] } }[Event];
+
+/** Nothing more comes after it. */
+interface Failure {
+  type: "error";
+  value: { code: Api.ErrorCode; message: string };
+}
+
+/** One listener of one event, from `on` until `off`. */
+interface Registration {
+  /** For one event only. */
+  once: boolean;
+  /**
+   * Of permission requests: those that the listener was told and that are not known to have ended, each
+   * with its session. It hears of them from the list of pending ones and from batches.
+   */
+  told: Map<string, string>;
+}
+
+/** The listeners of a VM. All of them share one cursor of the addon, which is there while they are. */
+export class Listeners {
+  readonly #vm: NativeVm;
+  readonly #byEvent = new Map<Event, Map<Listener, Registration>>();
+  #subscription: NativeSubscription | undefined;
+
+  constructor(vm: NativeVm) {
+    this.#vm = vm;
+  }
+
+  has(event: Event): boolean {
+    return this.#byEvent.has(event);
+  }
+
+  add<E extends Event>(
+    event: E,
+    listener: (value: Api.AgentEvents[E]) => void,
+    once: boolean,
+  ): () => void {
+    if (!EVENTS.includes(event)) {
+      throw invalidArgument("event", `${inspect(event)} is none of ${EVENTS.join(", ")}`);
+    }
+    if (typeof listener !== "function") {
+      throw invalidArgument("listener", "must be a function");
+    }
+    this.#subscription ??= this.#subscribe();
+    let listeners = this.#byEvent.get(event);
+    if (!listeners) {
+      listeners = new Map();
+      this.#byEvent.set(event, listeners);
+    }
+    const known = listeners.get(listener);
+    if (known) {
+      // Who listens to every event goes on listening.
+      known.once &&= once;
+    } else {
+      const registration = { once, told: new Map() };
+      listeners.set(listener, registration);
+      if (event === "permissionRequest") {
+        process.nextTick(() => this.#tellPending(listener, registration));
+      }
+    }
+    return () => this.remove(event, listener);
+  }
+
+  remove<E extends Event>(event: E, listener: (value: Api.AgentEvents[E]) => void): void {
+    const listeners = this.#byEvent.get(event);
+    if (listeners?.delete(listener) && listeners.size === 0) {
+      this.#byEvent.delete(event);
+      if (this.#byEvent.size === 0) {
+        this.removeAll();
+      }
+    }
+  }
+
+  removeAll(): void {
+    this.#byEvent.clear();
+    this.#subscription?.close();
+    this.#subscription = undefined;
+  }
+
+  #subscribe(): NativeSubscription {
+    const isCurrent = () => this.#subscription === subscription;
+    const subscription: NativeSubscription = callSync(() =>
+      this.#vm.subscribe((batch) => this.#deliver(batch, isCurrent)),
+    );
+    return subscription;
+  }
+
+  /**
+   * Hands out a batch. Listeners run in slices: between two, timers, I/O and other calls have their
+   * turn, so that a slow listener keeps nobody from cancelling the turn that it listens to.
+   */
+  async #deliver(batch: string, isCurrent: () => boolean): Promise<void> {
+    let sliceEnd = performance.now() + SLICE_MS;
+    for (const item of JSON.parse(batch) as (Item | Failure)[]) {
+      if (item.type === "error") {
+        surface(new AgentVmError(item.value.code, item.value.message));
+        if (isCurrent()) {
+          this.#subscription = undefined; // the next one who comes to listen tries again
+        }
+        return;
+      }
+      // A copy: a listener may remove itself or others.
+      for (const [listener, registration] of [...(this.#byEvent.get(item.type) ?? [])]) {
+        if (performance.now() >= sliceEnd) {
+          await new Promise((resolve) => setImmediate(resolve));
+          sliceEnd = performance.now() + SLICE_MS;
+        }
+        // Who listens after the last listener had gone has a cursor of his own.
+        if (!isCurrent()) {
+          return;
+        }
+        this.#tell(item, listener, registration);
+      }
+      this.#forget(item);
+    }
+  }
+
+  #tell(item: Item, listener: Listener, registration: Registration): void {
+    if (this.#byEvent.get(item.type)?.get(listener) !== registration) {
+      return; // removed meanwhile
+    }
+    if (item.type === "permissionRequest") {
+      const { sessionId, request } = item.value;
+      if (registration.told.has(request.permissionId)) {
+        return;
+      }
+      registration.told.set(request.permissionId, sessionId);
+    }
+    if (registration.once) {
+      this.remove(item.type, listener as (value: unknown) => void);
+    }
+    try {
+      listener(item.value as never);
+    } catch (error) {
+      surface(error);
+    }
+  }
+
+  /** A new listener is asked, too, what was asked before it came. */
+  #tellPending(listener: Listener, registration: Registration): void {
+    if (this.#byEvent.get("permissionRequest")?.get(listener) !== registration) {
+      return;
+    }
+    let pending: Api.AgentEvents["permissionRequest"][];
+    try {
+      pending = JSON.parse(callSync(() => this.#vm.pendingPermissions()));
+    } catch (error) {
+      surface(error);
+      return;
+    }
+    for (const value of pending) {
+      this.#tell({ type: "permissionRequest", value }, listener, registration);
+    }
+  }
+
+  /** A request is not met again after its outcome, nor after the end of its session. */
+  #forget(item: Item): void {
+    if (item.type === "sessionEvent" && item.value.event.method === "_agentvm/permission_outcome") {
+      const { permissionId } = item.value.event.params;
+      this.#forgetWhere((told) => told === permissionId);
+    } else if (item.type === "sessionStatus" && item.value.status === "destroyed") {
+      const { sessionId } = item.value;
+      this.#forgetWhere((_told, toldOf) => toldOf === sessionId);
+    }
+  }
+
+  #forgetWhere(ended: (permissionId: string, sessionId: string) => boolean): void {
+    for (const { told } of this.#byEvent.get("permissionRequest")?.values() ?? []) {
+      for (const [permissionId, sessionId] of told) {
+        if (ended(permissionId, sessionId)) {
+          told.delete(permissionId);
+        }
+      }
+    }
+  }
+}
+
+/** Makes an error of a listener an `uncaughtException`, after the other listeners have run. */
+function surface(error: unknown): void {
+  process.nextTick(() => {
+    throw error;
+  });
+}
