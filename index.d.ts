@@ -68,7 +68,7 @@ export interface ClientOptions {
    */
   cancelGraceMs?: number;
   /**
-   * Agents of your own, by the name that `createSession` takes.
+   * Agents of your own, by the name that `createSession` takes: letters, digits, `-` and `_`.
    *
    * ```ts
    * createClient({ agents: { mybot: { command: "node", args: ["/home/user/mybot.js"] } } });
@@ -81,10 +81,10 @@ export interface ClientOptions {
 
 /** A program inside the VM that speaks the Agent Client Protocol on its stdin and stdout. */
 export interface AgentDefinition {
-  /** Its path in the VM, or a name on the VM's `PATH`. */
+  /** An absolute path in the VM, or a name on the `PATH`. */
   command: string;
   args?: readonly string[];
-  /** Beneath the session's `env`. */
+  /** Set unless the session sets them otherwise. */
   env?: Readonly<Record<string, string>>;
 }
 
@@ -114,7 +114,8 @@ export interface Agent extends AsyncDisposable {
    *
    * @throws {AgentVmError} `AGENT_UNKNOWN`, `AGENT_NOT_INSTALLED`, `INSTALL_FAILED`,
    * `AGENT_EXITED` (with the end of its stderr), `AGENT_PROTOCOL`, `AUTH_REQUIRED`, `VM_UNSUPPORTED`,
-   * `VM_BUSY`, `INVALID_ARGUMENT`, `ABORTED`, …
+   * `VM_BUSY`, `NETWORK_DENIED` (an MCP server that the VM can't reach), `INVALID_ARGUMENT`,
+   * `ABORTED`, …
    */
   createSession(agentType: AgentType, options?: CreateSessionOptions): Promise<Session>;
 
@@ -204,8 +205,8 @@ export interface Agent extends AsyncDisposable {
   getConfigOptions(sessionId: string): Promise<ConfigOption[]>;
 
   /**
-   * Sends the agent any request of ACP, or one of its own. `params.sessionId` is set to the agent's id
-   * of the session. A session that is not live is resumed first.
+   * Sends the agent any request of ACP, or one of its own, but not those that have a call here. In
+   * `params`, agentvm fills in the agent's own `sessionId`. A session that is not live is resumed first.
    *
    * @returns the agent's answer, as it came
    * @throws {AgentVmError} `AGENT_ERROR` with the agent's own code and data, …
@@ -372,11 +373,11 @@ export type McpServer = LocalMcpServer | RemoteMcpServer;
 /** A program inside the VM that speaks MCP on its stdin and stdout. It lives as long as the agent. */
 export interface LocalMcpServer {
   type: "local";
-  /** Unique in the session. Default: derived from the package or command. */
+  /** Unique in the session. Default: derived from the package or the command. */
   name?: string;
   command: string;
   args?: readonly string[];
-  /** Default: none but the VM's own. */
+  /** Default: nothing but what every program of the VM has. */
   env?: Readonly<Record<string, string>>;
 }
 
@@ -394,7 +395,7 @@ export interface RemoteMcpServer {
 export interface ResumeSessionOptions {
   /** Replaces the environment that was kept; needed if none was (`ENV_REQUIRED`). */
   env?: Readonly<Record<string, string>>;
-  /** Replaces all MCP servers of the session. */
+  /** Replaces all MCP servers of the session; needed as `env`. */
   mcpServers?: readonly McpServer[];
 }
 
@@ -417,8 +418,8 @@ export interface SessionEventsOptions {
   /** Only events after this number. Default: 0, all. */
   since?: number;
   /**
-   * Go on with events as they come, until the session is destroyed or the iteration is ended.
-   * Default: `false`, end after the last stored one.
+   * Go on with events as they come, over sleep and resume, until the session is destroyed, the client
+   * closed or the iteration ended. Default: `false`, end after the last stored one.
    */
   follow?: boolean;
   /** Aborting ends the iteration: it rejects with `ABORTED`. */
@@ -474,9 +475,9 @@ export interface SessionState extends PersistedSession {
 /** An agent asks whether it may. */
 export interface PermissionRequest {
   permissionId: string;
-  /** What the agent wants to use, as it names it. */
+  /** The tool's own name if the agent gives it, else its ACP kind, as `"execute"`. */
   toolName: string;
-  /** One line for a person: what it wants to do. */
+  /** What the tool would do, in the agent's words. May be empty. */
   description: string;
   /** What can be answered. */
   options: PermissionOption[];
@@ -601,15 +602,18 @@ export type AddedEvent =
   | Added<"_agentvm/permission_request", PermissionRequestEvent>
   /** What became of it. */
   | Added<"_agentvm/permission_outcome", PermissionOutcomeEvent>
-  /** A session was resumed, and something of it could not be restored. */
-  | Added<"_agentvm/session_restored", { [field: string]: unknown }>
+  /** A session was resumed, and not everything of it could be restored. */
+  | Added<"_agentvm/session_restored", SessionRestoredEvent>
   | Added<"session/update", { update: AddedUpdate }>;
 
 /** An event that agentvm adds. `_meta.agentvm` is in these only. */
 export interface Added<Method extends string, Params> {
   jsonrpc: "2.0";
   method: Method;
-  params: Params & { sessionId: string; _meta: { agentvm: { turnId?: string } } };
+  params: Params & {
+    sessionId: string;
+    _meta: { agentvm: { /** Of a prompt's block. */ turnId?: string } };
+  };
 }
 
 /** How a turn ended: one of the three is there. */
@@ -628,6 +632,8 @@ export interface TurnEnd {
 
 export interface PermissionRequestEvent {
   permissionId: string;
+  /** Not there if no turn was under way. */
+  turnId?: string;
   /** The agent's whole request, ACP's `session/request_permission`, as it came. */
   // biome-ignore lint/suspicious/noExplicitAny: agents send fields that no version of ACP knows
   request: any;
@@ -640,6 +646,16 @@ export interface PermissionOutcomeEvent {
   decidedBy: "policy" | "caller" | "agentvm";
   /** Of `"agentvm"`: why. */
   reason?: string;
+}
+
+export interface SessionRestoredEvent {
+  /**
+   * Why the agent can't go on with its own memory of the conversation. It gets the transcript with the
+   * next prompt instead.
+   */
+  fromTranscript?: string;
+  /** Settings that the agent no longer takes. */
+  notRestored?: { setting: string; error: string }[];
 }
 
 /** The `update` of a `session/update` that agentvm adds. */
@@ -760,6 +776,7 @@ export type ErrorCode =
   | "VM_UNSUPPORTED"
   | "VM_BUSY"
   | "VM_EXITED"
+  | "NETWORK_DENIED"
   | "TIMEOUT"
   | "INVALID_ARGUMENT"
   | "SEQ_AHEAD"

@@ -132,11 +132,15 @@ test("what is no object of options is refused by every call", async () => {
 test("a prompt that is none is refused and starts no turn", async () => {
   const { agent, sessionId, model } = await newPiSession([]);
   const prompt = (text: Untyped, options?: Untyped) => agent.sendPrompt(sessionId, text, options);
-  for (const text of [undefined, null, 7, {}, [], () => "hi", Symbol("hi"), 7n, [7n]]) {
+  for (const text of [undefined, null, 7, {}, [], () => "hi", Symbol("hi"), 7n]) {
     await expectRefused(() => prompt(text), "text");
   }
   for (const block of ["text", null, [], { text: "no type" }]) {
     await expectRefused(() => prompt([{ type: "text", text: "hi" }, block]), "text[1]");
+  }
+  for (const wrong of [7n, undefined, () => "hi", Number.NaN]) {
+    await expectRefused(() => prompt([{ type: "text", text: "hi" }, wrong]), "text[1]");
+    await expectRefused(() => prompt([{ type: "text", text: [wrong] }]), "text[0].text[0]");
   }
   await expectRefused(() => prompt("hi", { timeoutMs: 1 }), "timeoutMs");
   await expectRefused(() => prompt("hi", { signal: 1 }), "signal");

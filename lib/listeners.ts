@@ -1,3 +1,5 @@
+// Not the global one: under a user's fake timers it would never come.
+import { setImmediate } from "node:timers/promises";
 import { inspect } from "node:util";
 import type * as Api from "../index";
 import { AgentVmError, callSync, invalidArgument } from "./errors";
@@ -79,7 +81,7 @@ export class Listeners {
       const registration = { once, told: new Map() };
       listeners.set(listener, registration);
       if (event === "permissionRequest") {
-        process.nextTick(() => this.#tellPending(listener, registration));
+        queueMicrotask(() => this.#tellPending(listener, registration));
       }
     }
     return () => this.remove(event, listener);
@@ -114,8 +116,9 @@ export class Listeners {
    * turn, so that a slow listener keeps nobody from cancelling the turn that it listens to.
    */
   async #deliver(batch: string, isCurrent: () => boolean): Promise<void> {
+    const items: (Item | Failure)[] = JSON.parse(batch);
     let sliceEnd = performance.now() + SLICE_MS;
-    for (const item of JSON.parse(batch) as (Item | Failure)[]) {
+    for (const item of items) {
       if (item.type === "error") {
         surface(new AgentVmError(item.value.code, item.value.message));
         if (isCurrent()) {
@@ -123,16 +126,16 @@ export class Listeners {
         }
         return;
       }
+      if (performance.now() >= sliceEnd) {
+        await setImmediate();
+        sliceEnd = performance.now() + SLICE_MS;
+      }
+      // Who listens after the last listener had gone has a cursor of his own.
+      if (!isCurrent()) {
+        return;
+      }
       // A copy: a listener may remove itself or others.
       for (const [listener, registration] of [...(this.#byEvent.get(item.type) ?? [])]) {
-        if (performance.now() >= sliceEnd) {
-          await new Promise((resolve) => setImmediate(resolve));
-          sliceEnd = performance.now() + SLICE_MS;
-        }
-        // Who listens after the last listener had gone has a cursor of his own.
-        if (!isCurrent()) {
-          return;
-        }
         this.#tell(item, listener, registration);
       }
       this.#forget(item);
