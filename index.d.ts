@@ -150,7 +150,7 @@ export interface Agent extends AsyncDisposable {
    * @throws {AgentVmError} `SESSION_NOT_FOUND`, `ENV_REQUIRED` for a session with `persistEnv: false`,
    * and what `createSession` rejects with
    */
-  resumeSession(sessionId: string, options?: ResumeSessionOptions): Promise<PersistedSession>;
+  resumeSession(sessionId: string, options?: ResumeSessionOptions): Promise<SessionState>;
 
   /**
    * Ends the session's agent, after cancelling its turn. Everything persisted stays; a later prompt

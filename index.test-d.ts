@@ -131,8 +131,8 @@ expectNotAssignable<ContentBlock>({ type: "resource", resource: { uri: "file:///
 expectNotAssignable<ContentBlock>({ text: "no type" });
 
 expectType<Promise<CancelResult>>(agent.cancelPrompt("id"));
-expectType<Promise<PersistedSession>>(agent.resumeSession("id"));
-expectType<Promise<PersistedSession>>(
+expectType<Promise<SessionState>>(agent.resumeSession("id"));
+expectType<Promise<SessionState>>(
   agent.resumeSession("id", { env: { KEY: "value" }, mcpServers: [] }),
 );
 expectType<Promise<void>>(agent.closeSession("id"));

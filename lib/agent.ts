@@ -85,7 +85,7 @@ export class Agent implements Api.Agent {
   async resumeSession(
     sessionId: string,
     options: Api.ResumeSessionOptions = {},
-  ): Promise<Api.PersistedSession> {
+  ): Promise<Api.SessionState> {
     requireString("sessionId", sessionId);
     const rest = requireOptions(options);
     return JSON.parse(await call(this.#vm.resumeSession(sessionId, json("options", rest))));
