@@ -310,14 +310,14 @@ export interface Agent extends AsyncDisposable {
    *
    * @returns a function that removes the listener
    */
-  on<E extends keyof AgentEvents>(event: E, listener: (value: AgentEvents[E]) => void): () => void;
+  on<E extends keyof AgentEvents>(event: E, listener: Listener<E>): () => void;
   /** Like `on`, for one event. */
-  once<E extends keyof AgentEvents>(
-    event: E,
-    listener: (value: AgentEvents[E]) => void,
-  ): () => void;
-  off<E extends keyof AgentEvents>(event: E, listener: (value: AgentEvents[E]) => void): void;
+  once<E extends keyof AgentEvents>(event: E, listener: Listener<E>): () => void;
+  off<E extends keyof AgentEvents>(event: E, listener: Listener<E>): void;
 }
+
+/** What it returns is not waited for; a promise that rejects is an `unhandledRejection`. */
+export type Listener<E extends keyof AgentEvents> = (value: AgentEvents[E]) => unknown;
 
 /**
  * `"pi"`, or a name of the client's `agents`; others are for later versions and reject with

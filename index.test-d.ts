@@ -292,6 +292,9 @@ agent.on("sessionStatus", ({ status, turnId, pendingPermissions }) => {
   expectType<number>(pendingPermissions);
 });
 agent.on("installProgress", (progress) => expectType<InstallProgress>(progress));
+agent.on("vmShutdown", async ({ reason }) => {
+  await Promise.resolve(reason);
+});
 expectType<void>(agent.off("vmBooted", () => {}));
 expectError(agent.on("sesionEvent", () => {}));
 expectError(agent.on("vmBooted", ({ reason }) => reason));

@@ -1,11 +1,12 @@
 /** What tests start from: each has a data directory, VMs and a model of its own, gone when it ends. */
 
 import { execFile } from "node:child_process";
-import { chmod, lstat, mkdtemp, readdir, rm } from "node:fs/promises";
+import { chmod, lstat, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import {
   type Agent,
+  type AgentEvents,
   AgentVmError,
   type Client,
   type ClientOptions,
@@ -105,6 +106,38 @@ export async function newPiVm(script: Script) {
     session: (options: CreateSessionOptions = {}) =>
       agent.createSession("pi", { env: envOf(model), ...options }),
   };
+}
+
+/** A VM with `own-agent.mjs` as the agent `own`. `session()` makes a session with it. */
+export async function newOwnVm(options: ClientOptions = {}) {
+  const dataDir = options.dataDir ?? (await newDirectory());
+  const program = "/home/user/own-agent.mjs";
+  const agents = { own: { command: "node", args: [program] } };
+  const client = await newClient({ agents, ...options, dataDir });
+  const agent = client.vm.getOrCreate("vm");
+  await agent.writeFile(program, await readFile(join(ROOT, "__test__/own-agent.mjs")));
+  return {
+    dataDir,
+    client,
+    agent,
+    session: async (options: CreateSessionOptions = {}) =>
+      (await agent.createSession("own", options)).sessionId,
+  };
+}
+
+/** Resolves to the first value of an event that has the property. */
+export function told<E extends keyof AgentEvents>(
+  agent: Agent,
+  event: E,
+  matches: (value: AgentEvents[E]) => boolean = () => true,
+): Promise<AgentEvents[E]> {
+  return new Promise((resolve) => {
+    const off = agent.on(event, (value) => {
+      if (!matches(value)) return;
+      off();
+      resolve(value);
+    });
+  });
 }
 
 /** The error that `run` throws or rejects with: always one of ours. */

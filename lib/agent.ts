@@ -274,24 +274,15 @@ export class Agent implements Api.Agent {
 
   // Events
 
-  on<E extends keyof Api.AgentEvents>(
-    event: E,
-    listener: (value: Api.AgentEvents[E]) => void,
-  ): () => void {
+  on<E extends keyof Api.AgentEvents>(event: E, listener: Api.Listener<E>): () => void {
     return this.#listeners.add(event, listener, false);
   }
 
-  once<E extends keyof Api.AgentEvents>(
-    event: E,
-    listener: (value: Api.AgentEvents[E]) => void,
-  ): () => void {
+  once<E extends keyof Api.AgentEvents>(event: E, listener: Api.Listener<E>): () => void {
     return this.#listeners.add(event, listener, true);
   }
 
-  off<E extends keyof Api.AgentEvents>(
-    event: E,
-    listener: (value: Api.AgentEvents[E]) => void,
-  ): void {
+  off<E extends keyof Api.AgentEvents>(event: E, listener: Api.Listener<E>): void {
     this.#listeners.remove(event, listener);
   }
 

@@ -8,7 +8,7 @@ import type { native } from "./native";
 type NativeVm = InstanceType<typeof native.NativeVm>;
 type NativeSubscription = ReturnType<NativeVm["subscribe"]>;
 type Event = keyof Api.AgentEvents;
-type Listener = (value: never) => void;
+type Listener = (value: never) => unknown;
 
 const EVENTS: readonly string[] = [
   "sessionEvent",
@@ -56,11 +56,7 @@ export class Listeners {
     return this.#byEvent.has(event);
   }
 
-  add<E extends Event>(
-    event: E,
-    listener: (value: Api.AgentEvents[E]) => void,
-    once: boolean,
-  ): () => void {
+  add<E extends Event>(event: E, listener: Api.Listener<E>, once: boolean): () => void {
     if (!EVENTS.includes(event)) {
       throw invalidArgument("event", `${inspect(event)} is none of ${EVENTS.join(", ")}`);
     }
@@ -87,7 +83,7 @@ export class Listeners {
     return () => this.remove(event, listener);
   }
 
-  remove<E extends Event>(event: E, listener: (value: Api.AgentEvents[E]) => void): void {
+  remove<E extends Event>(event: E, listener: Api.Listener<E>): void {
     const listeners = this.#byEvent.get(event);
     if (listeners?.delete(listener) && listeners.size === 0) {
       this.#byEvent.delete(event);
@@ -154,7 +150,7 @@ export class Listeners {
       registration.told.set(request.permissionId, sessionId);
     }
     if (registration.once) {
-      this.remove(item.type, listener as (value: unknown) => void);
+      this.remove(item.type, listener as Api.Listener<Event>);
     }
     try {
       listener(item.value as never);
