@@ -16,9 +16,19 @@ export interface Handlers {
 
 type Id = string | number | null;
 
+interface Pending {
+  method: string;
+  resolve: (result: unknown) => void;
+  reject: (error: RpcError) => void;
+}
+
 export class Connection {
   readonly #output: Writable;
   #drained: Promise<void> | undefined;
+  /** Requests of this side that the other one has not answered yet. */
+  readonly #pending = new Map<Id, Pending>();
+  #nextId = 1;
+  #inputEnded = false;
 
   constructor(output: Writable) {
     this.#output = output;
@@ -26,6 +36,27 @@ export class Connection {
 
   notify(method: string, params: object): void {
     this.#send({ jsonrpc: "2.0", method, params });
+  }
+
+  /**
+   * Asks the other side. Rejects with its error, with the signal's reason, or, when the input ends,
+   * because no answer can come any more.
+   */
+  async request(method: string, params: object, signal?: AbortSignal): Promise<unknown> {
+    signal?.throwIfAborted();
+    if (this.#inputEnded) throw noAnswer(method);
+    const id = this.#nextId++;
+    const { promise, resolve, reject } = Promise.withResolvers<unknown>();
+    const abort = () => reject(signal?.reason);
+    signal?.addEventListener("abort", abort);
+    this.#pending.set(id, { method, resolve, reject });
+    this.#send({ jsonrpc: "2.0", id, method, params });
+    try {
+      return await promise;
+    } finally {
+      signal?.removeEventListener("abort", abort);
+      this.#pending.delete(id);
+    }
   }
 
   /** Resolves when the reader at the other end has caught up. Await it before producing more. */
@@ -41,12 +72,18 @@ export class Connection {
 
   /** Handles the messages of `input` until it ends. Requests run concurrently. */
   async serve(input: Readable, handlers: Handlers): Promise<void> {
-    for await (const line of lines(input)) {
-      if (line === "too long") {
-        this.#sendError(null, ErrorCode.invalidRequest, `Line longer than ${MAX_LINE_BYTES} bytes`);
-      } else if (line.length > 0) {
-        this.#receive(line, handlers);
+    try {
+      for await (const line of lines(input)) {
+        if (line === "too long") {
+          const message = `Line longer than ${MAX_LINE_BYTES} bytes`;
+          this.#sendError(null, ErrorCode.invalidRequest, message);
+        } else if (line.length > 0) {
+          this.#receive(line, handlers);
+        }
       }
+    } finally {
+      this.#inputEnded = true;
+      for (const { method, reject } of this.#pending.values()) reject(noAnswer(method));
     }
   }
 
@@ -58,8 +95,11 @@ export class Connection {
       this.#sendError(null, ErrorCode.parseError, `Parse error: ${describe(error)}`);
       return;
     }
+    if (isResponse(message)) {
+      this.#settle(message);
+      return;
+    }
     const request = asRequest(message);
-    if (request === "response") return; // this side sends no requests, so nothing waits for it
     if (request === undefined) {
       this.#sendError(
         null,
@@ -77,6 +117,13 @@ export class Connection {
       if (handler) void this.#answer(handler, params, id);
       else this.#sendError(id, ErrorCode.methodNotFound, `Method not found: ${method}`);
     }
+  }
+
+  /** One that nobody waits for came late, after its signal, and is dropped. */
+  #settle({ id, result, error }: Response): void {
+    const pending = this.#pending.get(id);
+    if (error === undefined || error === null) pending?.resolve(result);
+    else pending?.reject(asRpcError(error));
   }
 
   async #run(handler: Handler, params: unknown, method: string): Promise<void> {
@@ -126,14 +173,37 @@ function own(handlers: Record<string, Handler>, method: string): Handler | undef
   return Object.hasOwn(handlers, method) ? handlers[method] : undefined;
 }
 
+function noAnswer(method: string): RpcError {
+  return new RpcError(ErrorCode.internalError, `${method}: the client has closed its end`);
+}
+
+interface Response {
+  id: Id;
+  result?: unknown;
+  error?: unknown;
+}
+
+function isResponse(message: unknown): message is Response {
+  if (typeof message !== "object" || message === null) return false;
+  const { jsonrpc, method } = message as Record<string, unknown>;
+  return jsonrpc === "2.0" && method === undefined && ("result" in message || "error" in message);
+}
+
+function asRpcError(error: unknown): RpcError {
+  const { code, message, data } = (error ?? {}) as Record<string, unknown>;
+  return new RpcError(
+    typeof code === "number" ? code : ErrorCode.internalError,
+    typeof message === "string" ? message : `The client answered ${JSON.stringify(error)}`,
+    typeof data === "object" && data !== null ? { ...data } : undefined,
+  );
+}
+
 function asRequest(
   message: unknown,
-): { id: Id | undefined; method: string; params: unknown } | "response" | undefined {
+): { id: Id | undefined; method: string; params: unknown } | undefined {
   if (typeof message !== "object" || message === null || Array.isArray(message)) return undefined;
   const { jsonrpc, id, method, params } = message as Record<string, unknown>;
-  if (jsonrpc !== "2.0") return undefined;
-  if (method === undefined && ("result" in message || "error" in message)) return "response";
-  if (typeof method !== "string") return undefined;
+  if (jsonrpc !== "2.0" || typeof method !== "string") return undefined;
   if (id !== undefined && id !== null && typeof id !== "string" && typeof id !== "number") {
     return undefined;
   }
@@ -141,7 +211,7 @@ function asRequest(
 }
 
 /** Splits bytes into lines. A line over the limit is dropped up to its end, and reported once. */
-async function* lines(input: Readable): AsyncGenerator<Buffer | "too long"> {
+export async function* lines(input: Readable): AsyncGenerator<Buffer | "too long"> {
   let pending: Buffer[] = [];
   let size = 0;
   let skipping = false;
