@@ -3,7 +3,6 @@
  * https://agentclientprotocol.com/protocol/v1/schema
  */
 
-import { isAbsolute } from "node:path";
 import { invalidParams } from "./errors.js";
 
 export const PROTOCOL_VERSION = 1;
@@ -49,24 +48,48 @@ export type SessionUpdate =
       messageId: string;
     }
   | ({ sessionUpdate: "tool_call"; toolCallId: string; title: string } & ToolCallFields)
-  | ({ sessionUpdate: "tool_call_update"; toolCallId: string } & ToolCallFields);
+  | ({ sessionUpdate: "tool_call_update"; toolCallId: string } & ToolCallFields)
+  | { sessionUpdate: "config_option_update"; configOptions: ConfigOption[] }
+  | { sessionUpdate: "available_commands_update"; availableCommands: AvailableCommand[] }
+  | {
+      sessionUpdate: "usage_update";
+      /** Tokens in the context, and how many it can hold. */
+      used: number;
+      size: number;
+      /** Of the whole session. */
+      cost: { amount: number; currency: string };
+    };
 
 export type StopReason = "end_turn" | "max_tokens" | "refusal" | "cancelled";
 
-export interface SessionParams {
-  cwd: string;
+/** A selector of a session's configuration. */
+export interface ConfigOption {
+  id: string;
+  name: string;
+  category: "model" | "thought_level";
+  type: "select";
+  currentValue: string;
+  options: { value: string; name: string }[];
+}
+
+export interface AvailableCommand {
+  /** Without the slash. */
+  name: string;
+  description: string;
+  input?: { hint: string };
 }
 
 type Fields = Record<string, unknown>;
 
-function fields(params: unknown): Fields {
-  if (typeof params !== "object" || params === null || Array.isArray(params)) {
-    throw invalidParams("params must be an object");
+/** `name` of the value, for the message; "" if it is the params themselves. */
+export function fields(value: unknown, name = ""): Fields {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    throw invalidParams(`${name || "params"} must be an object`);
   }
-  return params as Fields;
+  return value as Fields;
 }
 
-function string(params: Fields, name: string, where = ""): string {
+export function string(params: Fields, name: string, where = ""): string {
   const value = params[name];
   if (typeof value !== "string") throw invalidParams(`${where}${name} must be a string`);
   return value;
@@ -76,18 +99,10 @@ export function sessionIdOf(params: unknown): string {
   return string(fields(params), "sessionId");
 }
 
-/** The working directory of session/new, session/load and session/resume. */
-export function cwdOf(params: unknown): string {
-  const { mcpServers } = fields(params);
-  if (mcpServers !== undefined && !Array.isArray(mcpServers)) {
-    throw invalidParams("mcpServers must be an array");
-  }
-  if (Array.isArray(mcpServers) && mcpServers.length > 0) {
-    throw invalidParams("mcpServers: this agent does not connect to MCP servers yet; pass []");
-  }
-  const cwd = string(fields(params), "cwd");
-  if (!isAbsolute(cwd)) throw invalidParams(`cwd must be an absolute path, not ${cwd}`);
-  return cwd;
+/** Of session/set_config_option. */
+export function configChangeOf(params: unknown): { configId: string; value: unknown } {
+  const change = fields(params);
+  return { configId: string(change, "configId"), value: change.value };
 }
 
 export function promptOf(params: unknown): ContentBlock[] {
@@ -98,8 +113,8 @@ export function promptOf(params: unknown): ContentBlock[] {
   return prompt.map((block, index) => contentBlock(block, `prompt[${index}].`));
 }
 
-function contentBlock(value: unknown, where: string): ContentBlock {
-  const block = fields(value);
+export function contentBlock(value: unknown, where: string): ContentBlock {
+  const block = fields(value, where.replace(/\.$/, ""));
   switch (block.type) {
     case "text":
       return { type: "text", text: string(block, "text", where) };
@@ -117,7 +132,7 @@ function contentBlock(value: unknown, where: string): ContentBlock {
         name: string(block, "name", where),
       };
     case "resource": {
-      const resource = fields(block.resource);
+      const resource = fields(block.resource, `${where}resource`);
       const uri = string(resource, "uri", `${where}resource.`);
       const mimeType = typeof resource.mimeType === "string" ? resource.mimeType : null;
       return typeof resource.text === "string"

@@ -1,12 +1,14 @@
 /** The agent side of ACP: its methods over the open sessions. */
 
 import { statSync } from "node:fs";
-import { cwdOf, PROTOCOL_VERSION, promptOf, sessionIdOf } from "./acp.js";
+import { isDeepStrictEqual } from "node:util";
+import { configChangeOf, PROTOCOL_VERSION, promptOf, sessionIdOf } from "./acp.js";
 import { busy, ErrorCode, invalidParams, RpcError } from "./errors.js";
 import type { Connection, Handlers } from "./protocol.js";
 import { loadSdk, type Sdk, sdkVersion } from "./sdk.js";
 import { Session } from "./session.js";
 import { SessionFiles } from "./session-files.js";
+import { type SessionSettings, sessionSettingsOf } from "./settings.js";
 
 export class Agent {
   readonly #connection: Connection;
@@ -32,6 +34,7 @@ export class Agent {
         "session/resume": (params) => this.#resumeSession(params),
         "session/close": (params) => this.#closeSession(params),
         "session/prompt": (params) => this.#prompt(params),
+        "session/set_config_option": (params) => this.#setConfigOption(params),
       },
       notifications: {
         "session/cancel": (params) => this.#session(params).cancel(),
@@ -51,37 +54,38 @@ export class Agent {
       agentCapabilities: {
         loadSession: true,
         promptCapabilities: { image: true, audio: false, embeddedContext: true },
-        mcpCapabilities: { http: false, sse: false },
-        sessionCapabilities: { resume: {}, close: {} },
+        mcpCapabilities: { http: true, sse: true },
+        sessionCapabilities: { resume: {}, close: {}, systemPrompt: {} },
       },
       authMethods: [],
     };
   }
 
   async #newSession(params: unknown): Promise<object> {
-    const cwd = existingDirectory(cwdOf(params));
+    const settings = settingsOf(params);
     const files = await this.#files();
-    const manager = files.create(cwd);
+    const manager = files.create(settings.cwd);
+    let session: Session | undefined;
     try {
-      const session = await this.#open(manager);
+      session = await this.#open(manager, settings);
       await session.requireKey();
-      this.#sessions.set(session.id, session);
-      return { sessionId: session.id };
     } catch (error) {
+      await session?.close();
       files.remove(manager);
       throw error;
     }
+    this.#sessions.set(session.id, session);
+    return { sessionId: session.id, ...opened(session) };
   }
 
   async #loadSession(params: unknown): Promise<object> {
     const session = await this.#reopen(params);
     await session.replay();
-    return {};
+    return opened(session);
   }
 
   async #resumeSession(params: unknown): Promise<object> {
-    await this.#reopen(params);
-    return {};
+    return opened(await this.#reopen(params));
   }
 
   async #closeSession(params: unknown): Promise<object> {
@@ -96,14 +100,19 @@ export class Agent {
     return { stopReason: await session.prompt(promptOf(params)) };
   }
 
-  /** Opens a stored session. One that is open already stays open. */
+  async #setConfigOption(params: unknown): Promise<object> {
+    const { configId, value } = configChangeOf(params);
+    return { configOptions: await this.#session(params).setConfigOption(configId, value) };
+  }
+
+  /** Opens a stored session. One that is open already stays open, unless its settings are others. */
   async #reopen(params: unknown): Promise<Session> {
     const sessionId = sessionIdOf(params);
-    const cwd = existingDirectory(cwdOf(params));
-    const opened = this.#sessions.get(sessionId);
-    if (opened?.busy) throw busy(sessionId);
-    if (opened) return opened;
-    const opening = this.#opening.get(sessionId) ?? this.#openStored(sessionId, cwd);
+    const settings = settingsOf(params);
+    const open = this.#sessions.get(sessionId);
+    if (open?.busy) throw busy(sessionId);
+    if (open && isDeepStrictEqual(open.settings, settings)) return open;
+    const opening = this.#opening.get(sessionId) ?? this.#openStored(sessionId, settings, open);
     this.#opening.set(sessionId, opening);
     try {
       return await opening;
@@ -112,16 +121,27 @@ export class Agent {
     }
   }
 
-  async #openStored(sessionId: string, cwd: string): Promise<Session> {
+  async #openStored(
+    sessionId: string,
+    settings: SessionSettings,
+    before: Session | undefined,
+  ): Promise<Session> {
+    if (before) {
+      this.#sessions.delete(sessionId);
+      await before.close();
+    }
     const files = await this.#files();
-    const session = await this.#open(files.open(sessionId, cwd));
+    const session = await this.#open(files.open(sessionId, settings.cwd), settings);
     this.#sessions.set(session.id, session);
     return session;
   }
 
-  async #open(manager: ReturnType<SessionFiles["create"]>): Promise<Session> {
-    const sdk = await this.#sdk;
-    return await Session.open({ sdk, env: this.#env, manager, connection: this.#connection });
+  async #open(
+    manager: ReturnType<SessionFiles["create"]>,
+    settings: SessionSettings,
+  ): Promise<Session> {
+    const [sdk, env, connection] = [await this.#sdk, this.#env, this.#connection];
+    return await Session.open({ sdk, env, manager, connection, settings });
   }
 
   async #files(): Promise<SessionFiles> {
@@ -139,9 +159,16 @@ export class Agent {
   }
 }
 
-function existingDirectory(cwd: string): string {
-  if (!statSync(cwd, { throwIfNoEntry: false })?.isDirectory()) {
-    throw invalidParams(`cwd is not a directory: ${cwd}`);
+/** What the answer says of an open session. Its commands follow the answer. */
+function opened(session: Session): object {
+  setImmediate(() => session.announceCommands());
+  return { configOptions: session.configOptions() };
+}
+
+function settingsOf(params: unknown): SessionSettings {
+  const settings = sessionSettingsOf(params);
+  if (!statSync(settings.cwd, { throwIfNoEntry: false })?.isDirectory()) {
+    throw invalidParams(`cwd is not a directory: ${settings.cwd}`);
   }
-  return cwd;
+  return settings;
 }

@@ -54,7 +54,7 @@ export function applyRetryLimits(settings: SettingsManager, env: Env): void {
   });
 }
 
-function wholeNumber(env: Env, name: string): number | undefined {
+export function wholeNumber(env: Env, name: string): number | undefined {
   const text = env[name];
   if (text === undefined || text === "") return undefined;
   if (!/^\d{1,9}$/.test(text)) {

@@ -3,15 +3,21 @@
 import type {
   AgentSession,
   AgentSessionEvent,
+  CreateAgentSessionOptions,
   SessionManager,
 } from "@earendil-works/pi-coding-agent";
-import type { ContentBlock, SessionUpdate, StopReason } from "./acp.js";
+import type { ConfigOption, ContentBlock, SessionUpdate, StopReason } from "./acp.js";
+import { availableCommands } from "./commands.js";
+import { Configuration } from "./configuration.js";
 import { busy, describe, modelError, readModelFailure } from "./errors.js";
-import { applyRetryLimits, createModelRuntime, requireKey } from "./models.js";
+import type { McpServers } from "./mcp.js";
+import { applyRetryLimits, createModelRuntime, requireKey, wholeNumber } from "./models.js";
+import { Permissions, READING_TOOLS } from "./permissions.js";
 import { toPiPrompt } from "./prompt.js";
 import type { Connection } from "./protocol.js";
 import { replay } from "./replay.js";
 import type { Sdk } from "./sdk.js";
+import type { SessionSettings } from "./settings.js";
 import { TurnTranslator } from "./translate.js";
 
 type AssistantMessage = Extract<
@@ -25,67 +31,74 @@ interface Turn {
   lastAnswer: AssistantMessage | undefined;
 }
 
+type BeforeToolCall = NonNullable<AgentSession["agent"]["beforeToolCall"]>;
+
+/** A server of `npx` is first downloaded. */
+const MCP_TIMEOUT_MS = 120_000;
+
 export interface SessionOptions {
   sdk: Sdk;
   env: NodeJS.ProcessEnv;
   manager: SessionManager;
   connection: Connection;
+  settings: SessionSettings;
 }
 
 export class Session {
   readonly id: string;
+  readonly settings: SessionSettings;
   readonly #pi: AgentSession;
+  readonly #mcp: McpServers | undefined;
   readonly #env: NodeJS.ProcessEnv;
   readonly #connection: Connection;
+  readonly #permissions: Permissions;
+  readonly #configuration: Configuration;
   #turn: Turn | undefined;
 
-  private constructor(pi: AgentSession, { env, connection }: SessionOptions) {
+  private constructor(pi: AgentSession, mcp: McpServers | undefined, options: SessionOptions) {
+    const { env, connection, settings } = options;
     this.id = pi.sessionId;
+    this.settings = settings;
     this.#pi = pi;
+    this.#mcp = mcp;
     this.#env = env;
     this.#connection = connection;
+    const cwd = pi.sessionManager.getCwd();
+    this.#permissions = new Permissions(connection, this.id, cwd, settings.permissionPolicy);
+    this.#configuration = new Configuration(pi, (configOptions) =>
+      this.#update({ sessionUpdate: "config_option_update", configOptions }),
+    );
     pi.subscribe((event) => this.#onEvent(event));
     // Unlike those of `pi.subscribe`, these listeners are awaited: Pi does not read on from the
     // model, and does not start a tool, before they are done.
     pi.agent.subscribe(async (event) => {
       if (event.type === "agent_start" && this.#turn?.cancelled) void this.#abort();
-      if (event.type === "tool_execution_start") {
-        await this.#turn?.translator.beforeTool(event.toolCallId);
-      }
       await connection.drained();
     });
+    const byExtensions = pi.agent.beforeToolCall;
+    pi.agent.beforeToolCall = async (call, signal) => {
+      // First the extensions, which may change the input: what is asked about is what will run.
+      const decided = await byExtensions?.(call, signal);
+      return decided?.block ? decided : await this.#beforeToolCall(call, signal);
+    };
   }
 
   static async open(options: SessionOptions): Promise<Session> {
-    const { sdk, env, manager } = options;
-    const cwd = manager.getCwd();
-    const agentDir = sdk.getAgentDir();
-    const settingsManager = sdk.SettingsManager.create(cwd, agentDir);
-    const resourceLoader = new sdk.DefaultResourceLoader({ cwd, agentDir, settingsManager });
-    const [modelRuntime] = await Promise.all([
-      createModelRuntime(sdk, env),
-      resourceLoader.reload(),
-    ]);
-    applyRetryLimits(settingsManager, env); // after reload(), which reads the settings anew
-    for (const { path, error } of resourceLoader.getExtensions().errors) {
-      process.stderr.write(`extension ${path}: ${error}\n`);
+    const { env, settings } = options;
+    const connecting = connectMcp(settings, env);
+    try {
+      const pi = await createPiSession(options, connecting);
+      const session = new Session(pi, await connecting, options);
+      await pi.bindExtensions({
+        mode: "print",
+        onError: ({ extensionPath, error }) =>
+          process.stderr.write(`extension ${extensionPath}: ${error}\n`),
+      });
+      return session;
+    } catch (error) {
+      await connecting?.then((mcp) => mcp.close()).catch(() => {}); // it has failed by itself
+      throw error;
     }
-
-    const { session: pi } = await sdk.createAgentSession({
-      cwd,
-      agentDir,
-      modelRuntime,
-      settingsManager,
-      resourceLoader,
-      sessionManager: manager,
-    });
-    const session = new Session(pi, options);
-    await pi.bindExtensions({
-      mode: "print",
-      onError: ({ extensionPath, error }) =>
-        process.stderr.write(`extension ${extensionPath}: ${error}\n`),
-    });
-    return session;
   }
 
   get busy(): boolean {
@@ -95,6 +108,21 @@ export class Session {
   /** Throws `auth_required` if no prompt could succeed. */
   async requireKey(): Promise<void> {
     await requireKey(this.#pi, this.#env);
+  }
+
+  /** For the answer to the request that has opened the session. */
+  configOptions(): ConfigOption[] {
+    return this.#configuration.report();
+  }
+
+  async setConfigOption(configId: string, value: unknown): Promise<ConfigOption[]> {
+    return await this.#configuration.set(configId, value);
+  }
+
+  announceCommands(): void {
+    const commands = availableCommands(this.#pi);
+    if (commands.length === 0) return;
+    this.#update({ sessionUpdate: "available_commands_update", availableCommands: commands });
   }
 
   async replay(): Promise<void> {
@@ -115,12 +143,14 @@ export class Session {
       const { text, images } = toPiPrompt(blocks);
       await this.requireKey();
       if (!turn.cancelled) await this.#pi.prompt(text, { images, source: "rpc" });
+      this.#reportUsage();
       return stopReason(turn);
     } catch (error) {
       if (turn.cancelled) return "cancelled";
       throw error;
     } finally {
       translator.abandonCalls(turn.cancelled ? "Cancelled" : "Not executed");
+      this.#configuration.announce(); // a command or an extension may have changed the model
       this.#turn = undefined;
     }
   }
@@ -132,11 +162,15 @@ export class Session {
     await this.#abort();
   }
 
-  /** Ends the turn, if one is running, and lets extensions put away what they hold. */
+  /** Ends the turn, if one is running, and MCP servers; lets extensions put away what they hold. */
   async close(): Promise<void> {
     await this.cancel();
-    await this.#pi.extensionRunner.emit({ type: "session_shutdown", reason: "quit" });
-    this.#pi.dispose();
+    try {
+      await this.#pi.extensionRunner.emit({ type: "session_shutdown", reason: "quit" });
+      this.#pi.dispose();
+    } finally {
+      await this.#mcp?.close();
+    }
   }
 
   async #abort(): Promise<void> {
@@ -147,7 +181,37 @@ export class Session {
     }
   }
 
+  async #beforeToolCall(
+    { toolCall: { id: toolCallId, name }, args }: Parameters<BeforeToolCall>[0],
+    signal: AbortSignal | undefined,
+  ): ReturnType<BeforeToolCall> {
+    if (!this.#onlyReads(name)) {
+      await this.#connection.drained();
+      const reason = await this.#permissions.refusal({ toolCallId, name, args }, signal);
+      if (reason !== undefined) return { block: true, reason };
+    }
+    await this.#turn?.translator.startCall(toolCallId);
+    return undefined;
+  }
+
+  #onlyReads(name: string): boolean {
+    const tool = this.#pi.getAllTools().find((candidate) => candidate.name === name);
+    return READING_TOOLS.has(name) && tool?.sourceInfo.source === "builtin";
+  }
+
+  #reportUsage(): void {
+    const context = this.#pi.getContextUsage();
+    if (!context || context.tokens === null) return;
+    this.#update({
+      sessionUpdate: "usage_update",
+      used: context.tokens,
+      size: context.contextWindow,
+      cost: { amount: this.#pi.getSessionStats().cost, currency: "USD" },
+    });
+  }
+
   #onEvent(event: AgentSessionEvent): void {
+    if (event.type === "thinking_level_changed") this.#configuration.announce();
     const turn = this.#turn;
     if (!turn) return; // Pi works only within a prompt; what an extension does alone is not shown
     if (event.type === "message_end" && event.message.role === "assistant") {
@@ -176,6 +240,70 @@ export class Session {
   #update(update: SessionUpdate): void {
     this.#connection.notify("session/update", { sessionId: this.id, update });
   }
+}
+
+/** Undefined without servers: then nothing of MCP is even loaded. */
+function connectMcp(
+  { mcpServers, cwd }: SessionSettings,
+  env: NodeJS.ProcessEnv,
+): Promise<McpServers> | undefined {
+  if (mcpServers.length === 0) return undefined;
+  const timeoutMs = wholeNumber(env, "AGENTVM_MCP_TIMEOUT_MS") ?? MCP_TIMEOUT_MS;
+  return import("./mcp.js").then(({ McpServers }) =>
+    McpServers.connect(mcpServers, { cwd, env, timeoutMs }),
+  );
+}
+
+async function createPiSession(
+  { sdk, env, manager, settings }: SessionOptions,
+  connecting: Promise<McpServers> | undefined,
+): Promise<AgentSession> {
+  const cwd = manager.getCwd();
+  const agentDir = sdk.getAgentDir();
+  const settingsManager = sdk.SettingsManager.create(cwd, agentDir);
+  const { instructions } = settings;
+  const resourceLoader = new sdk.DefaultResourceLoader({
+    cwd,
+    agentDir,
+    settingsManager,
+    // Beside Pi's own APPEND_SYSTEM.md, not in its place.
+    appendSystemPromptOverride: (own) => (instructions ? [...own, instructions] : own),
+    extensionFactories: connecting
+      ? [{ name: "mcp", factory: async (pi) => (await connecting).register(pi), hidden: true }]
+      : [],
+  });
+  const [modelRuntime] = await Promise.all([
+    createModelRuntime(sdk, env),
+    resourceLoader.reload(),
+    connecting, // whose failure must not pass for that of an extension
+  ]);
+  applyRetryLimits(settingsManager, env); // after reload(), which reads the settings anew
+  for (const { path, error } of resourceLoader.getExtensions().errors) {
+    process.stderr.write(`extension ${path}: ${error}\n`);
+  }
+  const { session, modelFallbackMessage } = await sdk.createAgentSession({
+    cwd,
+    agentDir,
+    modelRuntime,
+    settingsManager,
+    resourceLoader,
+    sessionManager: manager,
+    ...choiceBeforeFirstPrompt(manager, modelRuntime),
+  });
+  if (modelFallbackMessage) process.stderr.write(`${modelFallbackMessage}\n`);
+  return session;
+}
+
+/** Pi itself restores what was chosen only for sessions that have messages. */
+function choiceBeforeFirstPrompt(
+  manager: SessionManager,
+  runtime: AgentSession["modelRuntime"],
+): Pick<CreateAgentSessionOptions, "model" | "thinkingLevel"> {
+  const { messages, model: chosen, thinkingLevel } = manager.buildSessionContext();
+  if (messages.length > 0 || !chosen) return {};
+  const model = runtime.getModel(chosen.provider, chosen.modelId);
+  if (!model || !runtime.hasConfiguredAuth(model.provider)) return {};
+  return { model, thinkingLevel: thinkingLevel as AgentSession["thinkingLevel"] };
 }
 
 function stopReason({ cancelled, lastAnswer }: Turn): StopReason {

@@ -55,12 +55,7 @@ export class TurnTranslator {
         break;
       }
       case "tool_execution_start":
-        this.#openCall(event.toolCallId, event.toolName, event.args).outputAt = Date.now();
-        this.#emit({
-          sessionUpdate: "tool_call_update",
-          toolCallId: event.toolCallId,
-          status: "in_progress",
-        });
+        this.#openCall(event.toolCallId, event.toolName, event.args);
         break;
       case "tool_execution_update":
         this.#output(event.toolCallId, event.partialResult as PiToolResult);
@@ -73,10 +68,13 @@ export class TurnTranslator {
     }
   }
 
-  /** Call before a tool runs: keeps what it is about to overwrite, for the diff. */
-  async beforeTool(toolCallId: string): Promise<void> {
+  /** Call before a permitted tool runs. Keeps what it is about to overwrite, for the diff. */
+  async startCall(toolCallId: string): Promise<void> {
     const call = this.#open.get(toolCallId);
-    if (call?.name !== "write") return;
+    if (!call) return;
+    call.outputAt = Date.now();
+    this.#emit({ sessionUpdate: "tool_call_update", toolCallId, status: "in_progress" });
+    if (call.name !== "write") return;
     const path = pathOf(call.args, this.#cwd);
     if (path !== undefined) call.oldText = await readOldText(path);
   }

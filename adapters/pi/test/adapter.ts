@@ -1,6 +1,7 @@
 /** The compiled adapter as a client sees it: a process that speaks JSON-RPC lines. */
 
 import { type ChildProcess, spawn } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -8,7 +9,7 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
-const NODE = join(ROOT, `../node_modules/node-linux-${process.arch}/bin/node`);
+export const NODE = join(ROOT, `../node_modules/node-linux-${process.arch}/bin/node`);
 const MAIN = join(ROOT, "dist/main.js");
 
 // biome-ignore-start lint/suspicious/noExplicitAny: tests look into messages of any shape
@@ -112,8 +113,9 @@ export class Adapter implements AsyncDisposable {
     return result;
   }
 
-  async newSession(): Promise<string> {
-    const { sessionId } = await this.request("session/new", { cwd: this.home, mcpServers: [] });
+  async newSession(settings: object = {}): Promise<string> {
+    const params = { cwd: this.home, mcpServers: [], ...settings };
+    const { sessionId } = await this.request("session/new", params);
     return sessionId;
   }
 
@@ -157,6 +159,15 @@ export class Adapter implements AsyncDisposable {
   }
 }
 // biome-ignore-end lint/suspicious/noExplicitAny: see above
+
+/** A killed process may stay as a zombie until its new parent has asked for its exit code. */
+export function isAlive(pid: number): boolean {
+  try {
+    return !/\) Z /.test(readFileSync(`/proc/${pid}/stat`, "utf8"));
+  } catch {
+    return false;
+  }
+}
 
 /** A promise to resolve by hand. */
 export function gate(): { opened: Promise<void>; open(): void } {

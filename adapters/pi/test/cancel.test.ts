@@ -1,20 +1,10 @@
-import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { startModelServer } from "../../../__test__/model-server.js";
-import { Adapter, anthropic, gate } from "./adapter.js";
+import { Adapter, anthropic, gate, isAlive } from "./adapter.js";
 
 const never = gate().opened;
-
-/** A killed process may stay as a zombie until its new parent has asked for its exit code. */
-function isAlive(pid: number): boolean {
-  try {
-    return !/\) Z /.test(readFileSync(`/proc/${pid}/stat`, "utf8"));
-  } catch {
-    return false;
-  }
-}
 
 async function expectDead(pids: number[]): Promise<void> {
   await expect.poll(() => pids.filter(isAlive)).toEqual([]);

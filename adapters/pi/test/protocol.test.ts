@@ -46,7 +46,7 @@ test.for<[string, object, string]>([
   ["session/new", {}, "cwd must be a string"],
   ["session/new", { cwd: "relative" }, "cwd must be an absolute path, not relative"],
   ["session/new", { cwd: "/no/such/dir" }, "cwd is not a directory: /no/such/dir"],
-  ["session/new", { cwd: "/", mcpServers: [{ name: "x" }] }, "MCP servers"],
+  ["session/new", { cwd: "/", mcpServers: {} }, "mcpServers must be an array"],
   ["session/prompt", {}, "sessionId must be a string"],
   ["session/load", { sessionId: 7 }, "sessionId must be a string"],
 ])("%s with %j is invalid: %s", async ([method, params, message]) => {

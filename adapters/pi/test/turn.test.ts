@@ -148,7 +148,8 @@ test("two sessions of one process keep their conversations apart", async () => {
 
   const textOf = (sessionId: string) =>
     pi.messages
-      .filter(({ method, params }) => method === "session/update" && params.sessionId === sessionId)
+      .filter(({ params }) => params?.sessionId === sessionId)
+      .filter(({ params }) => params.update?.sessionUpdate === "agent_message_chunk")
       .map(({ params }) => params.update.content.text)
       .join("");
   expect(textOf(a)).toBe("You said appleYou said again");

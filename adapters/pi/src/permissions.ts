@@ -1,0 +1,76 @@
+/** Asks the client before a tool changes something. */
+
+import { describe } from "./errors.js";
+import type { Connection } from "./protocol.js";
+import type { PermissionPolicy } from "./settings.js";
+import { describeToolCall } from "./tools.js";
+
+/** Of Pi's own tools, those that only look. */
+export const READING_TOOLS: ReadonlySet<string> = new Set(["read", "grep", "find", "ls"]);
+
+const OPTIONS = [
+  { optionId: "allow_once", name: "Allow", kind: "allow_once" },
+  { optionId: "allow_always", name: "Always allow", kind: "allow_always" },
+  { optionId: "reject_once", name: "Reject", kind: "reject_once" },
+];
+
+export interface GuardedCall {
+  toolCallId: string;
+  name: string;
+  args: unknown;
+}
+
+export class Permissions {
+  readonly #connection: Connection;
+  readonly #sessionId: string;
+  readonly #cwd: string;
+  readonly #asks: boolean;
+  /** Tools that need no more asking while this process lives. */
+  readonly #always = new Set<string>();
+
+  constructor(connection: Connection, sessionId: string, cwd: string, policy: PermissionPolicy) {
+    this.#connection = connection;
+    this.#sessionId = sessionId;
+    this.#cwd = cwd;
+    // With "reject" the client refuses: it is the one that records what was decided.
+    this.#asks = policy !== "allow";
+  }
+
+  /** Why the call must not run; undefined if it may. */
+  async refusal(call: GuardedCall, signal?: AbortSignal): Promise<string | undefined> {
+    if (!this.#asks || this.#always.has(call.name)) return undefined;
+    let answer: unknown;
+    try {
+      answer = await this.#ask(call, signal);
+    } catch (error) {
+      if (signal?.aborted) return "Cancelled";
+      return `Not executed: permission could not be asked for: ${describe(error)}`;
+    }
+    const { outcome } = (answer ?? {}) as { outcome?: { outcome?: unknown; optionId?: unknown } };
+    if (outcome?.outcome === "cancelled") return "Cancelled";
+    switch (outcome?.outcome === "selected" ? outcome.optionId : undefined) {
+      case "allow_once":
+        return undefined;
+      case "allow_always":
+        this.#always.add(call.name);
+        return undefined;
+      case "reject_once":
+        return `Not executed: the user did not allow this use of ${call.name}.`;
+      default:
+        return `Not executed: the answer to the permission request was ${JSON.stringify(answer)}`;
+    }
+  }
+
+  async #ask({ toolCallId, name, args }: GuardedCall, signal?: AbortSignal): Promise<unknown> {
+    const described = describeToolCall(name, args, this.#cwd);
+    return await this.#connection.request(
+      "session/request_permission",
+      {
+        sessionId: this.#sessionId,
+        toolCall: { toolCallId, name, status: "pending", ...described },
+        options: OPTIONS,
+      },
+      signal,
+    );
+  }
+}
