@@ -75,7 +75,7 @@ export class SessionEvents implements Api.SessionEventIterator {
     try {
       const batch = await new Promise<string | null>((resolve, reject) => {
         this.#interrupt = () => resolve("[]");
-        call(this.#stream.next()).then(resolve, reject);
+        call(this.#stream.next()).then((batch) => resolve(batch ?? null), reject);
       });
       if (batch === null) {
         this.#end();

@@ -288,10 +288,12 @@ impl NativeVm {
         answer: String,
     ) -> napi::Result<PromiseRaw<'env, String>> {
         let handle = self.handle.clone();
+        // At once, so that of two calls the first decides.
+        let answered = SessionId::parse(&session_id)
+            .map(|session| handle.respond_permission(session, &permission_id, &answer));
         promise(env, async move {
-            let session = SessionId::parse(&session_id)?;
-            let outcome = handle.respond_permission(session, &permission_id, &answer);
-            Ok(text(&serde_json::json!({ "outcome": outcome.await? })))
+            let outcome = answered?.await?;
+            Ok(text(&serde_json::json!({ "outcome": outcome })))
         })
     }
 

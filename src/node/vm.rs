@@ -216,7 +216,7 @@ impl NativeVm {
 
     /// Calls `callback` with JSON of an array of items until it is closed: with the next one when the
     /// promise of the last has resolved. Does not keep Node alive.
-    #[napi]
+    #[napi(ts_args_type = "callback: (batch: string) => Promise<void>")]
     pub fn subscribe(
         &self,
         callback: Function<'_, String, Promise<()>>,

@@ -1,5 +1,7 @@
 //! What one client's handle of a VM does with the sessions in it, beside their turns.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -65,17 +67,18 @@ impl VmHandle {
     }
 
     /// Answers a request for permission with one of its options: `once`, `always`, `reject`, or the id
-    /// of one. Returns the outcome that the agent got. Whoever answers first decides.
-    pub async fn respond_permission(
+    /// of one. Resolves to the outcome that the agent got. Whoever calls first decides.
+    pub fn respond_permission(
         &self,
         session: SessionId,
         permission: &str,
         answer: &str,
-    ) -> Result<Value> {
-        self.open()?;
-        self.machine
-            .respond_permission(session, permission, answer)
-            .await
+    ) -> impl Future<Output = Result<Value>> + use<> {
+        let answered = self.open().map(|_| {
+            let machine = Arc::clone(&self.machine);
+            machine.respond_permission(session, permission, answer)
+        });
+        async move { answered?.await }
     }
 
     /// The requests for permission that wait, the oldest first.
@@ -92,7 +95,7 @@ impl VmHandle {
         follow: bool,
     ) -> Result<EventStream> {
         self.open()?;
-        let machine = std::sync::Arc::clone(&self.machine);
+        let machine = Arc::clone(&self.machine);
         let closed = self.client.closed();
         Ok(EventStream::new(machine, closed, session, since, follow))
     }

@@ -1,6 +1,7 @@
 //! What a caller asks of a session beside prompts: its settings, its state, its permissions.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -101,23 +102,32 @@ impl Machine {
         }
     }
 
-    pub(super) async fn respond_permission(
-        &self,
+    /// The request is taken before this returns, so that of two callers the first has it.
+    pub(super) fn respond_permission(
+        self: Arc<Self>,
         session: SessionId,
         permission: &str,
         answer: &str,
-    ) -> Result<Value> {
-        let Some(live) = self.shown(session) else {
-            self.record(session).await?;
-            return Err(Error::new(
-                Code::PermissionNotFound,
-                format!(
-                    "session {session} has no running agent, and so no permission request \
-                     {permission:?} that waits: what was asked before ended as cancelled"
-                ),
-            ));
-        };
-        live.updates.respond(permission, answer).await
+    ) -> impl Future<Output = Result<Value>> + use<> {
+        let live = self.shown(session);
+        let taken = live
+            .as_ref()
+            .map(|live| live.updates.take_permission(permission, answer));
+        let no_agent = Error::new(
+            Code::PermissionNotFound,
+            format!(
+                "session {session} has no running agent, and so no permission request {permission:?} \
+                 that waits: what was asked before ended as cancelled"
+            ),
+        );
+        async move {
+            let (Some(live), Some(taken)) = (live, taken) else {
+                self.record(session).await?;
+                return Err(no_agent);
+            };
+            let (pending, outcome) = taken?;
+            live.updates.respond(pending, outcome).await
+        }
     }
 
     pub(super) async fn view(&self, session: SessionId) -> Result<SessionView> {

@@ -16,7 +16,7 @@ use super::configuration::Configuration;
 use super::emission::{Emission, Notice, SessionState};
 use super::event::{self, DecidedBy};
 use super::options::PermissionPolicy;
-use super::permission::{self, Asked, KnownTool, Permissions};
+use super::permission::{self, Asked, KnownTool, Pending, Permissions};
 use super::tail::Tail;
 use super::turn::Turn;
 use crate::acp::{Connection, Handler, Request, RpcError, outer_session_id, with_session_id};
@@ -349,9 +349,17 @@ impl Updates {
         self.tell_state();
     }
 
-    /// The caller's answer to a request, which is returned as the agent got it.
-    pub(super) async fn respond(&self, permission: &str, answer: &str) -> Result<Value> {
-        let (pending, outcome) = self.permissions().take(self.session, permission, answer)?;
+    /// Takes a request and the outcome that the caller's answer chooses: whoever comes first has it.
+    pub(super) fn take_permission(
+        &self,
+        permission: &str,
+        answer: &str,
+    ) -> Result<(Pending, Value)> {
+        self.permissions().take(self.session, permission, answer)
+    }
+
+    /// Hands the caller's answer to the agent; returns the outcome as the agent got it.
+    pub(super) async fn respond(&self, pending: Pending, outcome: Value) -> Result<Value> {
         let id = pending.request.permission_id;
         let event = event::permission_outcome(self.session, id, &outcome, DecidedBy::Caller);
         let logged = self.append(event).await;
