@@ -1,9 +1,13 @@
 //! Sessions as a caller of the crate sees them, with agents that behave badly in every way.
 
 mod clients;
+mod control;
 mod delivery;
 mod fixture;
 mod output;
 mod own;
+mod permissions;
+mod restore;
 mod start;
+mod stream;
 mod turns;

@@ -106,8 +106,8 @@ const commands = {
     for (let i = 0; i < Number(count); i++)
       send({ id: `flood-${i}`, method: "fs/read_text_file", params: {} });
   },
-  /** Says what the request that opened the conversation was. */
-  opening: () => say(JSON.stringify(opening)),
+  /** Says what it offers and is set to. */
+  configuration: () => say(JSON.stringify(configuration)),
   /** Says the content blocks of this prompt. */
   blocks: () => say(JSON.stringify(lastPrompt)),
   /** Asks for permission to use a tool that was announced before, and waits for no answer. */
@@ -140,6 +140,10 @@ const commands = {
   async cancel() {
     if (!cancelled) await new Promise((resolve) => (onCancel = resolve));
     return { stopReason: "cancelled" };
+  },
+  /** Waits until there is such a file. */
+  async until(path) {
+    while (!fs.existsSync(path)) await new Promise((resolve) => setTimeout(resolve, 5));
   },
   hang: () => HANG,
   /** Reads no more of its input, and lives on. */
@@ -223,6 +227,8 @@ const methods = {
     option.currentValue = value;
     send({ id, result: { configOptions: configuration.configOptions } });
   },
+  /** Of no protocol: answers what opened the conversation. */
+  "test/opening": (id) => send({ id, result: opening }),
   /** Of no protocol: answers its params. */
   "test/echo": (id, params) => send({ id, result: params }),
   "session/prompt": (id, { prompt }) => {

@@ -305,6 +305,10 @@ impl Listener {
         numbers.collect()
     }
 
+    pub(super) fn items(&self) -> Vec<Item> {
+        self.seen.lock().unwrap().clone()
+    }
+
     pub(super) fn notices(&self) -> Vec<String> {
         let seen = self.seen.lock().unwrap();
         let notices = seen.iter().filter_map(|item| match item {
