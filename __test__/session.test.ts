@@ -51,6 +51,7 @@ test("a turn streams thoughts, text, tool calls with their results, and the answ
     "tool_call",
     "tool_call_update",
     "agent_message_chunk",
+    "usage_update",
     "_agentvm/turn_end",
   ]);
 });

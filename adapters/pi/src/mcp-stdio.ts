@@ -7,6 +7,7 @@ import {
   parseJSONRPCMessage,
   type Transport,
 } from "@modelcontextprotocol/client";
+import { within } from "./deadline.js";
 import { describe } from "./errors.js";
 import { lines } from "./protocol.js";
 
@@ -125,15 +126,4 @@ export class StdioTransport implements Transport {
       this.onerror?.(new Error(`not a message of MCP: ${describe(error)}`));
     }
   }
-}
-
-/** Whether `done` resolves in time. */
-async function within(ms: number, done: Promise<void>): Promise<boolean> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<boolean>((resolve) => {
-    timer = setTimeout(resolve, ms, false);
-  });
-  const inTime = await Promise.race([done.then(() => true), late]);
-  clearTimeout(timer);
-  return inTime;
 }

@@ -1,9 +1,15 @@
 /** Tools of MCP servers as Pi has them: names, schemas, results. */
 
-import { createHash } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
+import { writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import type { ToolDefinition } from "@earendil-works/pi-coding-agent";
 import type { CallToolResult, ContentBlock, Tool } from "@modelcontextprotocol/client";
 import type { PiToolResult } from "./tools.js";
+
+/** The most text that a tool of Pi gives to the model. */
+const MAX_TEXT_BYTES = 50 * 1024;
 
 /** The longest name that every model API takes. */
 const MAX_NAME = 64;
@@ -25,13 +31,30 @@ export function toolParameters({ inputSchema }: Tool): ToolDefinition["parameter
   return { properties: {}, ...schema } as ToolDefinition["parameters"];
 }
 
+/**
+ * Bounds a text for the model as Pi's own tools do theirs: the rest can be read from a file, whose
+ * path the model is told.
+ */
+async function bounded(text: string): Promise<string> {
+  const bytes = Buffer.from(text);
+  if (bytes.length <= MAX_TEXT_BYTES) return text;
+  const path = join(tmpdir(), `pi-mcp-${randomUUID()}.txt`);
+  await writeFile(path, bytes, { flag: "wx", mode: 0o600 });
+  // In streaming mode the decoder leaves out a character that the cut has split.
+  const head = new TextDecoder().decode(bytes.subarray(0, MAX_TEXT_BYTES), { stream: true });
+  return `${head}\n\n[The first ${MAX_TEXT_BYTES} of ${bytes.length} bytes. All of it is in ${path}]`;
+}
+
 /** Throws what the server reports as an error: that is how Pi's tools fail. */
-export function toPiResult(result: CallToolResult): Required<PiToolResult> {
+export async function toPiResult(result: CallToolResult): Promise<Required<PiToolResult>> {
   const content = result.content.flatMap(toPiContent);
   const structured = result.structuredContent;
   // A server should have put it into a text as well.
   if (structured !== undefined && !content.some(({ type }) => type === "text")) {
     content.push({ type: "text", text: JSON.stringify(structured) });
+  }
+  for (const part of content) {
+    if (part.type === "text") part.text = await bounded(part.text);
   }
   if (result.isError) {
     const texts = content.map((part) => (part.type === "text" ? part.text : `[${part.mimeType}]`));

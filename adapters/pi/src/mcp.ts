@@ -14,6 +14,7 @@ import {
   type Tool,
   type Transport,
 } from "@modelcontextprotocol/client";
+import { within } from "./deadline.js";
 import { describe, ErrorCode, RpcError } from "./errors.js";
 import { StdioTransport } from "./mcp-stdio.js";
 import { toolName, toolParameters, toPiResult } from "./mcp-tools.js";
@@ -21,6 +22,9 @@ import type { McpServer } from "./settings.js";
 
 /** A tool may take as long as it needs: the turn can be cancelled. The longest timer of Node. */
 const NO_TIMEOUT_MS = 2 ** 31 - 1;
+
+/** How long the end of a session waits for a remote server to hear of it. */
+const GOODBYE_MS = 1000;
 
 /** Results go to a model, which takes what it gets. */
 const UNCHECKED: jsonSchemaValidator = { getValidator: () => unchecked };
@@ -141,17 +145,14 @@ function transportOf(server: McpServer, { cwd, env }: McpOptions): Transport {
 
 async function connect(connected: Connected, server: McpServer, timeoutMs: number): Promise<void> {
   const { client, transport } = connected;
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    const error = new Error(`not ready after ${timeoutMs} ms (AGENTVM_MCP_TIMEOUT_MS)`);
-    timer = setTimeout(reject, timeoutMs, error);
-  });
   const ready = async () => {
     await client.connect(transport, { timeout: NO_TIMEOUT_MS });
     connected.tools = (await client.listTools(undefined, { timeout: NO_TIMEOUT_MS })).tools;
   };
   try {
-    await Promise.race([ready(), late]);
+    if (!(await within(timeoutMs, ready()))) {
+      throw new Error(`not ready after ${timeoutMs} ms (AGENTVM_MCP_TIMEOUT_MS)`);
+    }
   } catch (error) {
     const reason = reasonOf(error, transport);
     throw new RpcError(
@@ -159,8 +160,6 @@ async function connect(connected: Connected, server: McpServer, timeoutMs: numbe
       `MCP server "${server.name}" (${placeOf(server)}) can't be used: ${reason}`,
       { type: "mcp_server_failed", server: server.name, transport: server.type, reason },
     );
-  } finally {
-    clearTimeout(timer);
   }
 }
 
@@ -185,7 +184,9 @@ function reasonOf(error: unknown, transport: Transport): string {
 
 async function closeServer({ client, transport }: Connected): Promise<void> {
   try {
-    if (transport instanceof StreamableHTTPClientTransport) await transport.terminateSession();
+    if (transport instanceof StreamableHTTPClientTransport) {
+      await within(GOODBYE_MS, transport.terminateSession());
+    }
   } catch {
     // Gone, or it keeps no sessions: there is nothing to end.
   }
@@ -220,7 +221,7 @@ function definition(
             },
           },
         );
-        return toPiResult(result);
+        return await toPiResult(result);
       } catch (error) {
         signal?.throwIfAborted();
         if (!(transport instanceof StdioTransport) || transport.end === undefined) throw error;

@@ -11,7 +11,7 @@ import { createInterface } from "node:readline";
 const habits = process.argv.slice(2);
 const schema = { type: "object", properties: {}, additionalProperties: false };
 const tool = (name) => ({ name, description: `The tool ${name}`, inputSchema: schema });
-let tools = ["pid", "environment", "wait", "die", "replace", "cancelled"].map(tool);
+let tools = ["pid", "environment", "wait", "die", "replace", "cancelled", "long"].map(tool);
 const cancelled = [];
 
 const send = (message) =>
@@ -43,6 +43,7 @@ const CALLS = {
     return text("replaced");
   },
   fresh: () => text("still warm"),
+  long: () => text("é".repeat(100_000)),
   cancelled: () => text(`cancelled: ${cancelled.length}`),
 };
 

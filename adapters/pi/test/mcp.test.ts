@@ -1,3 +1,5 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { readFile, rm } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { fileURLToPath } from "node:url";
@@ -20,6 +22,12 @@ function calling(...calls: [name: string, input: Record<string, unknown>][]) {
     const call = calls[toolResults.length];
     return call ? { toolCalls: [{ name: call[0], input: call[1] }] } : { text: "Done." };
   };
+}
+
+function childrenOf({ child: { pid } }: Adapter): string {
+  return readdirSync(`/proc/${pid}/task`)
+    .map((thread) => readFileSync(`/proc/${pid}/task/${thread}/children`, "utf8"))
+    .join("");
 }
 
 /** The tools that the model has in the end: Pi takes them away where the conversation has got to. */
@@ -101,6 +109,17 @@ test("images, resources, links and structured content reach model and client", a
     content: { type: "image", mimeType: "image/png", data: expect.any(String) },
   });
   expect(ends[4].rawOutput.details).toMatchObject({ structuredContent: { temperature: 36 } });
+});
+
+test("a long text is cut for the model, which is told where all of it is", async () => {
+  await using server = await startModelServer({ script: calling(["test_long", {}]) });
+  await using pi = await Adapter.start({ env: anthropic(server) });
+  await pi.prompt(await pi.newSession({ mcpServers: [testServer()] }), "Tell me");
+  const [result = ""] = server.requests[1]?.toolResults ?? [];
+  const [, path = ""] =
+    /^é{25600}\n\n\[The first 51200 of 200000 bytes. All of it is in (.*)\]$/.exec(result) ?? [];
+  expect(await readFile(path, "utf8")).toBe("é".repeat(100_000));
+  await rm(path);
 });
 
 test("what a server reports as an error is a failed tool call, not a failed turn", async () => {
@@ -284,6 +303,14 @@ test.for<[string, object, object]>([
     data: { type: "mcp_server_failed", server: "broken", transport: "stdio", ...data },
   });
   expect(error?.message).not.toContain("secret");
+  expect(childrenOf(pi)).toBe("");
+});
+
+test("a session that has no key leaves no server behind", async () => {
+  await using pi = await Adapter.start({ env: { ANTHROPIC_API_KEY: undefined } });
+  const { error } = await pi.call("session/new", { cwd: pi.home, mcpServers: [testServer()] });
+  expect(error).toMatchObject({ code: -32000, data: { type: "missing_api_key" } });
+  expect(childrenOf(pi)).toBe("");
 });
 
 test("a server that refuses the headers fails session/new, with the status", async () => {
