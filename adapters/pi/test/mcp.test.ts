@@ -2,11 +2,12 @@ import { readdirSync, readFileSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { json } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import { type ModelRequest, type Reply, startModelServer } from "../../../__test__/model-server.js";
 import { toolName } from "../src/mcp-tools.js";
-import { Adapter, anthropic, isAlive, NODE } from "./adapter.js";
+import { Adapter, anthropic, isAlive, NODE, type RpcMessage } from "./adapter.js";
 import { everythingStdio, RemoteEverything } from "./everything.js";
 
 const TEST_SERVER = fileURLToPath(new URL("mcp-server.mjs", import.meta.url));
@@ -159,6 +160,35 @@ test("closing the session ends the one at a server over http", async () => {
   const sessionId = await pi.newSession({ mcpServers: [mcp.settings()] });
   await pi.request("session/close", { sessionId });
   expect(mcp.received.map(({ method }) => method)).toContain("DELETE");
+});
+
+test("a server that does not answer the end of its session does not keep ours open", async () => {
+  const answers: Record<string, (params: { protocolVersion?: string }) => object> = {
+    initialize: ({ protocolVersion }) => {
+      return {
+        protocolVersion,
+        serverInfo: { name: "x", version: "1" },
+        capabilities: { tools: {} },
+      };
+    },
+    "tools/list": () => ({ tools: [] }),
+  };
+  const silent = createServer(async (incoming, response) => {
+    if (incoming.method !== "POST") return; // no answer, ever
+    const { id, method, params } = (await json(incoming)) as Required<RpcMessage>;
+    const headers = { "content-type": "application/json", "mcp-session-id": "1" };
+    const result = answers[method]?.(params);
+    response.writeHead(result ? 200 : 202, headers);
+    response.end(result && JSON.stringify({ jsonrpc: "2.0", id, result }));
+  });
+  await new Promise<void>((resolve) => silent.listen(0, "127.0.0.1", resolve));
+  const url = `http://127.0.0.1:${(silent.address() as AddressInfo).port}/mcp`;
+  await using pi = await Adapter.start();
+  const mcpServers = [{ type: "http", name: "silent", url, headers: [] }];
+  const sessionId = await pi.newSession({ mcpServers });
+  expect(await pi.request("session/close", { sessionId })).toEqual({});
+  silent.closeAllConnections();
+  silent.close();
 });
 
 test.for([["http"], ["sse"]] as const)(
