@@ -4,5 +4,6 @@
 //! ancillary data. The host trusts nothing that comes out of the VM: every
 //! [`protocol::Reply`] is bounded and its descriptors are checked by `fstat` before use.
 
+pub mod foreground;
 pub mod net;
 pub mod protocol;

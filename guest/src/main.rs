@@ -13,6 +13,7 @@ mod files;
 mod mounts;
 mod process;
 mod serve;
+mod turn;
 
 use std::ffi::c_int;
 

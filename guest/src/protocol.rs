@@ -48,6 +48,21 @@ pub enum Request {
         pid: i32,
         signal: i32,
     },
+    /// Looks what a turn of a spawned process has in the foreground. Changes nothing.
+    Foreground {
+        id: RequestId,
+        agent: i32,
+        turn: Turn,
+    },
+    /// Kills the foreground, and of `seen` what still runs.
+    EndForeground {
+        id: RequestId,
+        agent: Instance,
+        turn: Turn,
+        seen: Vec<Instance>,
+        /// Kills the agent with its process group, too.
+        agent_too: bool,
+    },
     Open {
         id: RequestId,
         path: Bytes,
@@ -87,6 +102,18 @@ pub enum Reply {
     Done {
         id: RequestId,
     },
+    /// `agent` is `None` if it has exited; then there is no foreground either.
+    Foreground {
+        id: RequestId,
+        agent: Option<Instance>,
+        /// Parents before children; [`MAX_SEEN`] at most.
+        seen: Vec<Instance>,
+    },
+    /// How many processes were killed, the agent and its group aside.
+    ForegroundEnded {
+        id: RequestId,
+        killed: u32,
+    },
     Failed {
         id: RequestId,
         errno: i32,
@@ -97,6 +124,26 @@ pub enum Reply {
         pid: i32,
         status: i32,
     },
+}
+
+/// One process, for good: its number may be another's when it is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Instance {
+    pub pid: i32,
+    /// When it started, in hundredths of a second since the machine's boot.
+    pub started: u64,
+}
+
+/// Processes in [`Reply::Foreground`]: as many as fit a packet (15 bytes each, at the worst).
+pub const MAX_SEEN: usize = 4000;
+
+/// What [`crate::foreground`] needs to know of a turn.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Turn {
+    /// When it began: nanoseconds of `CLOCK_BOOTTIME`.
+    pub since: u64,
+    /// Command lines of what is not the turn's.
+    pub spare: Vec<Vec<Bytes>>,
 }
 
 /// Which part of a request failed.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 
-use agentvm_guest::protocol::{FailedAt, Reply, Request, RequestId};
+use agentvm_guest::protocol::{FailedAt, Instance, Reply, Request, RequestId, Turn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use crate::control::Control;
 use crate::files;
 use crate::process::{Launch, SpawnError};
+use crate::turn;
 
 /// Serves the host until it hangs up, then ends every process of the VM.
 pub(crate) fn serve(control: &Control) {
@@ -126,6 +127,26 @@ impl Guest<'_> {
                     Err(errno) => self.fail(id, errno, FailedAt::Operation),
                 }
             }
+            Request::Foreground { id, agent, turn } => match self.look(agent, &turn) {
+                Ok((agent, seen)) => {
+                    let reply = Reply::Foreground { id, agent, seen };
+                    self.control.send(&reply, &[]);
+                }
+                Err(errno) => self.fail(id, errno, FailedAt::Operation),
+            },
+            Request::EndForeground {
+                id,
+                agent,
+                turn,
+                seen,
+                agent_too,
+            } => match turn::end(agent, &turn, seen, agent_too) {
+                Ok(killed) => {
+                    let reply = Reply::ForegroundEnded { id, killed };
+                    self.control.send(&reply, &[]);
+                }
+                Err(errno) => self.fail(id, errno, FailedAt::Operation),
+            },
             Request::Open {
                 id,
                 path,
@@ -141,6 +162,16 @@ impl Guest<'_> {
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
         }
+    }
+
+    /// The foreground of a process that the host has started; of any other there is none.
+    fn look(&self, agent: i32, turn: &Turn) -> nix::Result<(Option<Instance>, Vec<Instance>)> {
+        let found = if self.spawned.contains(&agent) {
+            turn::look(agent, turn)?
+        } else {
+            None
+        };
+        Ok(found.map_or_else(Default::default, |(agent, seen)| (Some(agent), seen)))
     }
 
     fn done(&self, id: RequestId) {

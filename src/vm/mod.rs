@@ -10,11 +10,13 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use error::VmError;
+pub use foreground::{Commands, Extent, Foreground, Moment};
 
 pub mod environment;
 mod error;
 pub mod exec;
 pub mod file;
+mod foreground;
 pub mod namespace;
 
 pub type Result<T, E = VmError> = std::result::Result<T, E>;
@@ -127,6 +129,29 @@ pub trait Vm: Send + Sync + 'static {
     /// Signals the whole process group of a process started by [`Vm::spawn`].
     /// One that has already exited is not an error.
     async fn signal(&self, pid: u32, signal: i32) -> Result<()>;
+
+    /// Now, in the clock in which this VM dates its processes. At the start of a turn, before its
+    /// prompt is sent: what starts from then on is the turn's.
+    fn now(&self) -> Moment;
+
+    /// Looks what the agent `pid`, started by [`Vm::spawn`], has in the foreground of the turn that
+    /// began at `since`: the commands that run below it by the chain of live parents, and not what
+    /// they have detached (another session, or a parent that has exited). `spare` are command lines
+    /// that are not the turn's: MCP servers. The exact rule, and what it can't tell, is documented at
+    /// `agentvm_guest::foreground`.
+    ///
+    /// To cancel a turn: call this *before* the agent is told, because an agent that kills only the
+    /// shell of a command leaves the command behind as an orphan, which looks like a background
+    /// process. Then [`Vm::end_foreground`], when the agent has answered or its time is up, and before
+    /// its next turn may begin, whose commands would be killed too.
+    async fn foreground(&self, pid: u32, since: Moment, spare: Commands) -> Result<Foreground>;
+
+    /// Kills what was seen in the foreground and what is there now, with [`Extent::WithAgent`] the
+    /// agent too, and waits until it has ended (for a quarter of a second at most: a process in an
+    /// uninterruptible wait dies later). Returns how many processes were killed, the agent and its
+    /// group aside. Nothing else is touched: a process is never mistaken for an earlier one with its
+    /// number. An agent that has exited meanwhile is no error.
+    async fn end_foreground(&self, foreground: &Foreground, extent: Extent) -> Result<u32>;
 
     /// Opens a file as `user`. The descriptor is checked to be a regular file.
     async fn open(&self, path: &GuestPath, open: Open, user: User) -> Result<File>;

@@ -12,6 +12,8 @@ use agentvm::vm::{DynVm, Exit, GuestPath, User, file};
 
 use super::child::{block_on, in_child};
 
+mod foreground;
+
 pub(super) fn options(data: &Path, name: &str) -> BootOptions {
     BootOptions {
         dir: data.join("vms").join(name),

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agentvm_guest::protocol::{
-    FailedAt, IN_MEMFD, INLINE, MAX_DESCRIPTORS, MAX_PACKET, Reply, Request, RequestId, decode,
-    encode,
+    FailedAt, IN_MEMFD, INLINE, Instance, MAX_DESCRIPTORS, MAX_PACKET, Reply, Request, RequestId,
+    decode, encode,
 };
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -25,6 +25,8 @@ pub(super) enum Answer {
     Spawned(Child),
     Opened(OwnedFd),
     Done,
+    Foreground(Option<Instance>, Vec<Instance>),
+    ForegroundEnded(u32),
     Failed { errno: Errno, at: FailedAt },
 }
 
@@ -164,7 +166,7 @@ impl Control {
     pub(super) async fn run(&self) -> String {
         let why = loop {
             match self.receive().await {
-                Ok(Some((reply, descriptors))) => match self.dispatch(&reply, descriptors) {
+                Ok(Some((reply, descriptors))) => match self.dispatch(reply, descriptors) {
                     Ok(None) => {}
                     Ok(Some(unwanted)) => self.kill(unwanted).await,
                     Err(problem) => break format!("PID 1 sent {problem}"),
@@ -207,11 +209,11 @@ impl Control {
     /// Returns the pid of a process that nobody wants any more.
     fn dispatch(
         &self,
-        reply: &Reply,
+        reply: Reply,
         mut descriptors: Vec<OwnedFd>,
     ) -> Result<Option<i32>, &'static str> {
         let mut state = self.state();
-        let (id, answer) = match *reply {
+        let (id, answer) = match reply {
             Reply::Spawned { id, pid } => {
                 let Some(waiting) = state.pending.remove(&id) else {
                     return Ok(Some(pid));
@@ -242,6 +244,8 @@ impl Control {
                 (id, Answer::Opened(file))
             }
             Reply::Done { id } => (id, Answer::Done),
+            Reply::Foreground { id, agent, seen } => (id, Answer::Foreground(agent, seen)),
+            Reply::ForegroundEnded { id, killed } => (id, Answer::ForegroundEnded(killed)),
             Reply::Failed { id, errno, at } => {
                 let errno = Errno::from_raw(errno);
                 (id, Answer::Failed { errno, at })

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agentvm_guest::net::NetSockets;
-use agentvm_guest::protocol::{Account, FailedAt, NetState, Reply, Request};
+use agentvm_guest::protocol::{Account, FailedAt, NetState, Reply, Request, Turn};
 use async_trait::async_trait;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -29,7 +29,10 @@ use self::control::{Answer, Control};
 use self::directory::{Directory, LastBoot, host};
 use self::ids::IdMap;
 use self::preparation::{BootMessage, Prepared};
-use super::{Command, GuestPath, Open, Process, Result, User, Vm, VmEnd, VmError};
+use super::{
+    Command, Commands, Extent, Foreground, GuestPath, Moment, Open, Process, Result, User, Vm,
+    VmEnd, VmError,
+};
 use crate::net::{Network, Policy};
 
 pub use self::layout::AGENTS;
@@ -377,6 +380,60 @@ impl Vm for NamespaceVm {
         }
     }
 
+    fn now(&self) -> Moment {
+        // PID 1 is in this process's time namespace and no process of a VM makes another: its /proc
+        // shows the same clock.
+        let mut now = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: clock_gettime writes the struct; every kernel has this clock.
+        unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+        let [seconds, nanoseconds] =
+            [now.tv_sec, now.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
+        Moment {
+            nanoseconds: seconds * 1_000_000_000 + nanoseconds,
+        }
+    }
+
+    async fn foreground(&self, pid: u32, since: Moment, spare: Commands) -> Result<Foreground> {
+        let id = self.control.next_id();
+        let request = Request::Foreground {
+            id,
+            agent: pid.cast_signed(),
+            turn: turn(since, &spare),
+        };
+        match self.control.call(id, &request, &[]).await? {
+            Answer::Foreground(agent, seen) => Ok(Foreground {
+                agent,
+                since,
+                spare,
+                seen,
+            }),
+            Answer::Failed { errno, .. } => Err(processes(errno)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn end_foreground(&self, foreground: &Foreground, extent: Extent) -> Result<u32> {
+        let Some(agent) = foreground.agent else {
+            return Ok(0);
+        };
+        let id = self.control.next_id();
+        let request = Request::EndForeground {
+            id,
+            agent,
+            turn: turn(foreground.since, &foreground.spare),
+            seen: foreground.seen.clone(),
+            agent_too: extent == Extent::WithAgent,
+        };
+        match self.control.call(id, &request, &[]).await? {
+            Answer::ForegroundEnded(killed) => Ok(killed),
+            Answer::Failed { errno, .. } => Err(processes(errno)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn open(&self, path: &GuestPath, open: Open, user: User) -> Result<File> {
         let user = self.account(user)?;
         let (op, flags) = match open {
@@ -469,6 +526,25 @@ fn regular_file(descriptor: OwnedFd, path: &GuestPath, op: &'static str) -> Resu
 fn is_procfs(descriptor: &OwnedFd) -> bool {
     nix::sys::statfs::fstatfs(descriptor)
         .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
+}
+
+fn turn(since: Moment, spare: &[Vec<String>]) -> Turn {
+    let bytes = |word: &String| word.clone().into_bytes();
+    Turn {
+        since: since.nanoseconds,
+        spare: spare
+            .iter()
+            .map(|command| command.iter().map(bytes).collect())
+            .collect(),
+    }
+}
+
+fn processes(errno: Errno) -> VmError {
+    VmError::File {
+        op: "can't list the processes in",
+        path: "/proc".to_owned(),
+        errno,
+    }
 }
 
 fn unexpected(answer: &Answer) -> VmError {

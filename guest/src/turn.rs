@@ -1,0 +1,211 @@
+//! Ends what a turn has in the foreground ([`agentvm_guest::foreground`]).
+//!
+//! Killed one by one, processes that keep starting others would leave some: the children of a killed
+//! parent are PID 1's from then on, as background processes are. So all are stopped first, which
+//! keeps every one in its place, until none is left that could start another.
+//!
+//! PID 1 does nothing else meanwhile, so all of it is bounded: by [`LONGEST`] and one more look at
+//! each process of the VM.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant as Time};
+
+use agentvm_guest::foreground::{Process, foreground, runs, tick};
+use agentvm_guest::protocol::{Instance, MAX_SEEN, Turn};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
+
+/// Usually it takes a few milliseconds. When it takes longer, what is known by then is killed.
+const LONGEST: Duration = Duration::from_millis(250);
+
+/// Between two looks for something that takes effect at once on an idle machine.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Of a command line; one that is longer is none that the host has named.
+const MAX_CMDLINE: u64 = 128 * 1024;
+
+/// What is in the foreground now, parents first. `None`: `agent` has exited.
+pub(crate) fn look(agent: i32, turn: &Turn) -> nix::Result<Option<(Instance, Vec<Instance>)>> {
+    let processes = processes()?;
+    let Some(agent) = processes.iter().find(|p| p.instance.pid == agent) else {
+        return Ok(None);
+    };
+    let found = in_foreground(&processes, agent.instance, turn);
+    let seen = found.iter().map(|p| p.instance).take(MAX_SEEN).collect();
+    Ok(Some((agent.instance, seen)))
+}
+
+/// Kills the foreground, what of `seen` still runs, and on demand `agent` with its group. Returns how
+/// many of the first two there were, when they have ended or [`LONGEST`] has passed.
+pub(crate) fn end(
+    agent: Instance,
+    turn: &Turn,
+    seen: Vec<Instance>,
+    agent_too: bool,
+) -> nix::Result<u32> {
+    let deadline = Time::now() + LONGEST;
+    // The number of a child of ours is nobody else's before we reap it.
+    let group = processes()?
+        .iter()
+        .find(|process| process.instance == agent && agent_too)
+        .map(|process| process.instance.pid);
+    signal_group(group, libc::SIGSTOP);
+    let mut doomed = Doomed::default();
+    for instance in seen {
+        doomed.stop(instance);
+    }
+    let stopped = stop_all(&mut doomed, agent, group, turn, deadline);
+    let mut killed = 0;
+    // Children first: the kernel continues a stopped process group, and hangs up on it, when its last
+    // parent outside of it dies.
+    for instance in doomed.in_order.iter().rev() {
+        if signal(*instance, libc::SIGKILL).is_ok() {
+            killed += 1;
+        }
+    }
+    signal_group(group, libc::SIGKILL);
+    stopped?;
+    while Time::now() < deadline && doomed.in_order.iter().any(|instance| lives(*instance)) {
+        std::thread::sleep(PAUSE);
+    }
+    Ok(killed)
+}
+
+/// Stops the foreground until it is complete.
+fn stop_all(
+    doomed: &mut Doomed,
+    agent: Instance,
+    group: Option<i32>,
+    turn: &Turn,
+    deadline: Time,
+) -> nix::Result<()> {
+    // Whether nobody could have started a process since the last look.
+    let mut were_still = false;
+    loop {
+        let processes = processes()?;
+        let mut grown = false;
+        for process in in_foreground(&processes, agent, turn) {
+            grown |= doomed.stop(process.instance);
+        }
+        let nothing = doomed.in_order.is_empty() && group.is_none();
+        if nothing || (were_still && !grown) || Time::now() >= deadline {
+            return Ok(());
+        }
+        let are_still = processes
+            .iter()
+            .filter(|p| doomed.all.contains(&p.instance) || Some(p.group) == group)
+            .all(Process::is_still);
+        were_still = are_still && !grown;
+        if !were_still {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// What is going to be killed.
+#[derive(Default)]
+struct Doomed {
+    all: HashSet<Instance>,
+    /// The same, each after its parent.
+    in_order: Vec<Instance>,
+}
+
+impl Doomed {
+    /// `true`: it was not stopped before.
+    fn stop(&mut self, instance: Instance) -> bool {
+        if self.all.contains(&instance) || signal(instance, libc::SIGSTOP).is_err() {
+            return false;
+        }
+        self.all.insert(instance);
+        self.in_order.push(instance);
+        true
+    }
+}
+
+fn in_foreground(processes: &[Process], agent: Instance, turn: &Turn) -> Vec<Process> {
+    let mut is_spared = |process: &Process| {
+        if turn.spare.is_empty() {
+            return false;
+        }
+        let cmdline = cmdline(process.instance.pid);
+        turn.spare.iter().any(|argv| runs(&cmdline, argv))
+    };
+    foreground(processes, agent, tick(turn.since), &mut is_spared)
+}
+
+/// Every process of the VM. One that comes or goes meanwhile may or may not be there.
+fn processes() -> nix::Result<Vec<Process>> {
+    let entries = std::fs::read_dir("/proc").map_err(|error| crate::boot::errno_of(&error))?;
+    let mut processes = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| crate::boot::errno_of(&error))?;
+        let name = entry.file_name();
+        let pid: Option<i32> = name.to_str().and_then(|name| name.parse().ok());
+        let process = pid.and_then(|pid| {
+            let file = File::open(format!("/proc/{pid}/stat")).ok()?;
+            read_stat(file)
+        });
+        processes.extend(process);
+    }
+    Ok(processes)
+}
+
+fn read_stat(mut file: File) -> Option<Process> {
+    // All fields that we look at are in the first kilobyte. procfs writes it in one go.
+    let mut stat = [0; 1024];
+    let length = file.read(&mut stat).ok()?;
+    Process::parse(&stat[..length])
+}
+
+fn cmdline(pid: i32) -> Vec<u8> {
+    let mut cmdline = Vec::new();
+    if let Ok(file) = File::open(format!("/proc/{pid}/cmdline"))
+        && file.take(MAX_CMDLINE).read_to_end(&mut cmdline).is_err()
+    {
+        cmdline.clear();
+    }
+    cmdline
+}
+
+/// The process's directory in /proc, if it still is that process; the directory stays its own.
+fn find(instance: Instance) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let path = format!("/proc/{}", instance.pid);
+    let directory = open(path.as_str(), flags, Mode::empty())?;
+    let stat = openat(&directory, "stat", OFlag::O_CLOEXEC, Mode::empty())?;
+    match read_stat(File::from(stat)) {
+        Some(process) if process.instance == instance && !process.is_dead() => Ok(directory),
+        _ => Err(Errno::ESRCH),
+    }
+}
+
+fn lives(instance: Instance) -> bool {
+    find(instance).is_ok()
+}
+
+/// Signals exactly this process: never another one that has got its number.
+fn signal(instance: Instance, signal: i32) -> nix::Result<()> {
+    let directory = find(instance)?;
+    // SAFETY: integers, and no siginfo. A directory in /proc serves as pidfd (pidfd_send_signal(2)).
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            directory.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+fn signal_group(group: Option<i32>, signal: i32) {
+    if let Some(group) = group {
+        // SAFETY: integers; a group that is gone is no failure.
+        unsafe { libc::kill(-group, signal) };
+    }
+}
