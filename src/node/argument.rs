@@ -15,10 +15,58 @@ pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
         // Without serde_json's position: the caller did not write this text.
         let problem = error.inner().to_string();
         let problem = problem
-            .split_once(" at line ")
+            .rsplit_once(" at line ")
             .map_or(problem.as_str(), |(problem, _)| problem);
-        Error::invalid_argument(field, problem)
+        Error::invalid_argument(field, in_words_of_javascript(problem))
     })
+}
+
+/// serde tells what is wrong as a sentence in words of Rust, and in no other form.
+fn in_words_of_javascript(problem: &str) -> String {
+    let of_kind = |kind, then| problem.strip_prefix(kind)?.rsplit_once(then);
+    let quoted = |names: &str| names.replace('`', "\"");
+    if let Some((found, wanted)) = of_kind("invalid type: ", ", expected ")
+        .or_else(|| of_kind("invalid value: ", ", expected "))
+    {
+        format!(
+            "must be {}, not {}",
+            wanted_value(wanted),
+            found_value(found)
+        )
+    } else if of_kind("invalid length ", ", expected struct ").is_some() {
+        "must be an object, not an array".to_owned()
+    } else if let Some((found, known)) = of_kind("unknown field ", ", expected ") {
+        let known = known.strip_prefix("one of ").unwrap_or(known);
+        format!("there is no {}: there is {}", quoted(found), quoted(known))
+    } else if let Some((found, known)) = of_kind("unknown variant ", ", expected ") {
+        format!("must be {}, not {}", quoted(known), quoted(found))
+    } else if let Some(name) = problem.strip_prefix("missing field ") {
+        format!("{} is missing", quoted(name))
+    } else {
+        problem.to_owned()
+    }
+}
+
+fn wanted_value(words: &str) -> &str {
+    match words {
+        "a map" => "an object",
+        "a sequence" => "an array",
+        "path string" => "a string",
+        words if words.starts_with("struct ") => "an object",
+        words => words,
+    }
+}
+
+/// A kind and a value, the latter quoted, as `boolean` and then `true`; or a kind alone.
+fn found_value(words: &str) -> &str {
+    match words {
+        "map" => "an object",
+        "sequence" => "an array",
+        words => words
+            .strip_prefix("string ")
+            .or_else(|| words.split('`').nth(1))
+            .unwrap_or(words),
+    }
 }
 
 /// A whole number from `MIN` to `MAX`.
@@ -66,5 +114,81 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for WholeOrFalse<MIN,
             D::Error::custom(format!("must be {range}, or false, not {value}"))
         })?;
         Ok(Self(Some(number.0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
+    #[expect(dead_code, reason = "only parsed")]
+    struct Options {
+        a_text: Option<String>,
+        path: Option<PathBuf>,
+        flag: Option<bool>,
+        list: Option<Vec<String>>,
+        env: Option<BTreeMap<String, String>>,
+        inner: Option<Inner>,
+        kind: Option<Kind>,
+        port: Option<Whole<1, 65_535>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only parsed")]
+    struct Inner {
+        must: String,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Kind {
+        Ask,
+        Allow,
+        Reject,
+    }
+
+    #[test]
+    fn problems_are_told_in_the_words_of_javascript() {
+        for (json, problem) in [
+            ("[]", "options: must be an object, not an array"),
+            ("null", "options: must be an object, not null"),
+            (r#"{"aText":5}"#, "aText: must be a string, not 5"),
+            (r#"{"aText":1.5}"#, "aText: must be a string, not 1.5"),
+            (r#"{"aText":{}}"#, "aText: must be a string, not an object"),
+            (r#"{"path":true}"#, "path: must be a string, not true"),
+            (r#"{"flag":"yes"}"#, "flag: must be a boolean, not \"yes\""),
+            (
+                r#"{"flag":"a, expected b"}"#,
+                "flag: must be a boolean, not \"a, expected b\"",
+            ),
+            (r#"{"list":"x"}"#, "list: must be an array, not \"x\""),
+            (r#"{"list":[null]}"#, "list[0]: must be a string, not null"),
+            (r#"{"env":[]}"#, "env: must be an object, not an array"),
+            (r#"{"env":{"A":1}}"#, "env.A: must be a string, not 1"),
+            (r#"{"inner":{}}"#, "inner: \"must\" is missing"),
+            (
+                r#"{"kind":"deny"}"#,
+                "kind: must be one of \"ask\", \"allow\", \"reject\", not \"deny\"",
+            ),
+            (
+                r#"{"port":"80"}"#,
+                "port: must be a whole number between 1 and 65535, not \"80\"",
+            ),
+        ] {
+            let error = parse::<Options>(json).expect_err(json);
+            assert_eq!(error.message, problem);
+        }
+        let error = parse::<Options>(r#"{"speling":1}"#).expect_err("unknown");
+        assert!(
+            error
+                .message
+                .starts_with("speling: there is no \"speling\": there is \"aText\", "),
+            "{error}"
+        );
     }
 }
