@@ -193,6 +193,8 @@ impl Machine {
         {
             return Ok(Some(store.history()));
         }
+        // A VM that runs was checked when it booted.
+        namespace::check_owner(&self.dir).await?;
         Ok(History::open(self.dir.join(DATABASE)).await?)
     }
 

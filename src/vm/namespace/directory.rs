@@ -133,6 +133,11 @@ pub(super) fn make_parent_of_many(path: &Path) -> io::Result<()> {
             tracing::debug!(%errno, path = %path.display(), "the file system places what is in it");
         }
     }
+    check_parent_of_many(path)
+}
+
+/// `EACCES` if other users can change what [`make_parent_of_many`] has made, or could exchange it.
+fn check_parent_of_many(path: &Path) -> io::Result<()> {
     if let Some(data) = path.parent() {
         let data = fs::metadata(data)?;
         let trusted = is_of_this_user(&data) || data.uid() == 0;
@@ -147,10 +152,25 @@ pub(super) fn make_parent_of_many(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes sure that what lies in `<dataDir>/vms` was put there by this user, if anything does.
+pub(super) fn check_owner(vms: &Path) -> Result<(), VmError> {
+    match check_parent_of_many(vms) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(host(NOT_OWN, vms, error))
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(host("can't use the data directory", vms, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+const NOT_OWN: &str = "the data directory must be this user's own, and not writable by others (chown, \
+    chmod, or another dataDir): can't use";
+
 fn cant_use(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::PermissionDenied {
-        "the data directory must be this user's own, and not writable by others (chown, chmod, or \
-         another dataDir): can't use"
+        NOT_OWN
     } else {
         "can't make the data directory"
     }

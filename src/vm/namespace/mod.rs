@@ -147,6 +147,13 @@ pub async fn delete(dir: &Path, key: &str) -> Result<()> {
         .await
 }
 
+/// Fails where [`boot`] would, because other users can change the data directory that `dir` lies in, or
+/// could exchange it: what is read there could be anybody's. A directory that does not exist is fine.
+pub async fn check_owner(dir: &Path) -> Result<()> {
+    let vms = dir.parent().unwrap_or(dir).to_owned();
+    directory::blocking(move || directory::check_owner(&vms)).await
+}
+
 /// Clears what an interrupted [`delete`] has left in `<dataDir>/vms`.
 pub fn sweep(vms: &Path) {
     directory::sweep(vms);

@@ -156,6 +156,22 @@ async fn a_vm_that_another_process_has_open_is_busy_and_its_history_readable() {
 }
 
 #[tokio::test]
+async fn history_in_a_data_directory_that_others_can_change_is_not_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new().await;
+    let session = world.session().await;
+    world.vm.sleep().await.unwrap();
+    let mode = |mode| std::fs::set_permissions(&world.data, PermissionsExt::from_mode(mode));
+    mode(0o777).unwrap();
+    let error = world.vm.sessions().await.unwrap_err();
+    assert_eq!(error.code, Code::Errno("EACCES"));
+    assert!(error.message.contains("dataDir"), "{error}");
+    mode(0o700).unwrap();
+    assert_eq!(world.record(session).await.id, session);
+    world.close().await;
+}
+
+#[tokio::test]
 async fn a_turn_whose_host_process_was_killed_ends_once_as_interrupted() {
     let world = World::new().await;
     let mut host = Host::start(&world.data, "turn");
