@@ -16,8 +16,9 @@ impl VmHandle {
     /// Deletes a session with its events, its environment and its agent's state of it. Does nothing to
     /// one that does not exist.
     pub async fn destroy_session(&self, session: SessionId) -> Result<()> {
-        let settings = self.open()?;
-        self.machine.destroy_session(settings, session).await
+        let (settings, awake) = self.awake().await?;
+        let destroyed = self.machine.destroy_session(settings, session).await;
+        destroyed.map_err(|error| self.explain(&awake, error))
     }
 
     /// All sessions as they are now, newest first. Boots nothing.
@@ -35,8 +36,9 @@ impl VmHandle {
     /// Changes a setting, and returns the agent's answer. A session without a running agent is resumed
     /// first.
     pub async fn change(&self, session: SessionId, change: Change<'_>) -> Result<Box<RawValue>> {
-        let settings = self.open()?;
-        self.machine.change(settings, session, change).await
+        let (settings, awake) = self.awake().await?;
+        let changed = self.machine.change(settings, session, change).await;
+        changed.map_err(|error| self.explain(&awake, error))
     }
 
     /// Sends a request of any method, and returns the agent's answer. `sessionId` of `params` is set to
@@ -47,10 +49,9 @@ impl VmHandle {
         method: &str,
         params: Option<&RawValue>,
     ) -> Result<Box<RawValue>> {
-        let settings = self.open()?;
-        self.machine
-            .raw_send(settings, session, method, params)
-            .await
+        let (settings, awake) = self.awake().await?;
+        let sent = self.machine.raw_send(settings, session, method, params);
+        sent.await.map_err(|error| self.explain(&awake, error))
     }
 
     /// ACP's modes of a session, as the agent last told them; `None` if it has none. Boots nothing.

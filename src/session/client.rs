@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::awake::Awake;
 use super::control::SessionView;
 use super::emission::{ShutdownReason, Subscription};
 use super::kept::Resume;
@@ -259,28 +260,33 @@ impl VmHandle {
         let settings = self.open()?;
         let agent = settings.agent(agent)?;
         let machine = &self.machine;
+        let awake = machine.awake_to_make(settings).await;
+        self.open()?;
         let mut closed = self.client.closed.subscribe();
         // Another client may keep the VM running: this start ends with its own.
         let abort = async {
             tokio::select! {
                 () = abort => {}
                 _ = closed.wait_for(|closed| *closed) => {}
+                () = awake.ending() => {}
             }
         };
         let created = machine.create_session(settings, agent, options, abort);
-        created.await.map_err(|error| self.client.explain(error))
+        created.await.map_err(|error| self.explain(&awake, error))
     }
 
     /// Runs a turn. A session without a running agent is resumed first.
     pub async fn send_prompt(&self, session: SessionId, blocks: Vec<Value>) -> Result<TurnResult> {
-        let settings = self.open()?;
+        self.open()?;
         if blocks.is_empty() {
             return Err(Error::invalid_argument(
                 "text",
                 "a prompt must not be empty",
             ));
         }
-        let turn = self.machine.prompt(settings, session, blocks);
+        let (settings, awake) = self.awake().await?;
+        // One that the VM's end meets is cancelled, which is no error.
+        let turn = self.machine.prompt(settings, session, blocks, awake);
         turn.await.map_err(|error| self.client.explain(error))
     }
 
@@ -292,8 +298,9 @@ impl VmHandle {
 
     /// Starts the agent of a session that has none running, and returns the session's record.
     pub async fn resume_session(&self, session: SessionId, given: Resume) -> Result<SessionView> {
-        let settings = self.open()?;
-        self.machine.resume(settings, session, given).await?;
+        let (settings, awake) = self.awake().await?;
+        let resumed = self.machine.resume(settings, session, given).await;
+        resumed.map_err(|error| self.explain(&awake, error))?;
         self.machine.view(session).await
     }
 
@@ -315,19 +322,22 @@ impl VmHandle {
     }
 
     pub async fn exec(&self, command: &str, options: ExecOptions) -> Result<ExecEnd> {
-        let vm = self.machine.vm(self.open()?).await?;
+        let (settings, _awake) = self.awake().await?;
+        let vm = self.machine.vm(settings).await?;
         let ended = exec(&vm, command, options).await;
         self.machine.outcome(&vm, ended).await
     }
 
     pub async fn read_file(&self, path: &GuestPath, user: User) -> Result<Vec<u8>> {
-        let vm = self.machine.vm(self.open()?).await?;
+        let (settings, _awake) = self.awake().await?;
+        let vm = self.machine.vm(settings).await?;
         let content = file::read(&*vm, path, user).await;
         self.machine.outcome(&vm, content).await
     }
 
     pub async fn write_file(&self, path: &GuestPath, content: Vec<u8>, user: User) -> Result<()> {
-        let vm = self.machine.vm(self.open()?).await?;
+        let (settings, _awake) = self.awake().await?;
+        let vm = self.machine.vm(settings).await?;
         let written = file::write(&*vm, path, content, user).await;
         self.machine.outcome(&vm, written).await
     }
@@ -340,19 +350,38 @@ impl VmHandle {
 
     /// Boots the VM if it does not run.
     pub async fn wake(&self) -> Result<()> {
-        self.machine.vm(self.open()?).await.map(drop)
+        let (settings, _awake) = self.awake().await?;
+        self.machine.vm(settings).await.map(drop)
     }
 
     /// Deletes the VM with its files and sessions. A later call starts with an empty one.
     pub async fn destroy(&self) -> Result<()> {
         self.open()?;
-        self.machine.destroy().await
+        self.machine.shut_down(ShutdownReason::Destroy).await
     }
 
     /// Follows what happens from now on.
     pub fn subscribe(&self) -> Result<Subscription> {
         self.open()?;
         Ok(self.machine.emission.subscribe())
+    }
+
+    /// What every call that needs the VM begins with. It holds the [`Awake`] until it is over.
+    pub(super) async fn awake(&self) -> Result<(&Settings, Awake)> {
+        let awake = self.machine.awake(self.open()?).await;
+        // It may have been closed while the VM's end was waited for.
+        Ok((self.open()?, awake))
+    }
+
+    /// What a call that needs an agent failed for, if its VM, or its client, has ended meanwhile.
+    pub(super) fn explain(&self, awake: &Awake, error: Error) -> Error {
+        let given_up = [Code::AgentExited, Code::Aborted, Code::VmExited].contains(&error.code);
+        let error = if given_up && awake.has_met_an_end() {
+            self.machine.was_ended()
+        } else {
+            error
+        };
+        self.client.explain(error)
     }
 
     pub(super) fn open(&self) -> Result<&Settings> {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::awake::Awake;
 use super::emission::{Emission, Notice, SessionState};
 use super::event::{self, TurnEnd};
 use super::tail::Tail;
@@ -94,14 +95,18 @@ impl LiveSession {
     }
 
     /// Starts a turn, which runs to its end although the caller may stop waiting: a cancel that comes
-    /// after this finds it.
+    /// after this finds it. It keeps the VM awake.
     pub(super) fn prompt(
         self: &Arc<Self>,
         blocks: Vec<Value>,
+        awake: Awake,
     ) -> Result<impl Future<Output = Result<TurnResult>> + use<>> {
         let turn = self.begin_turn()?;
         let session = Arc::clone(self);
-        let task = tokio::spawn(async move { session.run_turn(&turn, blocks).await });
+        let task = tokio::spawn(async move {
+            let _awake = awake;
+            session.run_turn(&turn, blocks).await
+        });
         Ok(async move {
             task.await.unwrap_or_else(|error| {
                 Err(Error::new(

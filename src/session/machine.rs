@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
+use super::awake::{Awake, Ending, Gate};
 use super::client::Settings;
 use super::emission::{Emission, Notice, ShutdownReason};
 use super::sessions::Slot;
@@ -30,6 +31,10 @@ pub(super) struct Machine {
     swept: Arc<AtomicBool>,
     /// What runs. Held while it boots or ends: both happen once, whoever asks.
     running: Arc<AsyncMutex<Running>>,
+    /// Every call that needs the VM passes it, before it takes any lock.
+    gate: Arc<Gate>,
+    /// One end of the VM at a time.
+    ends: AsyncMutex<()>,
     pub(super) slots: Mutex<HashMap<SessionId, Arc<Slot>>>,
     pub(super) emission: Arc<Emission>,
     /// Open clients that have asked for this VM.
@@ -49,6 +54,8 @@ impl Machine {
             base_cache: data_dir.join("base"),
             key,
             running: Arc::default(),
+            gate: Gate::new(),
+            ends: AsyncMutex::default(),
             slots: Mutex::default(),
             swept,
             emission: Arc::default(),
@@ -70,7 +77,34 @@ impl Machine {
         users.remove(&client) && users.is_empty()
     }
 
-    /// The running VM, booted if need be.
+    /// Lets a call in that needs the VM, and keeps the VM awake for it. Waits for an end of the VM that
+    /// is under way.
+    pub(super) async fn awake(self: &Arc<Self>, settings: &Settings) -> Awake {
+        self.enter(settings, false).await
+    }
+
+    /// The same for one that makes a session: it is told when the VM is to end, which then waits for it.
+    pub(super) async fn awake_to_make(self: &Arc<Self>, settings: &Settings) -> Awake {
+        self.enter(settings, true).await
+    }
+
+    async fn enter(self: &Arc<Self>, settings: &Settings, making: bool) -> Awake {
+        let machine = Arc::downgrade(self);
+        let idle = move |ending| {
+            let Some(machine) = machine.upgrade() else {
+                return;
+            };
+            tokio::spawn(async move {
+                tracing::debug!(key = %machine.key, "the VM is idle: it is put to sleep");
+                if let Err(error) = machine.end(ending, ShutdownReason::Sleep).await {
+                    tracing::warn!(%error, key = %machine.key, "an idle VM did not end well");
+                }
+            });
+        };
+        self.gate.enter(making, settings.sleep_after, idle).await
+    }
+
+    /// The running VM, booted if need be. To be called by who holds an [`Awake`] of this machine.
     pub(super) async fn vm(&self, settings: &Settings) -> Result<DynVm> {
         self.running(settings).await.map(|(vm, _)| vm)
     }
@@ -78,6 +112,10 @@ impl Machine {
     /// The running VM, booted if need be, and the lock that keeps it so.
     async fn running(&self, settings: &Settings) -> Result<(DynVm, OwnedMutexGuard<Running>)> {
         let mut running = Arc::clone(&self.running).lock_owned().await;
+        // A call that was let in before: its VM is about to go, or gone.
+        if self.gate.is_closed() {
+            return Err(self.was_ended());
+        }
         if let Some(vm) = &running.vm
             && vm.ended().borrow().is_none()
         {
@@ -138,15 +176,20 @@ impl Machine {
     /// What a call on `vm` comes to: one whose VM was shut down under it was given up on purpose.
     pub(super) async fn outcome<T>(&self, vm: &DynVm, result: Result<T, VmError>) -> Result<T> {
         match result {
-            Err(VmError::Ended(_)) if self.was_shut_down(vm).await => Err(Error::new(
-                Code::Aborted,
-                format!(
-                    "VM {} was shut down during the call: by sleep, destroy or close",
-                    self.key
-                ),
-            )),
+            Err(VmError::Ended(_)) if self.was_shut_down(vm).await => Err(self.was_ended()),
             result => Ok(result?),
         }
+    }
+
+    /// What a call comes to whose VM is ended under it.
+    pub(super) fn was_ended(&self) -> Error {
+        Error::new(
+            Code::Aborted,
+            format!(
+                "VM {} was shut down during the call: by sleep, destroy or close",
+                self.key
+            ),
+        )
     }
 
     async fn was_shut_down(&self, vm: &DynVm) -> bool {
@@ -236,32 +279,43 @@ impl Machine {
     }
 
     /// Ends what runs, unless a client has asked for this VM meanwhile.
-    pub(super) async fn close_unused(&self) -> Result<()> {
-        if !self.users().is_empty() {
-            return Ok(());
+    pub(super) async fn close_unused(self: &Arc<Self>) -> Result<()> {
+        match self.gate.close_unless(|| self.is_used()) {
+            Some(ending) => self.end_to_end(ending, ShutdownReason::Close).await,
+            None => Ok(()),
         }
-        self.shut_down(ShutdownReason::Close).await
     }
 
-    /// Ends what runs. Everything that is kept stays.
-    pub(super) async fn shut_down(&self, reason: ShutdownReason) -> Result<()> {
+    /// Ends what runs. Everything that is kept stays, unless it is a [`ShutdownReason::Destroy`], which
+    /// removes the VM with all its data.
+    pub(super) async fn shut_down(self: &Arc<Self>, reason: ShutdownReason) -> Result<()> {
+        self.end_to_end(self.gate.close(), reason).await
+    }
+
+    async fn end_to_end(self: &Arc<Self>, ending: Ending, reason: ShutdownReason) -> Result<()> {
+        let machine = Arc::clone(self);
+        // One that has begun is brought to its end, though whoever asked gives up.
+        let ended = tokio::spawn(async move { machine.end(ending, reason).await });
+        ended.await.unwrap_or_else(|error| {
+            let problem = format!("a VM's end was cut short: {error}");
+            Err(Error::new(Code::Internal, problem))
+        })
+    }
+
+    async fn end(&self, ending: Ending, reason: ShutdownReason) -> Result<()> {
+        let one_at_a_time = self.ends.lock().await;
+        ending.made().await;
         self.close_agents().await;
         let mut running = self.running.lock().await;
-        let ended = end(&mut running, &self.emission, reason).await;
-        drop(running);
+        self.gate.stop_timer();
+        let mut ended = end(&mut running, &self.emission, reason).await;
+        if reason == ShutdownReason::Destroy && ended.is_ok() {
+            let deleted = namespace::delete(&self.dir, &self.key_json()).await;
+            ended = deleted.map_err(Error::from);
+        }
+        drop((running, one_at_a_time, ending));
         self.emission.noticed().await;
         ended
-    }
-
-    /// Removes the VM with all its data.
-    pub(super) async fn destroy(&self) -> Result<()> {
-        self.close_agents().await;
-        let mut running = self.running.lock().await;
-        end(&mut running, &self.emission, ShutdownReason::Destroy).await?;
-        namespace::delete(&self.dir, &self.key_json()).await?;
-        drop(running);
-        self.emission.noticed().await;
-        Ok(())
     }
 
     fn users(&self) -> MutexGuard<'_, HashSet<u64>> {
@@ -271,6 +325,12 @@ impl Machine {
     fn key_json(&self) -> String {
         // An array of strings: always representable.
         serde_json::to_string(&self.key).unwrap_or_default()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.gate.stop_timer();
     }
 }
 

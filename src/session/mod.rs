@@ -6,6 +6,7 @@
 //! not, its events are in the VM's store. A [`Subscription`] is a cursor over what is committed there:
 //! nobody sees an event that a crash could take back.
 
+mod awake;
 mod calls;
 mod client;
 mod configuration;

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::JoinSet;
 
+use super::awake::Awake;
 use super::client::Settings;
 use super::configuration::Configuration;
 use super::emission::{Notice, SessionState};
@@ -213,6 +214,7 @@ impl Machine {
         settings: &Settings,
         session: SessionId,
         blocks: Vec<Value>,
+        awake: Awake,
     ) -> Result<TurnResult> {
         let slot = self.slot(session);
         let stop = slot.stop.notified();
@@ -228,7 +230,7 @@ impl Machine {
                 stop,
             );
             // Begun under the lock: a cancel or a close that waits for it finds the turn.
-            live.await?.prompt(blocks)
+            live.await?.prompt(blocks, awake)
         };
         let begun = begun.await;
         slot.prompts.fetch_sub(1, Ordering::Relaxed);

@@ -8,6 +8,7 @@ mod output;
 mod own;
 mod permissions;
 mod restore;
+mod sleep;
 mod start;
 mod stream;
 mod turns;

@@ -66,13 +66,13 @@ async fn a_client_that_is_closed_while_its_vm_boots_leaves_none_running() {
 }
 
 /// Another process on the same data.
-struct Host {
+pub(super) struct Host {
     process: std::process::Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
 impl Host {
-    fn start(data: &Path, what: &str) -> Self {
+    pub(super) fn start(data: &Path, what: &str) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "session::clients::host_process", "--ignored"])
             .arg("--nocapture")
@@ -86,7 +86,7 @@ impl Host {
     }
 
     /// The rest of the next line that starts with `prefix`.
-    fn line(&mut self, prefix: &str) -> String {
+    pub(super) fn line(&mut self, prefix: &str) -> String {
         let mut seen = Vec::new();
         for line in self.lines.by_ref() {
             let line = line.unwrap();
@@ -121,6 +121,9 @@ async fn host_process() {
     if what == "boot" {
         world.vm.wake().await.unwrap();
         println!("booted");
+    } else if what == "files" {
+        super::sleep::write_everywhere(&world).await;
+        println!("written");
     } else if what == "create" {
         // One that hangs while it is made.
         let moment = [("SECRET", "x"), ("ON_NEW", "say started\nhang")];
