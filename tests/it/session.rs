@@ -3,7 +3,11 @@
 mod clients;
 mod control;
 mod delivery;
+mod faults;
 mod fixture;
+mod flood;
+mod host;
+mod kill;
 mod output;
 mod own;
 mod permissions;

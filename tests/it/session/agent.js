@@ -72,12 +72,27 @@ const commands = {
   },
   /** Writes text without a newline. */
   part: (text) => write(text),
+  /** So many bytes of a line, and no end of it. */
+  endless: (bytes) => write("x".repeat(Number(bytes))),
   hex: (digits) => write(Buffer.from(digits, "hex")),
   stream(count) {
     for (let i = 1; i <= Number(count); i++) say(`${i} `);
   },
   /** One update with so many bytes of text. */
   long: (bytes) => say("x".repeat(Number(bytes))),
+  /** So many updates, each with its number and so many bytes of text. */
+  burst(argument) {
+    const [count, bytes] = argument.split(" ").map(Number);
+    for (let i = 1; i <= count; i++) say(`${i} ${"x".repeat(bytes)}`);
+  },
+  /** Streams until session/cancel, to which it listens between updates. */
+  async flood() {
+    for (let i = 1; !cancelled; i++) {
+      say(`${i} `);
+      if (i % 64 === 0) await new Promise((resolve) => setImmediate(resolve));
+    }
+    return { stopReason: "cancelled" };
+  },
   stderr(bytes) {
     const chunk = Buffer.from(`${"e".repeat(1023)}\n`);
     for (let left = Number(bytes); left > 0; left -= chunk.length) fs.writeSync(2, chunk);
