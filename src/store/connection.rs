@@ -97,6 +97,13 @@ pub(super) fn exists(path: &Path) -> Result<bool> {
         Ok(file) if file.len() == 0 => Err(StoreError::corrupt(path, "it is empty")),
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // To a disk that is not mounted, say: a new file must not take its place.
+            if path.is_symlink() {
+                return Err(StoreError::corrupt(
+                    path,
+                    "it is a link to a file that is not there",
+                ));
+            }
             if fs::metadata(wal(path)).is_ok_and(|wal| wal.len() > 0) {
                 return Err(StoreError::corrupt(
                     path,
