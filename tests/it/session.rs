@@ -2,6 +2,7 @@
 
 mod clients;
 mod control;
+mod database;
 mod delivery;
 mod faults;
 mod fixture;
