@@ -34,6 +34,7 @@ pub(super) fn open_writer(path: &Path, durability: Durability) -> Result<Connect
     }
     permitted(path, AccessFlags::R_OK | AccessFlags::W_OK)?;
     permitted(directory(path), AccessFlags::W_OK | AccessFlags::X_OK)?;
+    make_companions_writable(path)?;
     let mut connection = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -179,6 +180,25 @@ fn remove_if_there(path: &Path) -> Result<()> {
 /// that other connections of this process hold on it (POSIX locks belong to the process).
 fn permitted(path: &Path, access: AccessFlags) -> Result<()> {
     nix::unistd::eaccess(path, access).map_err(|errno| StoreError::errno("open", path, errno))
+}
+
+/// `SQLite` makes the files beside a database with its mode: a reader of one that was read-only for a
+/// while has left them read-only.
+fn make_companions_writable(path: &Path) -> Result<()> {
+    for companion in [wal(path), beside(path, "-shm")] {
+        if permitted(&companion, AccessFlags::W_OK).is_ok() {
+            continue;
+        }
+        let made = fs::metadata(path)
+            .and_then(|database| fs::set_permissions(&companion, database.permissions()));
+        match made {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::io("make writable", &companion, &error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Nobody of this user can write the database, and nothing of it is outside the one file.
