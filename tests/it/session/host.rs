@@ -19,12 +19,10 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// Starts `test` again as `role`, through `wrapper` if there is one. It leaves what it makes beside
-    /// `data`, so that a killed one leaves nothing elsewhere.
+    /// Starts `test` again as `role`, through `wrapper` if there is one.
     pub(super) fn start(wrapper: &[&str], test: &str, role: &str, data: &Path) -> Self {
         let mut process = again(wrapper, test, role)
             .env(DATA, data)
-            .env("TMPDIR", data.parent().unwrap())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -82,9 +80,12 @@ pub(super) fn data() -> PathBuf {
     std::env::var_os(DATA).unwrap().into()
 }
 
-/// In a role: a client on the data directory that it was given.
+/// In a role: a client on the data directory that it was given. Its own files lie beside that, so that
+/// they go with it when the role is killed.
 pub(super) async fn world() -> World {
-    World::at(tempfile::tempdir().unwrap(), data()).await
+    let data = data();
+    let own = tempfile::tempdir_in(data.parent().unwrap()).unwrap();
+    World::at(own, data).await
 }
 
 /// In a role: tells the test.
