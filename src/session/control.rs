@@ -16,7 +16,7 @@ use super::options::{PermissionPolicy, SessionOptions};
 use super::permission::PermissionRequest;
 use crate::error::{Code, Error, Result};
 use crate::ids::SessionId;
-use crate::store::{SessionRecord, Status};
+use crate::store::SessionRecord;
 
 /// A session as it is now.
 #[derive(Debug)]
@@ -143,13 +143,8 @@ impl Machine {
             .collect())
     }
 
-    fn view_of(&self, mut record: SessionRecord) -> SessionView {
-        let live = self.shown(record.id);
-        // As long as this process has the VM open, it knows of every agent that runs.
-        if live.is_none() && record.status == Status::Open && self.emission.store().is_some() {
-            record.status = Status::Suspended;
-        }
-        let turn = live.and_then(|live| live.turn());
+    fn view_of(&self, record: SessionRecord) -> SessionView {
+        let turn = self.shown(record.id).and_then(|live| live.turn());
         let pending = self.emission.permissions().list(Some(record.id));
         SessionView {
             permission_policy: Kept::parse(&record.settings).permission_policy,

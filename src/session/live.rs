@@ -163,6 +163,10 @@ impl LiveSession {
             Ok(_seq) => self.settle().await,
             Err(error) => Err(error),
         };
+        if self.store.ended().is_some() {
+            // Nothing that it says could be kept.
+            self.process.kill().await;
+        }
         let has_ended = self.has_ended() && !self.closing.load(Ordering::Relaxed);
         if has_ended {
             self.set_status(Status::Suspended).await;

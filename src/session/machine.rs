@@ -249,6 +249,7 @@ impl Machine {
         };
         record
             .filter(|record| record.agent_session_id.is_some())
+            .map(|record| self.as_it_is(record))
             .ok_or_else(|| not_found(session, &self.key))
     }
 
@@ -259,7 +260,7 @@ impl Machine {
         };
         let mut records = history.sessions().await?;
         records.retain(|record| record.agent_session_id.is_some());
-        Ok(records)
+        Ok(records.into_iter().map(|r| self.as_it_is(r)).collect())
     }
 
     pub(super) async fn events(&self, session: SessionId, query: Query) -> Result<Page> {

@@ -96,7 +96,7 @@ impl Machine {
             kept.permission_policy,
             wanted.clone(),
         );
-        end_interrupted(&store, &record, &updates).await?;
+        end_interrupted(&store, session, &updates).await?;
         let setup = kept.setup(settings, cwd, secrets.mcp_servers);
         let limit = settings.max_message_bytes;
         let name = &record.agent_type;
@@ -179,12 +179,7 @@ async fn is_still_to_be_told(store: &Store, session: SessionId) -> Result<bool> 
 }
 
 /// A turn, or a permission request, whose host process died has no end in the log yet.
-async fn end_interrupted(store: &Store, record: &SessionRecord, updates: &Updates) -> Result<()> {
-    // Whatever ends otherwise has written its end before its status.
-    if record.status != Status::Open {
-        return Ok(());
-    }
-    let session = record.id;
+async fn end_interrupted(store: &Store, session: SessionId, updates: &Updates) -> Result<()> {
     let decided = of_method(store, session, event::PERMISSION_OUTCOME, Seq::default()).await?;
     let decided: BTreeSet<_> = decided
         .iter()

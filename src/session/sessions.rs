@@ -25,7 +25,7 @@ use super::updates::Updates;
 use crate::agents::{self, Agent, SessionSpec};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Seq, SessionId};
-use crate::store::{NewSession, SessionChange, Status, Store, StoreError};
+use crate::store::{NewSession, SessionChange, SessionRecord, Status, Store, StoreError};
 use crate::vm::exec::{ExecOptions, exec};
 use crate::vm::{DynVm, GuestPath, User};
 
@@ -308,6 +308,18 @@ impl Machine {
                 tracing::error!(%error, "an agent could not be closed");
             }
         }
+    }
+
+    /// The record with the status that could not be written: by a host process that died, or to a full
+    /// disk. As long as this process has the VM open, it knows of every agent that runs.
+    pub(super) fn as_it_is(&self, mut record: SessionRecord) -> SessionRecord {
+        if record.status == Status::Open
+            && self.emission.store().is_some()
+            && self.shown(record.id).is_none()
+        {
+            record.status = Status::Suspended;
+        }
+        record
     }
 
     pub(super) fn slot(&self, session: SessionId) -> Arc<Slot> {
