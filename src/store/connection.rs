@@ -27,6 +27,9 @@ const WAL_KEPT_BYTES: i64 = 8 << 20;
 /// Page cache of the writer: a batch fits, and 500 idle VMs do not fill the memory.
 const WRITER_CACHE_KIB: i64 = 2048;
 
+/// What `SQLite` makes of the shared-memory file at first: a smaller one is nobody's.
+const SHM_LEAST_BYTES: u64 = 32 << 10;
+
 /// Opens the file for the VM's only writer, making it when it is missing.
 pub(super) fn open_writer(path: &Path, durability: Durability) -> Result<Connection> {
     if !exists(path)? {
@@ -75,9 +78,9 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection> {
         .map_err(|error| StoreError::sqlite(path, &connection, &error))?;
     match schema::check(path, &connection) {
         // A reader too needs the shared-memory file beside the database. Where it can't be made
-        // (read-only media, a backup), nobody of this user writes either, and nothing is pending in
-        // a WAL: then the file can be read as it stands.
-        Err(_) if is_still(path) => {
+        // (read-only media, a backup, a full disk), nobody of this user writes either, and nothing is
+        // pending in a WAL: then the file can be read as it stands.
+        Err(error) if is_still(path, &error) => {
             let connection = Connection::open_with_flags(
                 immutable_uri(path),
                 flags | OpenFlags::SQLITE_OPEN_URI,
@@ -201,13 +204,18 @@ fn make_companions_writable(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Nobody of this user can write the database, and nothing of it is outside the one file.
-fn is_still(path: &Path) -> bool {
-    let no_wal = match fs::metadata(wal(path)) {
-        Ok(wal) => wal.len() == 0,
+/// Nobody of this user can write the database, which `error` has kept from being read in the usual
+/// way, and nothing of it is outside the one file.
+fn is_still(path: &Path, error: &StoreError) -> bool {
+    let is_smaller = |path: PathBuf, bytes| match fs::metadata(path) {
+        Ok(file) => file.len() < bytes,
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     };
-    no_wal && permitted(directory(path), AccessFlags::W_OK).is_err()
+    let unwritten = match error {
+        StoreError::Full { .. } => is_smaller(beside(path, "-shm"), SHM_LEAST_BYTES),
+        _ => permitted(directory(path), AccessFlags::W_OK).is_err(),
+    };
+    unwritten && is_smaller(wal(path), 1)
 }
 
 fn immutable_uri(path: &Path) -> String {
