@@ -7,6 +7,7 @@ mod delivery;
 mod faults;
 mod fixture;
 mod flood;
+mod full;
 mod host;
 mod kill;
 mod output;
