@@ -12,6 +12,7 @@ mod host;
 mod kill;
 mod output;
 mod own;
+mod parallel;
 mod permissions;
 mod restore;
 mod sleep;

@@ -151,6 +151,22 @@ const commands = {
   cwd: () => say(process.cwd()),
   pid: () => say(String(process.pid)),
   sleep: (ms) => new Promise((resolve) => setTimeout(resolve, Number(ms))),
+  /** Waits until so many agents are in this command, and says so. */
+  async meet(count) {
+    const place = "/home/user/meeting";
+    fs.mkdirSync(place, { recursive: true });
+    fs.writeFileSync(`${place}/${process.pid}`, "");
+    while (fs.readdirSync(place).length < Number(count)) {
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    say("met ");
+  },
+  /** Writes a file, and says what is in one. */
+  write(argument) {
+    const [path, ...content] = argument.split(" ");
+    fs.writeFileSync(path, content.join(" "));
+  },
+  read: (path) => say(fs.readFileSync(path, "utf8")),
   /** Waits for session/cancel, and obeys it. */
   async cancel() {
     if (!cancelled) await new Promise((resolve) => (onCancel = resolve));
