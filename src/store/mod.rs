@@ -17,11 +17,14 @@
 //! committed stays readable. Opening the file again is the way back.
 
 mod connection;
+#[cfg(test)]
+mod cost;
 mod cursor;
 mod error;
 mod history;
 mod log;
 mod pool;
+mod reader;
 mod record;
 mod schema;
 mod shared;

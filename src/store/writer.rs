@@ -307,14 +307,14 @@ impl Item {
     }
 }
 
-struct Found {
+pub(super) struct Found {
     number: i64,
     id: String,
     deleting: bool,
     last_event: Option<(Seq, i64)>,
 }
 
-fn read_sessions(connection: &Connection) -> rusqlite::Result<Vec<Found>> {
+pub(super) fn read_sessions(connection: &Connection) -> rusqlite::Result<Vec<Found>> {
     let mut statement = connection.prepare("SELECT number, id, deleting FROM sessions")?;
     let rows = statement.query_map([], |row| {
         let number = row.get(0)?;
