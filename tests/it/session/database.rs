@@ -6,7 +6,7 @@ use std::process::Command;
 
 use agentvm::error::{Code, Error};
 use agentvm::ids::{Seq, SessionId, VmKey};
-use agentvm::session::{VmHandle, text_prompt};
+use agentvm::session::{Resume, VmHandle, text_prompt};
 use agentvm::store::{Query, Status};
 use agentvm::vm::exec::ExecOptions;
 
@@ -78,7 +78,9 @@ fn a_second_writer_is_refused_until_the_first_is_killed() {
         let busy = [
             world.create(&[]).await.err(),
             world.run(session, "say x").await.err(),
-            within(vm.resume_session(session, None)).await.err(),
+            within(vm.resume_session(session, Resume::default()))
+                .await
+                .err(),
             within(vm.exec("true", ExecOptions::default())).await.err(),
             within(vm.wake()).await.err(),
             within(vm.destroy()).await.err(),
@@ -157,7 +159,7 @@ impl Scene {
             ("prompt", world.run(session, "say x").await.unwrap_err()),
             (
                 "resume",
-                within(world.vm.resume_session(session, None))
+                within(world.vm.resume_session(session, Resume::default()))
                     .await
                     .unwrap_err(),
             ),

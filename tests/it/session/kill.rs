@@ -53,7 +53,7 @@ async fn stream(role: &str) {
             // Out of this process's hands before it counts as taken.
             host::report_lines(items.iter().filter_map(|item| match item {
                 Item::Event { seq, json, .. } => Some(format!("{} {json}", seq.0)),
-                Item::Notice(_) => None,
+                Item::PermissionRequest { .. } | Item::Notice(_) => None,
             }));
             subscription.taken(&items);
         }
