@@ -15,7 +15,7 @@ use super::permission::{PermissionRequest, Permissions};
 use crate::agents::InstallProgress;
 use crate::error::Result;
 use crate::ids::{Seq, SessionId};
-use crate::store::{Query, Store};
+use crate::store::{Query, Store, StoreError};
 
 /// Limits of one batch: large enough to amortise the way to JavaScript, small enough that it does not
 /// block the event loop for long.
@@ -362,9 +362,10 @@ impl Subscription {
         for session in sessions {
             let since = self.subscriber.state().delivered.get(&session).copied();
             let since = since.unwrap_or_default();
-            // An unknown session was deleted since.
-            if store.committed(session).is_ok_and(|last| last <= since) {
-                continue;
+            match store.committed(session) {
+                Ok(last) if last > since => {}
+                Ok(_) | Err(StoreError::SessionNotFound { .. }) => continue,
+                Err(error) => return Err(error.into()),
             }
             let query = Query {
                 since,
@@ -372,7 +373,11 @@ impl Subscription {
                 limit: Some(BATCH_EVENTS),
                 max_bytes: BATCH_BYTES,
             };
-            let page = store.events(session, query).await?;
+            let page = match store.events(session, query).await {
+                // Deleted since it was looked up.
+                Err(StoreError::SessionNotFound { .. }) => continue,
+                page => page?,
+            };
             for event in page.events {
                 // One that was answered meanwhile is history.
                 let waiting = (event.method == PERMISSION_REQUEST)
