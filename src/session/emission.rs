@@ -181,17 +181,32 @@ impl Emission {
             loop {
                 {
                     let position = subscriber.state();
-                    let reached = position
-                        .delivered
-                        .get(&session)
-                        .copied()
-                        .unwrap_or_default();
-                    if position.closed || reached >= seq {
+                    // Nothing is known of a session that was deleted.
+                    let reached = position.delivered.get(&session);
+                    if position.closed || reached.is_none_or(|reached| *reached >= seq) {
                         break;
                     }
                 }
                 // The sender is in `subscriber`, which we hold.
                 drop(moved.changed().await);
+            }
+        }
+    }
+
+    /// Waits until the listeners that are there now have been handed everything that is committed:
+    /// before the store goes, from which they are told.
+    pub(super) async fn drained(&self) {
+        let (store, sessions) = {
+            let state = self.state();
+            let sessions: Vec<SessionId> = state.active.keys().copied().collect();
+            (state.store.clone(), sessions)
+        };
+        let Some(store) = store else {
+            return;
+        };
+        for session in sessions {
+            if let Ok(last) = store.committed(session) {
+                self.delivered(session, last).await;
             }
         }
     }

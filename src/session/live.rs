@@ -160,7 +160,12 @@ impl LiveSession {
             .append(event::turn_end(self.id, Some(turn.id), &end))
             .await;
         let settled = match logged {
-            Ok(_seq) => self.settle().await,
+            Ok(seq) => self
+                .store
+                .flush(true)
+                .await
+                .map(|()| seq)
+                .map_err(Error::from),
             Err(error) => Err(error),
         };
         if self.store.ended().is_some() {
@@ -176,19 +181,14 @@ impl LiveSession {
             self.updates.tell_state();
         }
         turn.reach(Stage::Ended);
+        // Whoever prompts waits for slow listeners; a cancel, and the next turn, do not.
+        if let Ok(seq) = settled {
+            self.emission.delivered(self.id, seq).await;
+        }
         // The turn's own failure says more than that of its bookkeeping.
         let result = result?;
         settled?;
         Ok(result)
-    }
-
-    /// Everything of the turn is on disk and with the listeners that are there.
-    async fn settle(&self) -> Result<()> {
-        self.store.flush(true).await?;
-        self.emission
-            .delivered(self.id, self.store.committed(self.id)?)
-            .await;
-        Ok(())
     }
 
     async fn ask(&self, turn: &Turn, blocks: &[Value]) -> Result<TurnResult> {

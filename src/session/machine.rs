@@ -341,6 +341,7 @@ async fn end(running: &mut Running, emission: &Emission, reason: ShutdownReason)
     let vm = running.vm.take();
     let closed = match store {
         Some(store) => {
+            emission.drained().await;
             emission.detach();
             store.close().await
         }
