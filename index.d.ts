@@ -304,9 +304,9 @@ export interface Agent extends AsyncDisposable {
    * soon after `on` has returned, for the requests that wait for an answer already.
    *
    * Slow listeners delay neither agents nor calls: events wait in the log, and after some 10 ms of
-   * listeners everything else in the process has its turn. They do delay the `sendPrompt` whose events
-   * they are told. A listener that throws does not keep others from theirs; its error surfaces as
-   * `uncaughtException`. Listening does not keep Node alive.
+   * listeners everything else in the process has its turn. What waits until they have been told is
+   * `sendPrompt`, and `sleep`, `destroy` and `close`. A listener that throws does not keep others from
+   * theirs; its error surfaces as `uncaughtException`. Listening does not keep Node alive.
    *
    * @returns a function that removes the listener
    */
@@ -727,7 +727,10 @@ export interface AgentEvents {
     sessionId: string;
     request: PermissionRequest;
   };
-  /** What a session does has changed: it is opened, closed or gone, a turn begins or ends, … */
+  /**
+   * What a session does has changed: it is opened, closed or gone, a turn begins or ends, … A state that
+   * another has replaced before a listener could be told is left out.
+   */
   sessionStatus: {
     sessionId: string;
     status: "open" | "closed" | "suspended" | "destroyed";

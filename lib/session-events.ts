@@ -73,11 +73,11 @@ export class SessionEvents implements Api.SessionEventIterator {
     this.#batch = [];
     this.#position = 0;
     try {
-      const batch = await new Promise<string | null>((resolve, reject) => {
+      const batch = await new Promise<string | null | undefined>((resolve, reject) => {
         this.#interrupt = () => resolve("[]");
         call(this.#stream.next()).then((batch) => resolve(batch ?? null), reject);
       });
-      if (batch === null) {
+      if (batch === null || batch === undefined) {
         this.#end();
       } else {
         this.#batch = JSON.parse(batch);
