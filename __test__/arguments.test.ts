@@ -1,11 +1,16 @@
 import type { Agent } from "agentvm";
 import { createClient } from "agentvm";
 import { expect, test } from "vitest";
-import { failureOf, newClient, newDirectory, newPiSession, newVm } from "./fixtures.js";
+import { failureOf, newClient, newDirectory, newOwnVm, newPiSession, newVm } from "./fixtures.js";
 
 /** A call with something that its types forbid. */
 // biome-ignore lint/suspicious/noExplicitAny: what JavaScript callers can do
 type Untyped = any;
+
+const agentWith = (env: Untyped) => ({ agents: { own: { command: "own", env } } });
+const servers = (...mcpServers: Untyped[]) => ({ mcpServers });
+const local = (more: Untyped) => servers({ type: "local", command: "true", ...more });
+const remote = (more: Untyped) => servers({ type: "remote", url: "http://a.example", ...more });
 
 /** What is no object of options. */
 const NO_OBJECT: Untyped[] = [null, 7, "x", true, [], [1]];
@@ -27,6 +32,15 @@ test.for<[string, Untyped, string]>([
   ["a limit below an agent's first answer", { maxMessageBytes: 10 }, "maxMessageBytes"],
   ["a negative limit", { maxMessageBytes: -1 }, "maxMessageBytes"],
   ["NaN", { maxMessageBytes: Number.NaN }, "maxMessageBytes"],
+  ["no time to sleep after", { sleepAfterMs: 0 }, "sleepAfterMs"],
+  ["true for a time", { sleepAfterMs: true }, "sleepAfterMs"],
+  ["an endless time", { sleepAfterMs: Number.POSITIVE_INFINITY }, "sleepAfterMs"],
+  ["a negative time", { cancelGraceMs: -1 }, "cancelGraceMs"],
+  ["an agent without a command", { agents: { own: {} } }, "agents.own"],
+  ["an agent of a name that is taken", { agents: { pi: { command: "pi" } } }, "agents.pi"],
+  ["an agent that is lost in JSON", { agents: { own: undefined } }, "agents.own"],
+  ["a variable that is not set", agentWith({ KEY: undefined }), "agents.own.env.KEY"],
+  ["instructions that are no text", { additionalInstructions: 7 }, "additionalInstructions"],
 ])("createClient refuses %s, naming the option", async ([, options, field]) => {
   const dataDir = await newDirectory();
   await expectRefused(() => createClient({ dataDir, ...options }), field);
@@ -55,7 +69,37 @@ test.for<[string, Untyped, string]>([
   ["a cwd that is no string", { cwd: 7 }, "cwd"],
   ["an empty cwd", { cwd: "" }, "cwd"],
   ["a cwd with NUL", { cwd: "/a\0b" }, "cwd"],
-  ["another policy", { permissionPolicy: "ask" }, "permissionPolicy"],
+  ["a variable that is not set", { env: { KEY: undefined } }, "env.KEY"],
+  ["a Map of variables", { env: new Map([["A", "1"]]) }, "env"],
+  ["another policy", { permissionPolicy: "always" }, "permissionPolicy"],
+  ["one server", { mcpServers: { type: "local", command: "true" } }, "mcpServers"],
+  ["a server of no type", servers({ command: "true" }), "mcpServers[0]"],
+  ["a server that is lost in JSON", servers(undefined), "mcpServers[0]"],
+  ["a hole for a server", { mcpServers: new Array(1) }, "mcpServers[0]"],
+  ["a server without a command", servers({ type: "local" }), "mcpServers[0]"],
+  ["an empty command", local({ command: "" }), "mcpServers[0].command"],
+  ["an argument that is no text", local({ args: ["a", 7] }), "mcpServers[0]"],
+  ["a function as an argument", local({ args: ["a", () => "b"] }), "mcpServers[0].args[1]"],
+  ["a server's variable that is not set", local({ env: { X: undefined } }), "mcpServers[0].env.X"],
+  ["a server's variable of null", local({ env: { X: null } }), "mcpServers[0].env.X"],
+  [
+    "Headers, whose JSON is empty",
+    remote({ headers: new Headers({ A: "1" }) }),
+    "mcpServers[0].headers",
+  ],
+  ["a header that is not set", remote({ headers: { A: undefined } }), "mcpServers[0].headers.A"],
+  ["a URL object", remote({ url: new URL("http://a.example") }), "mcpServers[0].url"],
+  ["no URL", remote({ url: "a.example" }), "mcpServers[0].url"],
+  ["another transport", remote({ transport: "ws" }), "mcpServers[0]"],
+  [
+    "instructions that are no text",
+    { additionalInstructions: ["Be brief."] },
+    "additionalInstructions",
+  ],
+  ["a boolean as text", { skipOsInstructions: "yes" }, "skipOsInstructions"],
+  ["a model that is no text", { model: 7 }, "model"],
+  ["a mode of null", { mode: null }, "mode"],
+  ["a level that is no text", { thoughtLevel: 3 }, "thoughtLevel"],
   ["a boolean as number", { persistEnv: 1 }, "persistEnv"],
   ["a signal that is none", { signal: {} }, "signal"],
   ["a signal of null", { signal: null }, "signal"],
@@ -95,11 +139,35 @@ test("other calls name the argument that is wrong", async () => {
     "cancelPrompt",
     "resumeSession",
     "closeSession",
+    "destroySession",
+    "getSession",
+    "setModel",
+    "setMode",
+    "setThoughtLevel",
+    "setConfigOption",
+    "getModes",
+    "getConfigOptions",
+    "rawSend",
+    "respondPermission",
+    "getEvents",
+    "getSequencedEvents",
     "getSessionEvents",
+    "sessionEvents",
   ]) {
     await expectRefused(() => bad[method](undefined, "text"), "sessionId");
     await expectRefused(() => bad[method](7, "text"), "sessionId");
   }
+  await expectRefused(() => bad.setModel("id"), "model");
+  await expectRefused(() => bad.setMode("id", null), "modeId");
+  await expectRefused(() => bad.setThoughtLevel("id", 3), "level");
+  await expectRefused(() => bad.setConfigOption("id", undefined, true), "optionId");
+  for (const value of [undefined, () => true, Number.NaN]) {
+    await expectRefused(() => bad.setConfigOption("id", "option", value), "value");
+  }
+  await expectRefused(() => bad.rawSend("id"), "method");
+  await expectRefused(() => bad.rawSend("id", "method", { a: [() => 1] }), "params.a[0]");
+  await expectRefused(() => bad.respondPermission("id", undefined, "once"), "permissionId");
+  await expectRefused(() => bad.respondPermission("id", "id", true), "answer");
   await expectRefused(() => bad.exec(["ls"]), "command");
   await expectRefused(() => bad.exec("a\0b"), "command");
   await expectRefused(() => bad.readFile(), "path");
@@ -122,7 +190,10 @@ test("what is no object of options is refused by every call", async () => {
     await expectRefused(() => agent.createSession("pi", options), "options");
     await expectRefused(() => agent.sendPrompt(id, "text", options), "options");
     await expectRefused(() => agent.resumeSession(id, options), "options");
+    await expectRefused(() => agent.getEvents(id, options), "options");
+    await expectRefused(() => agent.getSequencedEvents(id, options), "options");
     await expectRefused(() => agent.getSessionEvents(id, options), "options");
+    await expectRefused(() => agent.sessionEvents(id, options), "options");
     await expectRefused(() => agent.exec("true", options), "options");
     await expectRefused(() => agent.readFile("a", options), "options");
     await expectRefused(() => agent.writeFile("a", "", options), "options");
@@ -159,12 +230,42 @@ test("resumeSession refuses what is no environment", async () => {
 
 test("since and limit are whole numbers from 0", async () => {
   const { agent, sessionId } = await newPiSession([]);
-  const events = (options: Untyped) => agent.getSessionEvents(sessionId, options);
-  for (const wrong of [-1, 1.5, "1", null, Number.NaN]) {
-    await expectRefused(() => events({ since: wrong }), "since");
-    await expectRefused(() => events({ limit: wrong }), "limit");
+  for (const method of ["getEvents", "getSequencedEvents", "getSessionEvents"] as const) {
+    const events = (options: Untyped) => agent[method](sessionId, options);
+    for (const wrong of [-1, 1.5, "1", null, Number.NaN]) {
+      await expectRefused(() => events({ since: wrong }), "since");
+      await expectRefused(() => events({ limit: wrong }), "limit");
+    }
+    await expectRefused(() => events({ method: 7 }), "method");
+    await expectRefused(() => events({ from: 1 }), "from");
   }
-  await expectRefused(() => events({ from: 1 }), "from");
+});
+
+test("sessionEvents refuses what it does not take at once", async () => {
+  const agent = await newVm();
+  const events = (options: Untyped) => () =>
+    agent.sessionEvents("01a20f17-a84e-70d6-a176-692da91130ed", options);
+  await expectRefused(events({ since: -1 }), "since");
+  await expectRefused(events({ follow: "yes" }), "follow");
+  await expectRefused(events({ limit: 1 }), "limit");
+  await expectRefused(events({ signal: {} }), "signal");
+});
+
+test("a value that contains itself is refused, and not followed for ever", async () => {
+  const agent = await newVm();
+  const circle: Untyped = { type: "local" };
+  circle.command = circle;
+  const error = await failureOf(() => agent.createSession("pi", { mcpServers: [circle] }));
+  expect(error.code).toBe("INVALID_ARGUMENT");
+  expect(error.message).toMatch(/^mcpServers\[0\]\.command/);
+});
+
+test("what is undefined in an object of options is not given, as a server's name", async () => {
+  const { agent, session } = await newOwnVm();
+  const server: Untyped = { type: "local", name: undefined, command: "true", env: undefined };
+  const id = await session({ mcpServers: [server] });
+  const { mcpServers } = JSON.parse((await agent.sendPrompt(id, "opened")).text);
+  expect(mcpServers).toMatchObject([{ command: "true", env: [] }]);
 });
 
 test("an option that is undefined is one that is not given", async () => {
@@ -182,6 +283,17 @@ test.for(["01a20f17-a84e-70d6-a176-692da91130ed", "nonsense", "", "../../etc"])(
       () => agent.cancelPrompt(id),
       () => agent.resumeSession(id),
       () => agent.closeSession(id),
+      () => agent.getSession(id),
+      () => agent.setModel(id, "large"),
+      () => agent.setMode(id, "code"),
+      () => agent.setThoughtLevel(id, "high"),
+      () => agent.setConfigOption(id, "brave", true),
+      () => agent.getModes(id),
+      () => agent.getConfigOptions(id),
+      () => agent.rawSend(id, "_own/echo"),
+      () => agent.respondPermission(id, id, "once"),
+      () => agent.getEvents(id),
+      () => agent.getSequencedEvents(id),
       () => agent.getSessionEvents(id),
     ]) {
       const error = await failureOf(call);

@@ -93,10 +93,14 @@ export async function newPiSession(
 }
 
 /** The same without a session yet. `session()` makes one. */
-export async function newPiVm(script: Script) {
+export async function newPiVm(script: Script, options: ClientOptions = {}) {
   const model = await newModel(script);
   const dataDir = await newDirectory();
-  const client = await newClient({ dataDir, loopbackExemptPorts: [model.port] });
+  const client = await newClient({
+    ...options,
+    dataDir,
+    loopbackExemptPorts: [model.port, ...(options.loopbackExemptPorts ?? [])],
+  });
   const agent = client.vm.getOrCreate("vm");
   return {
     dataDir,

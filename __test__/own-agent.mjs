@@ -77,6 +77,8 @@ const commands = {
   },
   /** Until it is cancelled. */
   hold: () => new Promise((resolve) => (cancelled = () => resolve("cancelled"))),
+  /** For ever. */
+  deaf: () => new Promise(() => {}),
   /** What it was opened with. */
   opened: () => say(JSON.stringify(opened)),
   configuration: () => say(JSON.stringify({ mode: modes.currentModeId, ...values() })),

@@ -171,10 +171,11 @@ test("every listener is told every request once, whenever it came", async () => 
   await agent.exec("true");
   expect([early, late, last]).toEqual(Array(3).fill([first.request.permissionId]));
 
+  const { permissionId } = first.request;
   const next = told(
     agent,
     "permissionRequest",
-    ({ request }) => !early.includes(request.permissionId),
+    (value) => value.request.permissionId !== permissionId,
   );
   await agent.respondPermission(sessionId, first.request.permissionId, "once");
   const second = (await next).request.permissionId;
