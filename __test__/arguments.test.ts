@@ -26,7 +26,7 @@ test.for<[string, Untyped, string]>([
   ["a boolean as text", { autoInstall: "no" }, "autoInstall"],
   ["another durability", { durability: "maximal" }, "durability"],
   ["one port", { loopbackExemptPorts: 80 }, "loopbackExemptPorts"],
-  ["port 0", { loopbackExemptPorts: [0] }, "loopbackExemptPorts"],
+  ["port 0", { loopbackExemptPorts: [0] }, "loopbackExemptPorts[0]"],
   ["a port beyond 65535", { loopbackExemptPorts: [80, 65_536] }, "loopbackExemptPorts[1]"],
   ["a fraction of a port", { loopbackExemptPorts: [80.5] }, "loopbackExemptPorts[0]"],
   ["a limit below an agent's first answer", { maxMessageBytes: 10 }, "maxMessageBytes"],
