@@ -1,7 +1,8 @@
 import { performance } from "node:perf_hooks";
 import { setTimeout as timer } from "node:timers/promises";
+import type { SendPromptOptions } from "agentvm";
 import { expect, test } from "vitest";
-import { gate, newOwnVm } from "./fixtures.js";
+import { failureOf, gate, newOwnVm } from "./fixtures.js";
 
 function block(ms: number): void {
   const until = performance.now() + ms;
@@ -9,7 +10,7 @@ function block(ms: number): void {
 }
 
 /** A turn of 10,000 updates, which then waits, and a listener that takes 10 ms for each. */
-async function slowly() {
+async function slowly(options: SendPromptOptions = {}) {
   const { agent, session } = await newOwnVm();
   const sessionId = await session();
   const first = gate();
@@ -19,7 +20,7 @@ async function slowly() {
     block(10);
     heard.push(sequenceNumber);
   });
-  const turn = agent.sendPrompt(sessionId, "stream 10000\nhold");
+  const turn = agent.sendPrompt(sessionId, "stream 10000\nhold", options);
   await first.opened;
   return { agent, sessionId, heard, off, turn };
 }
@@ -55,6 +56,19 @@ test("cancelPrompt waits for the agent, and not for a slow listener", async () =
   expect((await agent.exec("pgrep -x node")).stdout).toBe(`${pid}\n`);
   off();
   expect((await turn).stopReason).toBe("cancelled");
+});
+
+test("an abort ends the turn, and does not wait for a slow listener", async () => {
+  const controller = new AbortController();
+  const { agent, sessionId, heard, off, turn } = await slowly({ signal: controller.signal });
+  const aborted = failureOf(() => turn);
+  controller.abort();
+
+  expect(await aborted).toMatchObject({ code: "ABORTED" });
+
+  expect(heard.length).toBeLessThan(1_000);
+  off();
+  expect((await agent.sendPrompt(sessionId, "remember")).text).toBe("2");
 });
 
 test("the other listeners are told everything, in order, beside one that throws and one that is slow", async () => {

@@ -56,15 +56,20 @@ export class Agent implements Api.Agent {
     if (!signal) {
       return JSON.parse(await turn);
     }
-    // An abort ends the turn itself, not only the wait for it.
+    // An abort ends the turn itself, not only the wait for it; then it does not wait for listeners.
     let cancelling: Promise<unknown> | undefined;
-    const abort = () => {
-      cancelling = this.cancelPrompt(sessionId);
-      cancelling.catch(() => {}); // the turn reports what went wrong
-    };
+    let abort = () => {};
+    const stopped = new Promise<never>((_resolve, reject) => {
+      abort = () => {
+        cancelling = this.cancelPrompt(sessionId).then(
+          ({ cancelled }) => cancelled && reject(aborted(signal)),
+          () => {}, // the turn reports what went wrong
+        );
+      };
+    });
     signal.addEventListener("abort", abort, { once: true });
     try {
-      const result = await turn;
+      const result = await Promise.race([turn, stopped]);
       if (signal.aborted) {
         throw aborted(signal);
       }
@@ -73,7 +78,7 @@ export class Agent implements Api.Agent {
       throw signal.aborted ? aborted(signal) : error;
     } finally {
       signal.removeEventListener("abort", abort);
-      await cancelling?.catch(() => {});
+      await cancelling; // so that it can't meet the next turn
     }
   }
 
