@@ -9,9 +9,9 @@ function block(ms: number): void {
   while (performance.now() < until);
 }
 
-/** A turn of 10,000 updates, which then waits, and a listener that takes 10 ms for each. */
-async function slowly(options: SendPromptOptions = {}) {
-  const { agent, session } = await newOwnVm();
+/** A turn of so many updates, which then waits, and a listener that takes 10 ms for each. */
+async function slowly(options: SendPromptOptions = {}, updates = 10_000) {
+  const { agent, client, session } = await newOwnVm();
   const sessionId = await session();
   const first = gate();
   const heard: number[] = [];
@@ -20,9 +20,9 @@ async function slowly(options: SendPromptOptions = {}) {
     block(10);
     heard.push(sequenceNumber);
   });
-  const turn = agent.sendPrompt(sessionId, "stream 10000\nhold", options);
+  const turn = agent.sendPrompt(sessionId, `stream ${updates}\nhold`, options);
   await first.opened;
-  return { agent, sessionId, heard, off, turn };
+  return { agent, client, sessionId, heard, off, turn };
 }
 
 test("a slow listener starves no timer and no other call", async () => {
@@ -70,6 +70,16 @@ test("an abort ends the turn, and does not wait for a slow listener", async () =
   off();
   expect((await agent.sendPrompt(sessionId, "remember")).text).toBe("2");
 });
+
+test.for(["sleep", "close"] as const)(
+  "%s waits until a slow listener has been told everything",
+  async (end) => {
+    const { agent, client, heard, turn } = await slowly({}, 200);
+    await (end === "sleep" ? agent.sleep() : client.close());
+    expect(heard).toEqual(Array.from({ length: 203 }, (_, index) => index + 1));
+    expect((await turn).stopReason).toBe("cancelled");
+  },
+);
 
 test("the other listeners are told everything, in order, beside one that throws and one that is slow", async () => {
   const { agent, session } = await newOwnVm();
