@@ -20,7 +20,7 @@ use crate::acp::{Closed, Connection, RequestError};
 use crate::error::{Code, Error, Result};
 use crate::ids::SessionId;
 use crate::store::{SessionChange, Status, Store};
-use crate::vm::{DynVm, Exit, exited};
+use crate::vm::{Commands, DynVm, Exit, Extent, exited};
 
 /// How long an agent has to exit after its stdin was closed.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
@@ -41,6 +41,8 @@ pub(super) struct LiveSession {
     pub(super) turn: Mutex<Option<Arc<Turn>>>,
     /// How long it has to obey a cancel before it is stopped.
     pub(super) cancel_grace: Duration,
+    /// Its MCP servers, which outlive a turn.
+    pub(super) servers: Commands,
     /// What it has to be told with its next prompt, because it does not remember.
     pub(super) context: Mutex<Option<String>>,
     /// Its owner ends it: how it ends is no fault.
@@ -128,7 +130,7 @@ impl LiveSession {
                 ),
             ));
         }
-        let turn = Arc::new(Turn::new());
+        let turn = Arc::new(Turn::new(self.process.vm.now()));
         *current = Some(Arc::clone(&turn));
         Ok(turn)
     }
@@ -170,7 +172,12 @@ impl LiveSession {
         };
         if self.store.ended().is_some() {
             // Nothing that it says could be kept.
+            self.look_at_foreground(turn).await;
+            self.end_foreground(turn, Extent::WithAgent).await;
             self.process.kill().await;
+        } else if turn.is_cancelled() {
+            // Before the next turn begins, whose commands it must not hit.
+            self.end_foreground(turn, Extent::Foreground).await;
         }
         let has_ended = self.has_ended() && !self.closing.load(Ordering::Relaxed);
         if has_ended {
@@ -251,6 +258,8 @@ impl LiveSession {
         turn.cancel();
         let connection = &self.process.connection;
         let params = json!({ "sessionId": self.agent_session });
+        // Before the agent is told: of a command whose shell it kills nothing would say whose it was.
+        self.look_at_foreground(&turn).await;
         let obeyed = timeout(self.cancel_grace, async {
             // An agent that reads nothing can keep even the prompt from being sent.
             turn.reached(Stage::Prompted).await;
@@ -263,10 +272,33 @@ impl LiveSession {
         });
         if obeyed.await.is_err() {
             tracing::warn!(session = %self.id, "the agent ignored session/cancel: it is stopped");
+            self.look_at_foreground(&turn).await;
+            self.end_foreground(&turn, Extent::WithAgent).await;
             self.process.kill().await;
             turn.reached(Stage::Ended).await;
         }
         true
+    }
+
+    async fn look_at_foreground(&self, turn: &Turn) {
+        let AgentProcess { vm, pid, .. } = &*self.process;
+        match vm.foreground(*pid, turn.began, self.servers.clone()).await {
+            Ok(foreground) => turn.saw(foreground),
+            // Its processes are gone with it.
+            Err(error) => tracing::debug!(%error, session = %self.id, "the VM is gone too"),
+        }
+    }
+
+    /// Ends the commands of a turn; those that the agent has put into the background live on.
+    async fn end_foreground(&self, turn: &Turn, extent: Extent) {
+        let Some(foreground) = turn.take_foreground() else {
+            return;
+        };
+        match self.process.vm.end_foreground(&foreground, extent).await {
+            Ok(0) => {}
+            Ok(ended) => tracing::debug!(session = %self.id, ended, "commands of a cancelled turn"),
+            Err(error) => tracing::debug!(%error, session = %self.id, "the VM is gone too"),
+        }
     }
 
     /// Ends the agent process: the turn first, then by closing its stdin, then by force. The record

@@ -202,6 +202,16 @@ impl McpServer {
         self.given_name().unwrap_or("mcp")
     }
 
+    /// Program and arguments of a local server.
+    pub(super) fn command_line(&self) -> Option<Vec<String>> {
+        match self {
+            Self::Local { command, args, .. } => {
+                Some(std::iter::once(command).chain(args).cloned().collect())
+            }
+            Self::Remote { .. } => None,
+        }
+    }
+
     /// From the package or the host, the same for the same server.
     fn derived_name(&self) -> String {
         let text = match self {

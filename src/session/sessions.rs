@@ -393,6 +393,7 @@ pub(super) fn live_session(
 ) -> Arc<LiveSession> {
     Arc::new(LiveSession {
         id: session,
+        servers: starting.servers(),
         agent: starting.agent,
         agent_session: opened.agent_session,
         process: starting.process,

@@ -18,7 +18,7 @@ use super::updates::{NewSession, Updates};
 use crate::acp::{Connection, RequestError};
 use crate::agents::Launch;
 use crate::error::{Code, Error, Result};
-use crate::vm::{Command, DynVm, GuestPath, User, VmError};
+use crate::vm::{Command, Commands, DynVm, GuestPath, User, VmError};
 
 /// An agent that prints something else than the protocol and then says nothing does not speak it.
 const GARBAGE_GRACE: Duration = Duration::from_secs(10);
@@ -251,6 +251,12 @@ impl Starting {
             forgot: Some(forgot),
             ..self.new_session().await?
         })
+    }
+
+    /// Command lines of the servers that it starts.
+    pub(super) fn servers(&self) -> Commands {
+        let servers = self.setup.mcp_servers.iter();
+        servers.filter_map(McpServer::command_line).collect()
     }
 
     fn capabilities(&self) -> Value {

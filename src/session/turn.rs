@@ -8,6 +8,8 @@ use serde_json::value::RawValue;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::vm::{Foreground, Moment};
+
 /// What a prompt resolves to.
 #[derive(Debug, Clone)]
 pub struct TurnResult {
@@ -32,6 +34,10 @@ pub(super) struct Turn {
     pub(super) id: Uuid,
     /// Milliseconds since the epoch.
     pub(super) started_at: u64,
+    /// The same for the VM: which commands are the turn's.
+    pub(super) began: Moment,
+    /// What it had in the foreground when it was cancelled.
+    foreground: Mutex<Option<Foreground>>,
     text: Mutex<Text>,
     cancelled: AtomicBool,
     stage: watch::Sender<Stage>,
@@ -84,8 +90,10 @@ pub(super) enum Stage {
 }
 
 impl Turn {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(began: Moment) -> Self {
         Self {
+            began,
+            foreground: Mutex::default(),
             id: Uuid::now_v7(),
             started_at: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -112,6 +120,20 @@ impl Turn {
 
     fn text(&self) -> MutexGuard<'_, Text> {
         self.text.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn saw(&self, foreground: Foreground) {
+        *self
+            .foreground
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(foreground);
+    }
+
+    pub(super) fn take_foreground(&self) -> Option<Foreground> {
+        self.foreground
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Somebody wants it to end.

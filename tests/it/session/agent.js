@@ -172,6 +172,9 @@ const commands = {
     if (!cancelled) await new Promise((resolve) => (onCancel = resolve));
     return { stopReason: "cancelled" };
   },
+  /** Runs a command as agents do: as the leader of a session of its own, and not waited for. */
+  shell: (command) =>
+    void spawn("bash", ["-c", command], { detached: true, stdio: "ignore" }),
   /** Waits until there is such a file. */
   async until(path) {
     while (!fs.existsSync(path)) await new Promise((resolve) => setTimeout(resolve, 5));

@@ -323,3 +323,54 @@ fn guest_of_this_process() -> nix::unistd::Pid {
     });
     nix::unistd::Pid::from_raw(guests.next().unwrap())
 }
+
+/// A cancelled turn that ran `command` in a process group of its own.
+async fn cancelled_with(world: &World, env: &[(&str, &str)], command: &str, end: &str) {
+    let listener = Listener::of(&world.vm);
+    let session = world.session_with(env).await;
+    // What was there before the turn is not the turn's. (The kernel dates processes to 10 ms.)
+    world
+        .run(session, "shell exec -a before sleep 1000\nsleep 30")
+        .await
+        .unwrap();
+    let turn = world.start(
+        session,
+        &format!("shell {command}\nuntil /home/user/up\nsay up\n{end}"),
+    );
+    listener.said("up").await;
+    assert!(within(world.vm.cancel_prompt(session)).await.unwrap());
+    assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
+}
+
+/// Names of the programs that the agents' commands are.
+async fn programs(world: &World) -> Vec<String> {
+    let names = world
+        .sh("for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -E '^(before|front|behind|deep) ' ; done; true")
+        .await;
+    let mut names: Vec<_> = names
+        .lines()
+        .filter_map(|line| line.split(' ').next().map(ToOwned::to_owned))
+        .collect();
+    names.sort();
+    names
+}
+
+const COMMANDS: &str = "setsid bash -c 'exec -a behind sleep 1000' & (exec -a deep sleep 1000) & touch /home/user/up; exec -a front sleep 1000";
+
+#[tokio::test]
+async fn a_cancel_ends_the_commands_of_the_turn_and_leaves_what_runs_in_the_background() {
+    let world = World::new().await;
+    cancelled_with(&world, &[], COMMANDS, "cancel").await;
+    assert_eq!(programs(&world).await, ["before", "behind"]);
+    assert_eq!(world.agents().await.len(), 1);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn the_commands_of_an_agent_that_ignores_a_cancel_end_with_it() {
+    let world = World::new().await;
+    cancelled_with(&world, &[], COMMANDS, "hang").await;
+    assert_eq!(programs(&world).await, ["before", "behind"]);
+    assert_eq!(world.agents().await.len(), 0);
+    world.close().await;
+}
