@@ -75,7 +75,11 @@ impl Machine {
         let was_given = given.env.is_some() || given.mcp_servers.is_some();
         let found = environment::load(&self.dir, session).await?;
         let secrets = kept.secrets(session, found, given)?;
-        check_reachable(&secrets.mcp_servers, &settings.policy()).await?;
+        let policy = settings.policy();
+        tokio::select! {
+            checked = check_reachable(&secrets.mcp_servers, &policy) => checked?,
+            error = &mut stop => return Err(error),
+        }
         let (vm, store) = self.open_for_writing(settings).await?;
         if was_given && kept.persist_env {
             environment::save(&self.dir, session, &secrets).await?;

@@ -73,7 +73,11 @@ impl Machine {
         vm.create_dir_all(&options.cwd, User::User)
             .await
             .map_err(start::bad_cwd)?;
-        check_reachable(&options.mcp_servers, &settings.policy()).await?;
+        let policy = settings.policy();
+        tokio::select! {
+            checked = check_reachable(&options.mcp_servers, &policy) => checked?,
+            error = &mut stop => return Err(error),
+        }
         let session = SessionId::generate();
         let launch = plan(&installed, session, &options.cwd, &options.env);
         let made = self.make(
