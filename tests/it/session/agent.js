@@ -265,6 +265,8 @@ const methods = {
   "test/opening": (id) => send({ id, result: opening }),
   /** Of no protocol: answers its params. */
   "test/echo": (id, params) => send({ id, result: params }),
+  /** Never answers. */
+  "test/hang": () => say("hanging"),
   "session/prompt": (id, { prompt }) => {
     cancelled = false;
     lastPrompt = prompt;

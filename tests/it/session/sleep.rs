@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use agentvm::error::{Code, Error};
-use agentvm::session::{Item, Notice, ShutdownReason, text_prompt};
+use agentvm::session::{Item, Notice, PermissionPolicy, ShutdownReason, text_prompt};
 use agentvm::store::Status;
 use agentvm::vm::exec::ExecOptions;
 use agentvm::vm::{GuestPath, User};
@@ -87,6 +87,27 @@ async fn a_turn_whose_caller_has_gone_keeps_its_vm_awake() {
         world.log(session).await.turn_ends()[0]["stopReason"],
         "end_turn"
     );
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_turn_that_waits_for_permission_keeps_its_vm_awake() {
+    let world = world(SHORT).await;
+    let mut ask = options(&[]);
+    ask.permission_policy = PermissionPolicy::Ask;
+    let created = world.vm.create_session("pi", ask, std::future::pending());
+    let session = within(created).await.unwrap().id;
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(session, "permission allow_once");
+    listener.heard("_agentvm/permission_request").await;
+    let slept = tokio::time::timeout(SHORT * 6, listener.until(is_sleep));
+    assert!(slept.await.is_err());
+    let (_, request) = world.vm.pending_permissions().unwrap().remove(0);
+    let request = request.permission_id.to_string();
+    let answered = world.vm.respond_permission(session, &request, "once");
+    within(answered).await.unwrap();
+    assert_eq!(within(turn).await.unwrap().unwrap().stop_reason, "end_turn");
+    listener.until(is_sleep).await;
     world.close().await;
 }
 
@@ -249,6 +270,22 @@ async fn sleep_gives_up_a_command_and_cancels_a_turn() {
     let turn = within(turn).await.unwrap().unwrap();
     assert_eq!(turn.stop_reason, "cancelled");
     assert_eq!(world.record(session).await.status, Status::Suspended);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn sleep_gives_up_what_an_agent_was_asked() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let listener = Listener::of(&world.vm);
+    let asked = world.vm.raw_send(session, "test/hang", None);
+    let slept = async {
+        listener.said("hanging").await;
+        world.vm.sleep().await
+    };
+    let (asked, slept) = Box::pin(within(async { tokio::join!(asked, slept) })).await;
+    slept.unwrap();
+    assert_eq!(code(asked), Code::Aborted);
     world.close().await;
 }
 
