@@ -163,7 +163,7 @@ pub trait Vm: Send + Sync + 'static {
     fn ended(&self) -> watch::Receiver<Option<VmEnd>>;
 
     /// Ends every process, then PID 1. When it returns no process, mount or namespace of the VM is
-    /// left and its lock is free. Idempotent.
+    /// left, and it holds its lock no longer. Idempotent.
     async fn shutdown(&self);
 }
 

@@ -10,14 +10,16 @@ use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use agentvm::agents::AgentStore;
+use agentvm::error::{Code, Error};
 use agentvm::ids::VmKey;
-use agentvm::session::{Client, ClientOptions, Settings};
+use agentvm::session::{Client, ClientOptions, Item, Notice, Settings};
+use agentvm::vm::Vm;
 use agentvm::vm::exec::ExecOptions;
 use agentvm::vm::namespace::{boot, delete, sweep};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::child::{again, block_on, role};
+use super::child::{again, block_on, in_child, role};
 use super::vm::{booted, options, sh, stdout};
 
 /// Set in the child: the data directory.
@@ -446,21 +448,25 @@ fn a_boot_that_nobody_waits_for_any_more_leaves_nothing() {
     });
 }
 
+/// A client without agents.
+fn client(data: &Path) -> Client {
+    let agents = AgentStore::new(data.join("agents"), "/none".into(), "/none".into());
+    Client::new(ClientOptions {
+        data_dir: data.to_owned(),
+        settings: Settings::new(agents),
+    })
+}
+
+fn a() -> VmKey {
+    VmKey::new(vec!["a".to_owned()]).unwrap()
+}
+
 #[test]
 fn an_aborted_call_is_not_in_the_way_of_the_next() {
     block_on(async {
         let data = tempfile::tempdir().unwrap();
-        let client = Client::new(ClientOptions {
-            data_dir: data.path().to_owned(),
-            settings: Settings::new(AgentStore::new(
-                data.path().join("agents"),
-                "/none".into(),
-                "/none".into(),
-            )),
-        });
-        let vm = client
-            .vm(VmKey::new(vec!["a".to_owned()]).unwrap())
-            .unwrap();
+        let client = client(data.path());
+        let vm = client.vm(a()).unwrap();
         let run = || vm.exec("true", ExecOptions::default());
         run().await.unwrap();
         for moment in moments(20, Duration::from_millis(15)) {
@@ -527,5 +533,41 @@ fn a_busy_vm_leaves_nothing_of_the_second_boot() {
         }
         settles(&before).await;
         vm.shutdown().await;
+    });
+}
+
+/// PID 1 of the one VM that this process has.
+fn pid_1() -> Pid {
+    let guests: Vec<i32> = held()
+        .children
+        .split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect();
+    let [guest] = guests[..] else {
+        panic!("{guests:?}");
+    };
+    Pid::from_raw(guest)
+}
+
+#[test]
+fn a_vm_that_died_stays_locked_until_what_is_kept_of_it_is_closed() {
+    const TEST: &str = "death::a_vm_that_died_stays_locked_until_what_is_kept_of_it_is_closed";
+    in_child(&[], TEST, || {
+        block_on(async {
+            let data = tempfile::tempdir().unwrap();
+            let client = client(data.path());
+            let vm = client.vm(a()).unwrap();
+            vm.exec("true", ExecOptions::default()).await.unwrap();
+            let events = vm.subscribe().unwrap();
+            kill(pid_1(), Signal::SIGKILL).unwrap();
+            let ended = |item: &_| matches!(item, Item::Notice(Notice::VmShutdown { .. }));
+            while !events.next().await.unwrap().iter().any(ended) {}
+            drop(events);
+            let other_opener = || boot(options(data.path(), &a().id().to_string()));
+            let error = Error::from(other_opener().await.err().unwrap());
+            assert_eq!(error.code, Code::VmBusy, "{error}");
+            client.close().await.unwrap();
+            other_opener().await.unwrap().vm.shutdown().await;
+        });
     });
 }

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -16,12 +17,21 @@ use crate::vm::VmError;
 /// kernel has killed the VM's processes.
 const LOCK_POLL: Duration = Duration::from_millis(5);
 
+/// Keeps a VM's directory for this process: another opener is told `VM_BUSY`.
+///
+/// The running VM holds a clone, and so does whoever writes to the directory from outside of it, the
+/// store's owner: a VM can die on its own while there is still something to be written. Released with
+/// the last clone.
+#[derive(Debug, Clone)]
+pub struct HostLock {
+    _held: Arc<Flock<File>>,
+}
+
 /// `<dataDir>/vms/<id>`, held by this process alone.
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
-    /// Held by the one process that has the VM open, and by nothing inside it. Released on drop.
-    _host_lock: Flock<File>,
+    host_lock: HostLock,
     /// Shared with PID 1, which lets go only when nothing of the VM is left.
     vm_lock: File,
 }
@@ -43,7 +53,9 @@ impl Directory {
         let (host_lock, vm_lock) = prepare(path, key, ids)?;
         Ok(Self {
             path: path.to_owned(),
-            _host_lock: host_lock,
+            host_lock: HostLock {
+                _held: Arc::new(host_lock),
+            },
             vm_lock,
         })
     }
@@ -62,6 +74,10 @@ impl Directory {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn host_lock(&self) -> HostLock {
+        self.host_lock.clone()
     }
 
     pub(super) fn lock(&self) -> &File {

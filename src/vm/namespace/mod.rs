@@ -35,6 +35,7 @@ use super::{
 };
 use crate::net::{Network, Policy};
 
+pub use self::directory::HostLock;
 pub use self::layout::AGENTS;
 
 /// What a VM is booted from.
@@ -54,6 +55,8 @@ pub struct BootOptions {
 /// A VM that has just booted.
 pub struct Booted {
     pub vm: Arc<NamespaceVm>,
+    /// To be held until nothing writes to the VM's directory any more.
+    pub lock: HostLock,
     /// The host's programs have changed since this VM last booted: its writable layers lie on
     /// another base now.
     pub base_changed: bool,
@@ -85,6 +88,7 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
             network,
             last,
         }) => Ok(Booted {
+            lock: directory.host_lock(),
             vm: NamespaceVm::run(directory, control, guest, network, ids),
             base_changed: last.base_changed,
             layers_suspect: last.layers_suspect,
