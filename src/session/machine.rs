@@ -16,7 +16,7 @@ use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmKey};
 use crate::net::Policy;
 use crate::store::{History, Page, Query, SessionRecord, Store};
-use crate::vm::namespace::{self, BootOptions};
+use crate::vm::namespace::{self, BootOptions, HostLock};
 use crate::vm::{DynVm, VmEnd, VmError};
 
 /// Database of a VM, in its directory.
@@ -45,6 +45,8 @@ pub(super) struct Machine {
 struct Running {
     vm: Option<DynVm>,
     store: Option<Store>,
+    /// Makes this process the only writer of the store, also when the VM has died on its own.
+    lock: Option<HostLock>,
 }
 
 impl Machine {
@@ -147,6 +149,7 @@ impl Machine {
             let booted = namespace::boot(options).await?;
             let vm: DynVm = booted.vm;
             running.vm = Some(Arc::clone(&vm));
+            running.lock = Some(booted.lock);
             emission.notify(&Notice::VmBooted {
                 base_changed: booted.base_changed,
                 layers_suspect: booted.layers_suspect,
@@ -335,7 +338,7 @@ impl Drop for Machine {
     }
 }
 
-/// The store first: the VM's lock, which makes this process its only writer, goes with the VM.
+/// The store first, then the VM, then the lock: nobody else may open what is still written.
 async fn end(running: &mut Running, emission: &Emission, reason: ShutdownReason) -> Result<()> {
     let store = running.store.take();
     let vm = running.vm.take();
@@ -354,6 +357,7 @@ async fn end(running: &mut Running, emission: &Emission, reason: ShutdownReason)
             emission.notify(&Notice::VmShutdown { reason });
         }
     }
+    running.lock = None;
     closed.map_err(Error::from)
 }
 
