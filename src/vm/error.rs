@@ -56,6 +56,10 @@ pub enum VmError {
     /// The VM ended while the call was under way.
     #[error("the VM ended: {0}")]
     Ended(String),
+    /// The VM had ended, noticed or not, before it was told of the call: nothing of the call has
+    /// happened, and it can be made again in another VM.
+    #[error("the VM ended before the call: {0}")]
+    NotSent(String),
     /// PID 1 broke the protocol; the VM is stopped.
     #[error("the VM's PID 1 sent {0}: the VM was stopped")]
     Protocol(String),
@@ -84,7 +88,7 @@ impl From<VmError> for Error {
             } else {
                 "EINVAL"
             }),
-            VmError::Ended(_) | VmError::Protocol(_) => Code::VmExited,
+            VmError::Ended(_) | VmError::NotSent(_) | VmError::Protocol(_) => Code::VmExited,
         };
         Self::new(code, error.to_string())
     }

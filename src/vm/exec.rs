@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
-use super::{Command, Exit, GuestPath, Result, User, VmError, exited};
+use super::{Command, Exit, GuestPath, Process, Result, User, VmError, exited};
 use crate::vm::environment;
 
 /// How [`exec`] runs a command.
@@ -56,14 +56,23 @@ pub enum ExecEnd {
 /// Runs `sh -c command` and returns when the shell exits: what it left running in the background may
 /// keep the pipes, not the call. Dropping the future kills the process group.
 pub async fn exec(vm: &super::DynVm, command: &str, options: ExecOptions) -> Result<ExecEnd> {
-    let process = vm
-        .spawn(&Command {
-            argv: vec!["/bin/sh".to_owned(), "-c".to_owned(), command.to_owned()],
-            env: environment::merge(options.user, options.env),
-            cwd: options.cwd,
-            user: options.user,
-        })
-        .await?;
+    let process = start(vm, command, &options).await?;
+    attend(vm, process, options).await
+}
+
+/// The first part of [`exec`]: nothing has happened in the VM if it fails.
+pub async fn start(vm: &super::DynVm, command: &str, options: &ExecOptions) -> Result<Process> {
+    vm.spawn(&Command {
+        argv: vec!["/bin/sh".to_owned(), "-c".to_owned(), command.to_owned()],
+        env: environment::merge(options.user, options.env.clone()),
+        cwd: options.cwd.clone(),
+        user: options.user,
+    })
+    .await
+}
+
+/// The rest of [`exec`].
+pub async fn attend(vm: &super::DynVm, process: Process, options: ExecOptions) -> Result<ExecEnd> {
     let pid = process.pid;
     let mut kill = KillOnDrop {
         vm: Some(vm.clone()),

@@ -1,5 +1,6 @@
 //! Whole files of the VM, in and out.
 
+use std::fs::File;
 use std::io::{Read, Write};
 
 use nix::errno::Errno;
@@ -11,7 +12,11 @@ pub const MAX_BUFFER: u64 = 2 << 30;
 
 /// Reads a regular file.
 pub async fn read(vm: &dyn Vm, path: &GuestPath, user: User) -> Result<Vec<u8>> {
-    let mut file = vm.open(path, Open::Read, user).await?;
+    read_opened(vm.open(path, Open::Read, user).await?, path).await
+}
+
+/// Reads a file that was opened at `path`.
+pub async fn read_opened(mut file: File, path: &GuestPath) -> Result<Vec<u8>> {
     blocking("can't read", path, move || {
         let size = file.metadata()?.len();
         if size > MAX_BUFFER {
@@ -30,7 +35,11 @@ pub async fn read(vm: &dyn Vm, path: &GuestPath, user: User) -> Result<Vec<u8>> 
 
 /// Makes a file, or replaces what it holds.
 pub async fn write(vm: &dyn Vm, path: &GuestPath, content: Vec<u8>, user: User) -> Result<()> {
-    let mut file = vm.open(path, Open::Write, user).await?;
+    write_opened(vm.open(path, Open::Write, user).await?, path, content).await
+}
+
+/// Fills a file that was opened, and is empty, at `path`.
+pub async fn write_opened(mut file: File, path: &GuestPath, content: Vec<u8>) -> Result<()> {
     blocking("can't write", path, move || file.write_all(&content)).await
 }
 

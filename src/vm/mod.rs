@@ -159,7 +159,11 @@ pub trait Vm: Send + Sync + 'static {
     /// Makes a directory and its missing parents as `user`; an existing directory is fine.
     async fn create_dir_all(&self, path: &GuestPath, user: User) -> Result<()>;
 
-    /// `None` while it runs.
+    /// Whether it runs at this moment, as the kernel sees it. When it does not, this returns once
+    /// [`Vm::ended`] says so too.
+    async fn still_runs(&self) -> bool;
+
+    /// `None` while it runs, and until its end has been noticed.
     fn ended(&self) -> watch::Receiver<Option<VmEnd>>;
 
     /// Ends every process, then PID 1. When it returns no process, mount or namespace of the VM is

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,11 +13,13 @@ use agentvm_guest::protocol::{
     decode, encode,
 };
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
+use super::directory::host;
 use crate::vm::{Exit, VmError};
 
 /// The answer to one request.
@@ -79,7 +82,7 @@ impl Control {
         {
             let mut state = self.state();
             if let Some(why) = &state.ended {
-                return Err(VmError::Ended(why.clone()));
+                return Err(VmError::NotSent(why.clone()));
             }
             state.pending.insert(id, reply);
         }
@@ -87,7 +90,13 @@ impl Control {
         let _forget = Forget { control: self, id };
         self.send(request, descriptors)
             .await
-            .map_err(|error| VmError::Ended(format!("its control socket failed: {error}")))?;
+            .map_err(|error| match error.kind() {
+                // A packet is sent as a whole or not at all.
+                io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::NotConnected => VmError::NotSent("PID 1 is gone".to_owned()),
+                _ => host("can't send a request to", Path::new("PID 1"), error),
+            })?;
         answer.await.map_err(|_| {
             let why = self.state().ended.clone();
             VmError::Ended(why.unwrap_or_else(|| "PID 1 is gone".to_owned()))
@@ -160,6 +169,19 @@ impl Control {
         }
         let reply = decode(body).ok_or_else(|| "a malformed message".to_owned())?;
         Ok(Some((reply, descriptors)))
+    }
+
+    /// Whether PID 1 still has its end, which closes first when it dies. As the kernel knows it, which
+    /// is before [`Control::run`] can have noticed.
+    pub(super) fn is_connected(&self) -> bool {
+        // A hang-up is always reported.
+        let mut socket = [PollFd::new(
+            self.socket.get_ref().as_fd(),
+            PollFlags::empty(),
+        )];
+        let polled = poll(&mut socket, PollTimeout::ZERO);
+        let hung_up = polled.is_ok_and(|ready| ready > 0);
+        !hung_up && self.state().ended.is_none()
     }
 
     /// Handles replies until PID 1 is gone or breaks the protocol; says which.

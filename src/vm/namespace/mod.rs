@@ -304,6 +304,12 @@ impl NamespaceVm {
         vm
     }
 
+    async fn wait_for_end(&self) {
+        let mut ended = self.ended.clone();
+        // An error means that the supervisor is gone, which it only is after the end.
+        drop(ended.wait_for(Option::is_some).await);
+    }
+
     fn account(&self, user: User) -> Result<Account> {
         match user {
             User::User => Ok(Account::User),
@@ -491,15 +497,21 @@ impl Vm for NamespaceVm {
         }
     }
 
+    async fn still_runs(&self) -> bool {
+        if self.control.is_connected() {
+            return true;
+        }
+        self.wait_for_end().await;
+        false
+    }
+
     fn ended(&self) -> watch::Receiver<Option<VmEnd>> {
         self.ended.clone()
     }
 
     async fn shutdown(&self) {
         self.stop.send_replace(true);
-        let mut ended = self.ended.clone();
-        // An error means that the supervisor is gone, which it only is after the end.
-        drop(ended.wait_for(Option::is_some).await);
+        self.wait_for_end().await;
     }
 }
 
