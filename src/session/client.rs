@@ -23,8 +23,8 @@ use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmId, VmKey};
 use crate::net::Policy;
 use crate::store::{Durability, Page, Query, SessionRecord};
-use crate::vm::exec::{ExecEnd, ExecOptions, exec};
-use crate::vm::{GuestPath, User, file};
+use crate::vm::exec::{self, ExecEnd, ExecOptions};
+use crate::vm::{DynVm, GuestPath, Open, User, file};
 
 /// What a client is made with.
 #[derive(Debug, Clone)]
@@ -323,22 +323,28 @@ impl VmHandle {
 
     pub async fn exec(&self, command: &str, options: ExecOptions) -> Result<ExecEnd> {
         let (settings, _awake) = self.awake().await?;
-        let vm = self.machine.vm(settings).await?;
-        let ended = exec(&vm, command, options).await;
+        let start = |vm: DynVm| {
+            let options = &options;
+            async move { exec::start(&vm, command, options).await }
+        };
+        let (vm, process) = self.machine.begin(settings, start).await?;
+        let ended = exec::attend(&vm, process, options).await;
         self.machine.outcome(&vm, ended).await
     }
 
     pub async fn read_file(&self, path: &GuestPath, user: User) -> Result<Vec<u8>> {
         let (settings, _awake) = self.awake().await?;
-        let vm = self.machine.vm(settings).await?;
-        let content = file::read(&*vm, path, user).await;
+        let open = |vm: DynVm| async move { vm.open(path, Open::Read, user).await };
+        let (vm, file) = self.machine.begin(settings, open).await?;
+        let content = file::read_opened(file, path).await;
         self.machine.outcome(&vm, content).await
     }
 
     pub async fn write_file(&self, path: &GuestPath, content: Vec<u8>, user: User) -> Result<()> {
         let (settings, _awake) = self.awake().await?;
-        let vm = self.machine.vm(settings).await?;
-        let written = file::write(&*vm, path, content, user).await;
+        let open = |vm: DynVm| async move { vm.open(path, Open::Write, user).await };
+        let (vm, file) = self.machine.begin(settings, open).await?;
+        let written = file::write_opened(file, path, content).await;
         self.machine.outcome(&vm, written).await
     }
 

@@ -119,7 +119,7 @@ impl Machine {
             return Err(self.was_ended());
         }
         if let Some(vm) = &running.vm
-            && vm.ended().borrow().is_none()
+            && vm.still_runs().await
         {
             return Ok((Arc::clone(vm), running));
         }
@@ -176,10 +176,29 @@ impl Machine {
         }
     }
 
+    /// Begins a call in the VM, booted if need be. If it was found dead before it was told of the call,
+    /// then once more, in the next one.
+    pub(super) async fn begin<T, F: Future<Output = Result<T, VmError>>>(
+        &self,
+        settings: &Settings,
+        begin: impl Fn(DynVm) -> F,
+    ) -> Result<(DynVm, T)> {
+        let mut vm = self.vm(settings).await?;
+        let mut begun = begin(Arc::clone(&vm)).await;
+        if matches!(begun, Err(VmError::NotSent(_))) {
+            vm = self.vm(settings).await?;
+            begun = begin(Arc::clone(&vm)).await;
+        }
+        let begun = self.outcome(&vm, begun).await?;
+        Ok((vm, begun))
+    }
+
     /// What a call on `vm` comes to: one whose VM was shut down under it was given up on purpose.
     pub(super) async fn outcome<T>(&self, vm: &DynVm, result: Result<T, VmError>) -> Result<T> {
         match result {
-            Err(VmError::Ended(_)) if self.was_shut_down(vm).await => Err(self.was_ended()),
+            Err(VmError::Ended(_) | VmError::NotSent(_)) if self.was_shut_down(vm).await => {
+                Err(self.was_ended())
+            }
             result => Ok(result?),
         }
     }

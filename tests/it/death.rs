@@ -13,9 +13,9 @@ use agentvm::agents::AgentStore;
 use agentvm::error::{Code, Error};
 use agentvm::ids::VmKey;
 use agentvm::session::{Client, ClientOptions, Item, Notice, Settings};
-use agentvm::vm::Vm;
-use agentvm::vm::exec::ExecOptions;
+use agentvm::vm::exec::{ExecOptions, exec};
 use agentvm::vm::namespace::{boot, delete, sweep};
+use agentvm::vm::{GuestPath, User, Vm as _, VmError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -568,6 +568,51 @@ fn a_vm_that_died_stays_locked_until_what_is_kept_of_it_is_closed() {
             assert_eq!(error.code, Code::VmBusy, "{error}");
             client.close().await.unwrap();
             other_opener().await.unwrap().vm.shutdown().await;
+        });
+    });
+}
+
+/// Kills PID 1 and waits until it is dead, in which time nothing else runs in a runtime of one thread:
+/// nobody can have noticed.
+fn kill_unnoticed(pid: Pid) {
+    kill(pid, Signal::SIGKILL).unwrap();
+    let stat = format!("/proc/{pid}/stat");
+    while !fs::read_to_string(&stat).unwrap().contains(") Z ") {}
+}
+
+#[test]
+fn a_call_that_finds_its_vm_dead_is_made_in_the_next_one() {
+    const TEST: &str = "death::a_call_that_finds_its_vm_dead_is_made_in_the_next_one";
+    in_child(&[], TEST, || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let data = tempfile::tempdir().unwrap();
+            let client = client(data.path());
+            let vm = client.vm(a()).unwrap();
+            let path = GuestPath::new("file").unwrap();
+            let content = b"content".to_vec();
+            vm.wake().await.unwrap();
+            kill_unnoticed(pid_1());
+            vm.write_file(&path, content.clone(), User::User)
+                .await
+                .unwrap();
+            kill_unnoticed(pid_1());
+            assert_eq!(vm.read_file(&path, User::User).await.unwrap(), content);
+            kill_unnoticed(pid_1());
+            vm.exec("true", ExecOptions::default()).await.unwrap();
+            client.close().await.unwrap();
+
+            let vm = booted(data.path(), "b").await;
+            kill_unnoticed(pid_1());
+            let refused = exec(&vm, "true", ExecOptions::default()).await;
+            let error = refused.unwrap_err();
+            assert!(matches!(error, VmError::NotSent(_)), "{error}");
+            assert_eq!(Error::from(error).code, Code::VmExited);
+            assert!(!vm.still_runs().await);
+            assert!(vm.ended().borrow().is_some());
         });
     });
 }
