@@ -9,11 +9,11 @@
 mod boot;
 mod capabilities;
 mod control;
+mod ending;
 mod files;
 mod mounts;
 mod process;
 mod serve;
-mod turn;
 
 use std::ffi::c_int;
 

@@ -48,6 +48,8 @@ pub enum Request {
         pid: i32,
         signal: i32,
     },
+    /// Kills a spawned process and whatever is in its session.
+    EndSession { id: RequestId, leader: i32 },
     /// Looks what a turn of a spawned process has in the foreground. Changes nothing.
     Foreground {
         id: RequestId,

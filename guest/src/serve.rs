@@ -12,9 +12,9 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::control::Control;
+use crate::ending;
 use crate::files;
 use crate::process::{Launch, SpawnError};
-use crate::turn;
 
 /// Serves the host until it hangs up, then ends every process of the VM.
 pub(crate) fn serve(control: &Control) {
@@ -140,13 +140,24 @@ impl Guest<'_> {
                 turn,
                 seen,
                 agent_too,
-            } => match turn::end(agent, &turn, seen, agent_too) {
+            } => match ending::end_foreground(agent, &turn, seen, agent_too) {
                 Ok(killed) => {
                     let reply = Reply::ForegroundEnded { id, killed };
                     self.control.send(&reply, &[]);
                 }
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
+            Request::EndSession { id, leader } => {
+                let ended = if self.spawned.contains(&leader) {
+                    ending::end_session(leader)
+                } else {
+                    Ok(())
+                };
+                match ended {
+                    Ok(()) => self.done(id),
+                    Err(errno) => self.fail(id, errno, FailedAt::Operation),
+                }
+            }
             Request::Open {
                 id,
                 path,
@@ -167,7 +178,7 @@ impl Guest<'_> {
     /// The foreground of a process that the host has started; of any other there is none.
     fn look(&self, agent: i32, turn: &Turn) -> nix::Result<(Option<Instance>, Vec<Instance>)> {
         let found = if self.spawned.contains(&agent) {
-            turn::look(agent, turn)?
+            ending::look(agent, turn)?
         } else {
             None
         };

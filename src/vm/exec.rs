@@ -17,7 +17,7 @@ pub struct ExecOptions {
     pub cwd: GuestPath,
     pub user: User,
     pub stdin: Vec<u8>,
-    /// The whole process group is killed when it passes.
+    /// The command is killed when it passes, with everything in its session ([`super::Vm::kill`]).
     pub timeout: Option<Duration>,
     /// Kept of stdout and of stderr each; the rest is read and dropped.
     pub max_output_bytes: usize,
@@ -54,7 +54,7 @@ pub enum ExecEnd {
 }
 
 /// Runs `sh -c command` and returns when the shell exits: what it left running in the background may
-/// keep the pipes, not the call. Dropping the future kills the process group.
+/// keep the pipes, not the call. Dropping the future kills the command as a time limit does.
 pub async fn exec(vm: &super::DynVm, command: &str, options: ExecOptions) -> Result<ExecEnd> {
     let process = start(vm, command, &options).await?;
     attend(vm, process, options).await
@@ -101,7 +101,7 @@ pub async fn attend(vm: &super::DynVm, process: Process, options: ExecOptions) -
             () = stderr.read(), if stderr.open => {}
             () = &mut deadline, if !timed_out => {
                 timed_out = true;
-                vm.signal(pid, libc::SIGKILL).await?;
+                vm.kill(pid).await?;
             }
         }
     };
@@ -200,7 +200,7 @@ impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if let (Some(vm), Ok(runtime)) = (self.vm.take(), tokio::runtime::Handle::try_current()) {
             let pid = self.pid;
-            drop(runtime.spawn(async move { vm.signal(pid, libc::SIGKILL).await }));
+            drop(runtime.spawn(async move { vm.kill(pid).await }));
         }
     }
 }

@@ -130,6 +130,11 @@ pub trait Vm: Send + Sync + 'static {
     /// One that has already exited is not an error.
     async fn signal(&self, pid: u32, signal: i32) -> Result<()>;
 
+    /// Kills a process started by [`Vm::spawn`] with everything in its session, also what it has moved
+    /// to a process group of its own, as timeout(1) does and shells with job control. What it has
+    /// detached lives on (`setsid`). One that has already exited is not an error.
+    async fn kill(&self, pid: u32) -> Result<()>;
+
     /// Now, in the clock in which this VM dates its processes. At the start of a turn, before its
     /// prompt is sent: what starts from then on is the turn's.
     fn now(&self) -> Moment;

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agentvm::net::Policy;
 use agentvm::vm::exec::{ExecEnd, ExecOptions, ExecOutput, exec};
@@ -128,7 +129,7 @@ async fn a_time_limit_kills_the_whole_process_group() {
     let data = tempfile::tempdir().unwrap();
     let vm = booted(data.path(), "a").await;
     let options = ExecOptions {
-        timeout: Some(std::time::Duration::from_millis(50)),
+        timeout: Some(Duration::from_millis(50)),
         ..ExecOptions::default()
     };
     let end = exec(&vm, "echo early; sleep 1000 | sleep 1000", options)
@@ -139,6 +140,50 @@ async fn a_time_limit_kills_the_whole_process_group() {
     };
     assert_eq!(output.stdout, b"early\n");
     assert_eq!(sh(&vm, "pgrep sleep").await.exit, Exit::Code(1));
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_time_limit_kills_the_whole_session_but_not_what_was_detached() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let options = ExecOptions {
+        timeout: Some(Duration::from_millis(500)),
+        ..ExecOptions::default()
+    };
+    // timeout(1) makes a process group.
+    let command = "setsid sleep 1001 & timeout 1002 sleep 1002 & sh -c 'sleep 1003; true'";
+    let end = exec(&vm, command, options).await.unwrap();
+    assert!(matches!(end, ExecEnd::TimedOut(_)), "{end:?}");
+    // PID 1 reaps the orphans among the killed when it comes to it.
+    stdout(
+        &vm,
+        "while pgrep -f 'sleep 100[23]' > /dev/null; do :; done",
+    )
+    .await;
+    assert_eq!(stdout(&vm, "pgrep -cfx 'sleep 1001'").await, "1\n");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_exec_that_is_given_up_at_any_moment_leaves_no_command() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let patience = async |polls: usize| {
+        for _ in 0..polls {
+            tokio::task::yield_now().await;
+        }
+    };
+    let mut polls = 0;
+    // Until the command has run for some time, in steps that come to every moment before.
+    for _ in 0..150 {
+        tokio::select! {
+            _ = exec(&vm, "sleep 1000; true", ExecOptions::default()) => unreachable!(),
+            () = patience(polls) => {}
+        }
+        polls += 1 + polls / 50;
+    }
+    stdout(&vm, "while pgrep -x sleep > /dev/null; do :; done").await;
     vm.shutdown().await;
 }
 

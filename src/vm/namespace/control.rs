@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::directory::host;
 use crate::vm::{Exit, VmError};
@@ -47,12 +47,16 @@ pub(super) struct Control {
     socket: AsyncFd<OwnedFd>,
     next_id: AtomicU32,
     state: Mutex<State>,
+    /// There is something in [`State::unwanted`].
+    abandoned: Notify,
 }
 
 #[derive(Default)]
 struct State {
     pending: HashMap<RequestId, oneshot::Sender<Answer>>,
     children: HashMap<i32, watch::Sender<Option<Exit>>>,
+    /// Started for callers that gave up meanwhile: to be killed.
+    unwanted: Vec<i32>,
     /// Set once PID 1 is gone: nothing is accepted any more.
     ended: Option<String>,
 }
@@ -64,6 +68,7 @@ impl Control {
             socket: unsafe { AsyncFd::register(socket) }?,
             next_id: AtomicU32::new(1),
             state: Mutex::default(),
+            abandoned: Notify::new(),
         })
     }
 
@@ -87,7 +92,11 @@ impl Control {
             state.pending.insert(id, reply);
         }
         // Forgets the request if the caller gives up waiting; a late answer then closes its descriptor.
-        let _forget = Forget { control: self, id };
+        let mut waiting = Waiting {
+            control: self,
+            id,
+            answer,
+        };
         self.send(request, descriptors)
             .await
             .map_err(|error| match error.kind() {
@@ -97,7 +106,7 @@ impl Control {
                 | io::ErrorKind::NotConnected => VmError::NotSent("PID 1 is gone".to_owned()),
                 _ => host("can't send a request to", Path::new("PID 1"), error),
             })?;
-        answer.await.map_err(|_| {
+        (&mut waiting.answer).await.map_err(|_| {
             let why = self.state().ended.clone();
             VmError::Ended(why.unwrap_or_else(|| "PID 1 is gone".to_owned()))
         })
@@ -187,7 +196,17 @@ impl Control {
     /// Handles replies until PID 1 is gone or breaks the protocol; says which.
     pub(super) async fn run(&self) -> String {
         let why = loop {
-            match self.receive().await {
+            let received = tokio::select! {
+                received = self.receive() => received,
+                () = self.abandoned.notified() => {
+                    let unwanted = std::mem::take(&mut self.state().unwanted);
+                    for pid in unwanted {
+                        self.kill(pid).await;
+                    }
+                    continue;
+                }
+            };
+            match received {
                 Ok(Some((reply, descriptors))) => match self.dispatch(reply, descriptors) {
                     Ok(None) => {}
                     Ok(Some(unwanted)) => self.kill(unwanted).await,
@@ -218,10 +237,9 @@ impl Control {
 
     /// Kills a process whose caller gave up while it was being started.
     async fn kill(&self, pid: i32) {
-        let request = Request::Signal {
+        let request = Request::EndSession {
             id: self.next_id(),
-            pid,
-            signal: libc::SIGKILL,
+            leader: pid,
         };
         if let Err(error) = self.send(&request, &[]).await {
             tracing::debug!(%error, pid, "PID 1 can't be told to kill a process: it is gone too");
@@ -286,14 +304,21 @@ impl Control {
     }
 }
 
-struct Forget<'a> {
+struct Waiting<'a> {
     control: &'a Control,
     id: RequestId,
+    answer: oneshot::Receiver<Answer>,
 }
 
-impl Drop for Forget<'_> {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.control.state().pending.remove(&self.id);
+        let mut state = self.control.state();
+        state.pending.remove(&self.id);
+        // Answered, but nobody has taken it: the caller gave up at this very moment.
+        if let Ok(Answer::Spawned(child)) = self.answer.try_recv() {
+            state.unwanted.push(child.pid.cast_signed());
+            self.control.abandoned.notify_one();
+        }
     }
 }
 

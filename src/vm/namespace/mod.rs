@@ -397,6 +397,17 @@ impl Vm for NamespaceVm {
         }
     }
 
+    async fn kill(&self, pid: u32) -> Result<()> {
+        let id = self.control.next_id();
+        let leader = pid.cast_signed();
+        let request = Request::EndSession { id, leader };
+        match self.control.call(id, &request, &[]).await? {
+            Answer::Done => Ok(()),
+            Answer::Failed { errno, .. } => Err(processes(errno)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     fn now(&self) -> Moment {
         // PID 1 is in this process's time namespace and no process of a VM makes another: its /proc
         // shows the same clock.

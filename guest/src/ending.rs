@@ -1,4 +1,5 @@
-//! Ends what a turn has in the foreground ([`agentvm_guest::foreground`]).
+//! Ends processes that belong together: what a turn has in the foreground
+//! ([`agentvm_guest::foreground`]), or the session of a command.
 //!
 //! Killed one by one, processes that keep starting others would leave some: the children of a killed
 //! parent are PID 1's from then on, as background processes are. So all are stopped first, which
@@ -41,7 +42,7 @@ pub(crate) fn look(agent: i32, turn: &Turn) -> nix::Result<Option<(Instance, Vec
 
 /// Kills the foreground, what of `seen` still runs, and on demand `agent` with its group. Returns how
 /// many of the first two there were, when they have ended or [`LONGEST`] has passed.
-pub(crate) fn end(
+pub(crate) fn end_foreground(
     agent: Instance,
     turn: &Turn,
     seen: Vec<Instance>,
@@ -58,37 +59,41 @@ pub(crate) fn end(
     for instance in seen {
         doomed.stop(instance);
     }
-    let stopped = stop_all(&mut doomed, agent, group, turn, deadline);
-    let mut killed = 0;
-    // Children first: the kernel continues a stopped process group, and hangs up on it, when its last
-    // parent outside of it dies.
-    for instance in doomed.in_order.iter().rev() {
-        if signal(*instance, libc::SIGKILL).is_ok() {
-            killed += 1;
-        }
-    }
+    let stopped = stop_all(&mut doomed, group, deadline, |processes| {
+        in_foreground(processes, agent, turn)
+    });
+    let killed = doomed.kill();
     signal_group(group, libc::SIGKILL);
     stopped?;
-    while Time::now() < deadline && doomed.in_order.iter().any(|instance| lives(*instance)) {
-        std::thread::sleep(PAUSE);
-    }
+    doomed.wait(deadline);
     Ok(killed)
 }
 
-/// Stops the foreground until it is complete.
+/// Kills every process in this session, whatever its group.
+pub(crate) fn end_session(session: i32) -> nix::Result<()> {
+    let deadline = Time::now() + LONGEST;
+    let mut doomed = Doomed::default();
+    let stopped = stop_all(&mut doomed, None, deadline, |processes| {
+        let members = processes.iter().filter(|p| p.session == session);
+        members.copied().collect()
+    });
+    doomed.kill();
+    stopped
+}
+
+/// Stops what `select` finds, until it finds no more. `group` was stopped before.
 fn stop_all(
     doomed: &mut Doomed,
-    agent: Instance,
     group: Option<i32>,
-    turn: &Turn,
     deadline: Time,
+    select: impl Fn(&[Process]) -> Vec<Process>,
 ) -> nix::Result<()> {
     // Whether nobody could have started a process since the last look.
     let mut were_still = false;
     loop {
         let processes = processes()?;
         let mut grown = false;
-        for process in in_foreground(&processes, agent, turn) {
+        for process in select(&processes) {
             grown |= doomed.stop(process.instance);
         }
         let nothing = doomed.in_order.is_empty() && group.is_none();
@@ -123,6 +128,25 @@ impl Doomed {
         self.all.insert(instance);
         self.in_order.push(instance);
         true
+    }
+
+    /// Returns how many there were left to kill.
+    fn kill(&self) -> u32 {
+        let mut killed = 0;
+        // Children first: the kernel continues a stopped process group, and hangs up on it, when its
+        // last parent outside of it dies.
+        for instance in self.in_order.iter().rev() {
+            if signal(*instance, libc::SIGKILL).is_ok() {
+                killed += 1;
+            }
+        }
+        killed
+    }
+
+    fn wait(&self, deadline: Time) {
+        while Time::now() < deadline && self.in_order.iter().any(|instance| lives(*instance)) {
+            std::thread::sleep(PAUSE);
+        }
     }
 }
 
