@@ -139,10 +139,13 @@ fn namespaces_below(pid: u32) -> BTreeSet<PathBuf> {
         for kind in ["pid", "mnt", "user", "net"] {
             found.extend(fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok());
         }
-        for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-            let children = fs::read_to_string(task.unwrap().path().join("children")).unwrap();
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+        // Processes and threads may end while we look.
+        for task in tasks.into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children"));
             below.extend(
                 children
+                    .unwrap_or_default()
                     .split_whitespace()
                     .map(|pid| pid.parse::<i32>().unwrap()),
             );
@@ -360,7 +363,8 @@ fn held() -> Held {
         descriptors: fs::read_dir("/proc/self/fd").unwrap().count(),
         children: fs::read_dir("/proc/self/task")
             .unwrap()
-            .map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap())
+            // A thread may end while we look.
+            .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok())
             .collect(),
     }
 }

@@ -1,9 +1,11 @@
 //! VMs as a caller of the crate sees them.
 
 use std::fs;
+use std::future::poll_fn;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use agentvm::net::Policy;
@@ -166,24 +168,16 @@ async fn a_time_limit_kills_the_whole_session_but_not_what_was_detached() {
 }
 
 #[tokio::test]
-async fn an_exec_that_is_given_up_at_any_moment_leaves_no_command() {
+async fn an_exec_that_is_given_up_before_it_hears_of_its_command_leaves_none() {
     let data = tempfile::tempdir().unwrap();
     let vm = booted(data.path(), "a").await;
-    let patience = async |polls: usize| {
-        for _ in 0..polls {
-            tokio::task::yield_now().await;
-        }
-    };
-    let mut polls = 0;
-    // Until the command has run for some time, in steps that come to every moment before.
-    for _ in 0..150 {
-        tokio::select! {
-            _ = exec(&vm, "sleep 1000; true", ExecOptions::default()) => unreachable!(),
-            () = patience(polls) => {}
-        }
-        polls += 1 + polls / 50;
-    }
-    stdout(&vm, "while pgrep -x sleep > /dev/null; do :; done").await;
+    let mut given_up = Box::pin(exec(&vm, "sleep 1000; true", ExecOptions::default()));
+    // Once: it has asked for the command, and does not look for the answer.
+    let polled = poll_fn(|context| Poll::Ready(given_up.as_mut().poll(context))).await;
+    assert!(polled.is_pending(), "{polled:?}");
+    stdout(&vm, "until pgrep -x sleep; do :; done").await;
+    drop(given_up);
+    stdout(&vm, "while pgrep -x sleep; do :; done").await;
     vm.shutdown().await;
 }
 
