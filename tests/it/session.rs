@@ -1,5 +1,6 @@
 //! Sessions as a caller of the crate sees them, with agents that behave badly in every way.
 
+mod abort;
 mod clients;
 mod control;
 mod database;
@@ -14,6 +15,7 @@ mod output;
 mod own;
 mod parallel;
 mod permissions;
+mod random;
 mod restore;
 mod sleep;
 mod start;

@@ -50,7 +50,7 @@ impl Scene {
 
     /// Everything that the fault had no right to touch is as it should be. Returns the log of the
     /// session, which has had another turn.
-    async fn is_whole(self) -> Log {
+    async fn find_whole(self) -> Log {
         let world = &self.world;
         let next = world.text(self.session, "remember").await;
         assert_eq!(next, "2", "the agent knows of its turn");
@@ -84,14 +84,14 @@ impl Scene {
 async fn passes(fault: &str) -> (TurnResult, Log) {
     let scene = Scene::new().await;
     let turn = scene.commit(fault).await.unwrap();
-    (turn, scene.is_whole().await)
+    (turn, scene.find_whole().await)
 }
 
 /// A fault that ends the turn.
 async fn fails(fault: &str) -> Error {
     let scene = Scene::new().await;
     let error = scene.commit(fault).await.unwrap_err();
-    let log = scene.is_whole().await;
+    let log = scene.find_whole().await;
     assert_eq!(log.turn_ends()[0]["error"]["code"], error.code.as_str());
     error
 }
@@ -160,7 +160,7 @@ async fn no_answer_at_all() {
     scene.listener.said(&format!("{BEFORE} ")).await;
     assert!(scene.world.vm.cancel_prompt(scene.session).await.unwrap());
     assert_eq!(turn.await.unwrap().unwrap().stop_reason, "cancelled");
-    scene.is_whole().await;
+    scene.find_whole().await;
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn updates_of_another_session() {
     let script = format!("{}\nsay mine", lines.join("\n"));
     let turn = scene.commit(&script).await.unwrap();
     assert!(turn.text.ends_with(" mine"), "{}", turn.text);
-    let log = scene.is_whole().await;
+    let log = scene.find_whole().await;
     assert_eq!(log.agent_texts().len(), BEFORE + 2);
 }
 
@@ -210,7 +210,7 @@ async fn updates_after_the_answer() {
     let script = format!("stream {BEFORE}\n{script}");
     let turn = scene.world.run(scene.session, &script).await.unwrap();
     assert!(turn.text.ends_with(&format!(" {BEFORE} ")), "{}", turn.text);
-    let log = scene.is_whole().await;
+    let log = scene.find_whole().await;
     // None is lost, wherever the end of the turn fell between them.
     assert_eq!(log.agent_texts().len(), BEFORE + 50 + 1);
 }

@@ -58,13 +58,6 @@ impl Host {
         self.process.wait().unwrap();
         std::iter::from_fn(|| self.report()).collect()
     }
-
-    /// Waits for its end, which has to be a good one.
-    pub(super) fn finish(mut self) {
-        while self.report().is_some() {}
-        let status = self.process.wait().unwrap();
-        assert!(status.success(), "{status}: see above");
-    }
 }
 
 impl Drop for Host {
@@ -96,7 +89,12 @@ pub(super) fn report(what: impl std::fmt::Display) {
 
 /// In a role: lines of which each is a report, at once.
 pub(super) fn report_lines(lines: impl Iterator<Item = String>) {
-    let text: String = lines.map(|line| format!("{MARK}{line}\n")).collect();
+    let mut text = String::new();
+    for line in lines {
+        text.push(MARK);
+        text.push_str(&line);
+        text.push('\n');
+    }
     report_all(&text);
 }
 

@@ -1,6 +1,6 @@
 //! The host process is killed while its agent streams, again and again, on the same session.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use agentvm::ids::{Seq, SessionId};
 use agentvm::session::{Item, Settings, text_prompt};
@@ -8,6 +8,7 @@ use agentvm::store::{Durability, Query, StoredEvent};
 
 use super::fixture::{Log, World, open, vm_of, within};
 use super::host::{self, Host};
+use super::random::Random;
 use crate::child::{block_on, role};
 
 const TEST: &str = "session::kill::whatever_a_listener_was_handed_survives_a_kill_at_any_moment";
@@ -173,28 +174,5 @@ impl Handed {
             seq: seq.parse().unwrap(),
             json: json.to_owned(),
         }
-    }
-}
-
-/// SplitMix64: any seed is a good one.
-struct Random(u64);
-
-impl Random {
-    /// With a seed of the moment, or that of a run that failed.
-    fn new() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let seed = std::env::var("AGENTVM_TEST_SEED").map_or_else(
-            |_| u64::from(now.subsec_nanos()),
-            |seed| seed.parse().unwrap(),
-        );
-        println!("AGENTVM_TEST_SEED={seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
     }
 }

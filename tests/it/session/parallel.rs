@@ -1,5 +1,7 @@
 //! Several sessions in one VM at the same time.
 
+use std::collections::VecDeque;
+
 use agentvm::error::Code;
 use agentvm::ids::SessionId;
 use agentvm::store::Status;
@@ -112,18 +114,16 @@ async fn the_death_of_an_agent_harms_no_other() {
     let world = World::new().await;
     let sessions = sessions(&world).await;
     let listener = Listener::of(&world.vm);
-    let turns: Vec<_> = sessions
-        .iter()
-        .enumerate()
-        .map(|(n, session)| world.start(*session, &format!("pid\nsay working {n}\ncancel")))
-        .collect();
+    let mut turns = VecDeque::new();
+    for (n, session) in sessions.iter().enumerate() {
+        turns.push_back(world.start(*session, &format!("pid\nsay working {n}\ncancel")));
+    }
     for n in 0..SESSIONS {
         listener.said(&format!("working {n}")).await;
     }
     let victim = world.log(sessions[0]).await.agent_texts().remove(0);
     world.sh(&format!("kill -KILL {victim}")).await;
-    let mut turns = turns.into_iter();
-    let died = turns.next().unwrap().await.unwrap().unwrap_err();
+    let died = turns.pop_front().unwrap().await.unwrap().unwrap_err();
     assert_eq!(died.code, Code::AgentExited);
     assert!(died.message.contains("signal 9"), "{died}");
     assert_eq!(world.record(sessions[0]).await.status, Status::Suspended);
