@@ -205,11 +205,13 @@ async fn updates_of_another_session() {
 
 #[tokio::test]
 async fn updates_after_the_answer() {
-    let script = "line {\"id\":$ID,\"result\":{\"stopReason\":\"end_turn\"}}\nstream 50\nhang";
+    let answer = "line {\"id\":$ID,\"result\":{\"stopReason\":\"end_turn\"}}";
     let scene = Scene::new().await;
-    let script = format!("stream {BEFORE}\n{script}");
+    let script = format!("stream {BEFORE}\n{answer}\nstream 49\nsay too late\nhang");
     let turn = scene.world.run(scene.session, &script).await.unwrap();
     assert!(turn.text.ends_with(&format!(" {BEFORE} ")), "{}", turn.text);
+    // One that comes when the next turn has begun is taken for a part of that.
+    scene.listener.said("too late").await;
     let log = scene.find_whole().await;
     // None is lost, wherever the end of the turn fell between them.
     assert_eq!(log.agent_texts().len(), BEFORE + 50 + 1);
