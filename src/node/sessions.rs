@@ -1,5 +1,10 @@
 //! The session calls of `NativeVm`, beside turns.
 
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "napi hands arguments over by value"
+)]
+
 use std::sync::Arc;
 
 use napi::Env;

@@ -115,17 +115,18 @@ pub(crate) fn check(mut servers: Vec<McpServer>) -> Result<Vec<McpServer>> {
     for server in &mut servers {
         if server.given_name().is_none() {
             let derived = server.derived_name();
-            let free = (1..)
-                .map(|number| match number {
-                    1 => derived.clone(),
-                    number => format!("{derived}-{number}"),
-                })
-                .find(|name| !taken.contains(name))
-                .unwrap_or_default();
+            let mut free = derived.clone();
+            // Of as many names as there are servers, and one more, one is free.
+            for number in 2..=taken.len() + 2 {
+                if !taken.contains(&free) {
+                    break;
+                }
+                free = format!("{derived}-{number}");
+            }
             taken.insert(free.clone());
             match server {
                 McpServer::Local { name, .. } | McpServer::Remote { name, .. } => {
-                    *name = Some(free)
+                    *name = Some(free);
                 }
             }
         }

@@ -17,7 +17,7 @@ const conversation = `${process.env.AGENTVM_STATE_DIR}/conversation.jsonl`;
 /** Ends a script without an answer. */
 const HANG = Symbol("hang");
 
-let configuration = JSON.parse(process.env.CONFIGURATION ?? "{}");
+const configuration = JSON.parse(process.env.CONFIGURATION ?? "{}");
 /** Params of the request that opened the conversation, with its method. */
 let opening;
 let lastPrompt;
@@ -173,8 +173,7 @@ const commands = {
     return { stopReason: "cancelled" };
   },
   /** Runs a command as agents do: as the leader of a session of its own, and not waited for. */
-  shell: (command) =>
-    void spawn("bash", ["-c", command], { detached: true, stdio: "ignore" }),
+  shell: (command) => void spawn("bash", ["-c", command], { detached: true, stdio: "ignore" }),
   /** Waits until there is such a file. */
   async until(path) {
     while (!fs.existsSync(path)) await new Promise((resolve) => setTimeout(resolve, 5));

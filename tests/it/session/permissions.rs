@@ -61,12 +61,13 @@ async fn a_request_waits_for_the_caller_and_the_first_answer_wins() {
     let params: Value = serde_json::from_str(request.params.get()).unwrap();
     assert_eq!(params["sessionId"], session.to_string());
     let id = request.permission_id.to_string();
-    assert_eq!(waiting(&world, session).await, [id.clone()]);
+    assert_eq!(waiting(&world, session).await, std::slice::from_ref(&id));
     let wrong = within(world.vm.respond_permission(session, &id, "perhaps")).await;
     assert_eq!(code(wrong), Code::InvalidArgument);
     let first = world.vm.respond_permission(session, &id, "once");
     let second = world.vm.respond_permission(session, &id, "reject");
-    let (second, first) = within(async { tokio::join!(second, first) }).await;
+    let both = Box::pin(async { tokio::join!(second, first) });
+    let (second, first) = within(both).await;
     let allowed = json!({ "outcome": "selected", "optionId": "id-allow_once" });
     assert_eq!(first.unwrap(), allowed);
     assert_eq!(code(second), Code::PermissionNotFound);
