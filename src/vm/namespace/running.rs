@@ -1,0 +1,350 @@
+//! A VM that runs: what it is asked, as requests to its PID 1.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agentvm_guest::protocol::{Account, FailedAt, Request, Turn};
+use async_trait::async_trait;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use tokio::sync::watch;
+
+use super::control::{Answer, Control};
+use super::directory::{Directory, host};
+use super::guest::Guest;
+use super::ids::IdMap;
+use crate::net::Network;
+use crate::vm::{
+    Command, Commands, Extent, Foreground, GuestPath, Moment, Open, Process, Result, User, Vm,
+    VmEnd, VmError,
+};
+
+/// A running VM.
+pub struct NamespaceVm {
+    control: Arc<Control>,
+    ended: watch::Receiver<Option<VmEnd>>,
+    /// Tells the supervisor to end the VM.
+    stop: watch::Sender<bool>,
+    ids: IdMap,
+    /// Dropped with the VM: its connections end.
+    network: Mutex<Option<Network>>,
+}
+
+impl NamespaceVm {
+    pub(super) fn run(
+        directory: Directory,
+        control: Control,
+        guest: Guest,
+        network: Option<Network>,
+        ids: IdMap,
+    ) -> Arc<Self> {
+        let control = Arc::new(control);
+        let (ended_sender, ended) = watch::channel(None);
+        let (stop, mut stopped) = watch::channel(false);
+        let vm = Arc::new(Self {
+            control: Arc::clone(&control),
+            ended,
+            stop,
+            ids,
+            network: Mutex::new(network),
+        });
+        let weak = Arc::downgrade(&vm);
+        tokio::spawn(async move {
+            let end = tokio::select! {
+                why = control.run() => VmEnd::Died(why),
+                _ = stopped.wait_for(|stop| *stop) => VmEnd::Shutdown,
+            };
+            control.end("it was shut down");
+            control.hang_up();
+            guest.gone().await;
+            if let Some(vm) = weak.upgrade() {
+                *vm.network.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+            drop(directory);
+            ended_sender.send_replace(Some(end));
+        });
+        vm
+    }
+
+    async fn wait_for_end(&self) {
+        let mut ended = self.ended.clone();
+        // An error means that the supervisor is gone, which it only is after the end.
+        drop(ended.wait_for(Option::is_some).await);
+    }
+
+    fn account(&self, user: User) -> Result<Account> {
+        match user {
+            User::User => Ok(Account::User),
+            User::Root if self.ids.root_mapped() => Ok(Account::Root),
+            User::Root => Err(VmError::User(
+                "this VM has no root: an ordinary user of the host can map one id only. Run as \
+                 user, or run the host process as root"
+                    .to_owned(),
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl Vm for NamespaceVm {
+    async fn spawn(&self, command: &Command) -> Result<Process> {
+        let user = self.account(command.user)?;
+        let pipe = || {
+            nix::unistd::pipe2(OFlag::O_CLOEXEC)
+                .map_err(|errno| host("can't make a pipe for", Path::new("stdio"), errno.into()))
+        };
+        let ((stdin_theirs, stdin), (stdout, stdout_theirs), (stderr, stderr_theirs)) =
+            (pipe()?, pipe()?, pipe()?);
+        for ours in [&stdin, &stdout, &stderr] {
+            // Of this end only: the program's must block.
+            nix::fcntl::fcntl(ours, nix::fcntl::F_SETFL(OFlag::O_NONBLOCK))
+                .map_err(|errno| host("can't set up", Path::new("stdio"), errno.into()))?;
+        }
+        let bytes = |text: &String| text.clone().into_bytes();
+        let id = self.control.next_id();
+        let request = Request::Spawn {
+            id,
+            argv: command.argv.iter().map(bytes).collect(),
+            env: command
+                .env
+                .iter()
+                .map(|(name, value)| format!("{name}={value}").into_bytes())
+                .collect(),
+            cwd: command.cwd.as_str().as_bytes().to_vec(),
+            user,
+        };
+        let stdio = [
+            stdin_theirs.as_fd(),
+            stdout_theirs.as_fd(),
+            stderr_theirs.as_fd(),
+        ];
+        match self.control.call(id, &request, &stdio).await? {
+            Answer::Spawned(child) => Ok(Process {
+                pid: child.pid,
+                stdin,
+                stdout,
+                stderr,
+                exit: child.exit,
+            }),
+            Answer::Failed {
+                errno,
+                at: FailedAt::Cwd,
+            } => Err(VmError::File {
+                op: "can't enter the working directory",
+                path: command.cwd.as_str().to_owned(),
+                errno,
+            }),
+            Answer::Failed { errno, .. } => Err(VmError::Spawn {
+                program: command.argv.first().cloned().unwrap_or_default(),
+                errno,
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn signal(&self, pid: u32, signal: i32) -> Result<()> {
+        let id = self.control.next_id();
+        let request = Request::Signal {
+            id,
+            pid: pid.cast_signed(),
+            signal,
+        };
+        match self.control.call(id, &request, &[]).await? {
+            Answer::Done => Ok(()),
+            Answer::Failed { errno, .. } => Err(VmError::Spawn {
+                program: format!("signal {signal} to process {pid}"),
+                errno,
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn kill(&self, pid: u32) -> Result<()> {
+        let id = self.control.next_id();
+        let leader = pid.cast_signed();
+        let request = Request::EndSession { id, leader };
+        match self.control.call(id, &request, &[]).await? {
+            Answer::Done => Ok(()),
+            Answer::Failed { errno, .. } => Err(processes(errno)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        // PID 1 is in this process's time namespace and no process of a VM makes another: its /proc
+        // shows the same clock.
+        let mut now = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: clock_gettime writes the struct; every kernel has this clock.
+        unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+        let [seconds, nanoseconds] =
+            [now.tv_sec, now.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
+        Moment {
+            nanoseconds: seconds * 1_000_000_000 + nanoseconds,
+        }
+    }
+
+    async fn foreground(&self, pid: u32, since: Moment, spare: Commands) -> Result<Foreground> {
+        let id = self.control.next_id();
+        let request = Request::Foreground {
+            id,
+            agent: pid.cast_signed(),
+            turn: turn(since, &spare),
+        };
+        match self.control.call(id, &request, &[]).await? {
+            Answer::Foreground(agent, seen) => Ok(Foreground {
+                agent,
+                since,
+                spare,
+                seen,
+            }),
+            Answer::Failed { errno, .. } => Err(processes(errno)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn end_foreground(&self, foreground: &Foreground, extent: Extent) -> Result<u32> {
+        let Some(agent) = foreground.agent else {
+            return Ok(0);
+        };
+        let id = self.control.next_id();
+        let request = Request::EndForeground {
+            id,
+            agent,
+            turn: turn(foreground.since, &foreground.spare),
+            seen: foreground.seen.clone(),
+            agent_too: extent == Extent::WithAgent,
+        };
+        match self.control.call(id, &request, &[]).await? {
+            Answer::ForegroundEnded(killed) => Ok(killed),
+            Answer::Failed { errno, .. } => Err(processes(errno)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn open(&self, path: &GuestPath, open: Open, user: User) -> Result<File> {
+        let user = self.account(user)?;
+        let (op, flags) = match open {
+            Open::Read => ("can't read", OFlag::O_RDONLY),
+            Open::Write => (
+                "can't write",
+                OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC,
+            ),
+        };
+        let id = self.control.next_id();
+        let request = Request::Open {
+            id,
+            path: path.as_str().as_bytes().to_vec(),
+            flags: flags.bits(),
+            mode: 0o644,
+            user,
+        };
+        match self.control.call(id, &request, &[]).await? {
+            Answer::Opened(descriptor) => regular_file(descriptor, path, op),
+            Answer::Failed { errno, .. } => Err(VmError::File {
+                op,
+                path: path.as_str().to_owned(),
+                errno,
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn create_dir_all(&self, path: &GuestPath, user: User) -> Result<()> {
+        let id = self.control.next_id();
+        let request = Request::MakeDirs {
+            id,
+            path: path.as_str().as_bytes().to_vec(),
+            user: self.account(user)?,
+        };
+        match self.control.call(id, &request, &[]).await? {
+            Answer::Done => Ok(()),
+            Answer::Failed { errno, .. } => Err(VmError::File {
+                op: "can't make the directory",
+                path: path.as_str().to_owned(),
+                errno,
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn still_runs(&self) -> bool {
+        if self.control.is_connected() {
+            return true;
+        }
+        self.wait_for_end().await;
+        false
+    }
+
+    fn ended(&self) -> watch::Receiver<Option<VmEnd>> {
+        self.ended.clone()
+    }
+
+    async fn shutdown(&self) {
+        self.stop.send_replace(true);
+        self.wait_for_end().await;
+    }
+}
+
+impl Drop for NamespaceVm {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}
+
+/// What PID 1 handed out is not to be trusted: reading a device or a FIFO could block for ever or
+/// act on the host.
+fn regular_file(descriptor: OwnedFd, path: &GuestPath, op: &'static str) -> Result<File> {
+    let stat = nix::sys::stat::fstat(&descriptor).map_err(|errno| VmError::File {
+        op,
+        path: path.as_str().to_owned(),
+        errno,
+    })?;
+    let found = match stat.st_mode & libc::S_IFMT {
+        // What it says depends on who reads: here that would be the host process.
+        libc::S_IFREG if is_procfs(&descriptor) => "a file of /proc (exec can read it)",
+        libc::S_IFREG => return Ok(File::from(descriptor)),
+        libc::S_IFDIR => "a directory",
+        libc::S_IFIFO => "a FIFO",
+        libc::S_IFCHR | libc::S_IFBLK => "a device",
+        libc::S_IFSOCK => "a socket",
+        _ => "something else",
+    };
+    tracing::debug!(fd = descriptor.as_raw_fd(), found, "not handed on");
+    Err(VmError::NotRegular {
+        path: path.as_str().to_owned(),
+        found,
+    })
+}
+
+fn is_procfs(descriptor: &OwnedFd) -> bool {
+    nix::sys::statfs::fstatfs(descriptor)
+        .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
+}
+
+fn turn(since: Moment, spare: &[Vec<String>]) -> Turn {
+    let bytes = |word: &String| word.clone().into_bytes();
+    Turn {
+        since: since.nanoseconds,
+        spare: spare
+            .iter()
+            .map(|command| command.iter().map(bytes).collect())
+            .collect(),
+    }
+}
+
+fn processes(errno: Errno) -> VmError {
+    VmError::File {
+        op: "can't list the processes in",
+        path: "/proc".to_owned(),
+        errno,
+    }
+}
+
+fn unexpected(answer: &Answer) -> VmError {
+    VmError::Protocol(format!("an answer of another kind ({answer:?})"))
+}
