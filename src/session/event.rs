@@ -3,7 +3,7 @@
 //! They make the transcript complete on its own: who asked what, where a turn begins, how it ended.
 //! Each is a JSON-RPC notification like the agent's, marked with `_meta.agentvm`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -176,8 +176,18 @@ pub(super) fn permission_outcome(
 
 /// The id in a [`permission_request`] or [`permission_outcome`].
 pub(super) fn permission_of(json: &str) -> Option<Uuid> {
-    let event: Value = serde_json::from_str(json).ok()?;
-    serde_json::from_value(event["params"]["permissionId"].clone()).ok()
+    // Not a `Value`: the agent's request is in it, with whatever numbers and depths.
+    #[derive(Deserialize)]
+    struct Event {
+        params: Params,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Params {
+        permission_id: Uuid,
+    }
+    let event: Event = serde_json::from_str(json).ok()?;
+    Some(event.params.permission_id)
 }
 
 /// Whether a [`turn_end`] says that the agent answered.

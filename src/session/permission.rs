@@ -43,6 +43,35 @@ struct Offered {
     kind: String,
 }
 
+/// The parts of a request that are looked into. What the tool was called with is not: it may hold
+/// numbers and depths that a [`Value`] can't.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Params<'a> {
+    #[serde(borrow)]
+    options: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool_call: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ToolCall<'a> {
+    #[serde(borrow, rename = "toolCallId")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    name: Option<&'a RawValue>,
+    #[serde(borrow)]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow)]
+    title: Option<&'a RawValue>,
+}
+
+/// What a part of a message says, if it is there and is what it should be.
+fn read<'a, T: Deserialize<'a>>(part: Option<&'a RawValue>) -> Option<T> {
+    part.and_then(|part| serde_json::from_str(part.get()).ok())
+}
+
 /// All requests of a VM that wait, the oldest first (ids are `UUIDv7`).
 #[derive(Default)]
 pub(super) struct Permissions {
@@ -83,30 +112,30 @@ impl Asked {
     /// `params`: with our session id. `tool`: what is known of a tool call from before, since the
     /// request need not repeat it.
     pub(super) fn new(params: Box<RawValue>, tool: impl FnOnce(&str) -> Option<KnownTool>) -> Self {
-        let parsed: Value = serde_json::from_str(params.get()).unwrap_or_default();
-        let options = parsed["options"].as_array().map_or(&[][..], Vec::as_slice);
+        let asked: Params = read(Some(&*params)).unwrap_or_default();
+        let options: Value = read(asked.options).unwrap_or_default();
         let offered = options
+            .as_array()
+            .map_or(&[][..], Vec::as_slice)
             .iter()
-            .filter_map(|option| Offered::deserialize(option).ok());
-        let call = &parsed["toolCall"];
-        let known = call["toolCallId"]
-            .as_str()
-            .and_then(tool)
-            .unwrap_or_default();
-        let text = |field: &str| call[field].as_str().map(ToOwned::to_owned);
-        let tool_name = text("name")
+            .filter_map(|option| Offered::deserialize(option).ok())
+            .collect();
+        let call: ToolCall = read(asked.tool_call).unwrap_or_default();
+        let id: Option<String> = read(call.id);
+        let known = id.and_then(|id| tool(&id)).unwrap_or_default();
+        let tool_name = read(call.name)
             .or(known.name)
-            .or_else(|| text("kind"))
+            .or_else(|| read(call.kind))
             .or(known.kind);
         Self {
             request: PermissionRequest {
                 permission_id: Uuid::now_v7(),
                 tool_name: tool_name.unwrap_or_else(|| "other".to_owned()),
-                description: text("title").or(known.title).unwrap_or_default(),
-                options: parsed["options"].clone(),
+                description: read(call.title).or(known.title).unwrap_or_default(),
+                options,
                 params,
             },
-            offered: offered.collect(),
+            offered,
         }
     }
 

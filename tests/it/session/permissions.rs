@@ -233,3 +233,26 @@ async fn two_sessions_ask_for_themselves() {
     }
     world.close().await;
 }
+
+#[tokio::test]
+async fn what_a_tool_is_called_with_hides_no_request() {
+    let world = World::new().await;
+    let listener = Listener::of(&world.vm);
+    let session = asking(&world).await;
+    // Valid JSON, but more than a parsed number or tree can hold.
+    let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+    let line = format!(
+        r#"{{"id":"odd","method":"session/request_permission","params":{{"sessionId":"$SESSION","toolCall":{{"toolCallId":"t","title":"Odd","rawInput":{{"n":1e400,"deep":{deep}}}}},"options":[{{"optionId":"yes","name":"Yes","kind":"allow_once"}}]}}}}"#
+    );
+    let turn = world.start(session, &format!("line {line}\ncancel"));
+    let request = requested(&listener).await;
+    assert_eq!(request.description, "Odd");
+    assert!(request.params.get().contains(&deep));
+    let id = request.permission_id.to_string();
+    let allowed = within(world.vm.respond_permission(session, &id, "once")).await;
+    let selected = json!({ "outcome": "selected", "optionId": "yes" });
+    assert_eq!(allowed.unwrap(), selected);
+    assert!(world.vm.cancel_prompt(session).await.unwrap());
+    turn.await.unwrap().unwrap();
+    world.close().await;
+}
