@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -15,12 +16,16 @@ use super::permission::{PermissionRequest, Permissions};
 use crate::agents::InstallProgress;
 use crate::error::Result;
 use crate::ids::{Seq, SessionId};
-use crate::store::{Query, Store, StoreError};
+use crate::store::{History, Page, Query, Store, StoreError};
 
 /// Limits of one batch: large enough to amortise the way to JavaScript, small enough that it does not
 /// block the event loop for long.
-const BATCH_EVENTS: u64 = 512;
+const MAX_EVENTS: u64 = 512;
+const MIN_EVENTS: u64 = 8;
 const BATCH_BYTES: u64 = 1 << 20;
+
+/// A listener that takes longer for a batch gets smaller ones.
+const SLOW: Duration = Duration::from_millis(100);
 
 /// Something that a listener is told.
 #[derive(Debug, Clone)]
@@ -90,9 +95,32 @@ pub(super) struct Emission {
     changed: watch::Sender<u64>,
 }
 
+/// Where committed events are read.
+#[derive(Default)]
+enum Source {
+    /// There was no store yet, or it is deleted.
+    #[default]
+    None,
+    Store(Store),
+    /// The store is closed: slow listeners are still told what it had, up to these numbers.
+    Closed(History, HashMap<SessionId, Seq>),
+}
+
+impl Source {
+    /// Number of a session's last event that listeners are told.
+    fn committed(&self, session: SessionId) -> Option<Seq> {
+        match self {
+            Self::None => None,
+            // An unknown session was deleted since.
+            Self::Store(store) => store.committed(session).ok(),
+            Self::Closed(_, last) => last.get(&session).copied(),
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
-    store: Option<Store>,
+    source: Source,
     /// Sessions that may get events, with the last number that is history to a new subscription.
     active: HashMap<SessionId, Seq>,
     subscribers: Vec<Weak<Subscriber>>,
@@ -103,7 +131,6 @@ struct Subscriber {
     moved: watch::Sender<u64>,
 }
 
-#[derive(Default)]
 struct Position {
     delivered: HashMap<SessionId, Seq>,
     notices: VecDeque<Notice>,
@@ -111,22 +138,57 @@ struct Position {
     queued: u64,
     told: u64,
     closed: bool,
+    /// Events in a batch: fewer for a listener that takes long for them, which would otherwise learn
+    /// of everything else late.
+    batch: u64,
+    /// When the listener got its last batch.
+    handed: Option<Instant>,
+}
+
+impl Default for Position {
+    fn default() -> Self {
+        Self {
+            delivered: HashMap::new(),
+            notices: VecDeque::new(),
+            queued: 0,
+            told: 0,
+            closed: false,
+            batch: MAX_EVENTS,
+            handed: None,
+        }
+    }
 }
 
 impl Emission {
     /// Follows this store from now on.
     pub(super) fn attach(&self, store: &Store) {
-        self.state().store = Some(store.clone());
+        self.state().source = Source::Store(store.clone());
         self.bump();
     }
 
-    /// Lets go of the store: nothing more will be committed.
+    /// Lets go of the store, to which nothing more is committed: listeners that are behind read its
+    /// file.
     pub(super) fn detach(&self) {
         let mut state = self.state();
-        state.store = None;
-        state.active.clear();
+        if let Source::Store(store) = &state.source {
+            let sessions = state.active.keys();
+            let last =
+                sessions.filter_map(|session| Some((*session, store.committed(*session).ok()?)));
+            state.source = Source::Closed(store.history(), last.collect());
+        }
         drop(state);
         self.bump();
+    }
+
+    /// There is nothing left to be told of.
+    pub(super) fn clear(&self) {
+        let mut state = self.state();
+        state.source = Source::None;
+        let sessions: Vec<_> = state.active.drain().map(|(session, _)| session).collect();
+        drop(state);
+        for session in sessions {
+            self.forget(session);
+        }
     }
 
     /// A session may get events from now on; what it has until `last` is history.
@@ -161,8 +223,12 @@ impl Emission {
         self.changed.subscribe()
     }
 
+    /// The store, as long as this process has it open.
     pub(super) fn store(&self) -> Option<Store> {
-        self.state().store.clone()
+        match &self.state().source {
+            Source::Store(store) => Some(store.clone()),
+            Source::None | Source::Closed(..) => None,
+        }
     }
 
     pub(super) fn notify(&self, notice: &Notice) {
@@ -193,21 +259,16 @@ impl Emission {
         }
     }
 
-    /// Waits until the listeners that are there now have been handed everything that is committed:
-    /// before the store goes, from which they are told.
+    /// Waits until the listeners that are there now have been handed everything that is committed.
     pub(super) async fn drained(&self) {
-        let (store, sessions) = {
+        let last: Vec<_> = {
             let state = self.state();
-            let sessions: Vec<SessionId> = state.active.keys().copied().collect();
-            (state.store.clone(), sessions)
+            let sessions = state.active.keys();
+            let last = |session: &SessionId| Some((*session, state.source.committed(*session)?));
+            sessions.filter_map(last).collect()
         };
-        let Some(store) = store else {
-            return;
-        };
-        for session in sessions {
-            if let Ok(last) = store.committed(session) {
-                self.delivered(session, last).await;
-            }
+        for (session, last) in last {
+            self.delivered(session, last).await;
         }
     }
 
@@ -231,18 +292,35 @@ impl Emission {
         }
     }
 
+    /// Committed events; `None`: there are none after `query.since`.
+    async fn page(&self, session: SessionId, query: Query) -> Result<Option<Page>, StoreError> {
+        let (store, history) = {
+            let state = self.state();
+            let last = state.source.committed(session);
+            if last.is_none_or(|last| last <= query.since) {
+                return Ok(None);
+            }
+            match &state.source {
+                Source::None => return Ok(None),
+                Source::Store(store) => (Some(store.clone()), None),
+                Source::Closed(history, _) => (None, Some(history.clone())),
+            }
+        };
+        match (store, history) {
+            (Some(store), _) => store.events(session, query).await.map(Some),
+            (None, Some(history)) => history.events(session, query).await.map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
     pub(super) fn subscribe(self: &Arc<Self>) -> Subscription {
         let mut state = self.state();
         let delivered = state
             .active
             .keys()
             .map(|session| {
-                let last = state
-                    .store
-                    .as_ref()
-                    .and_then(|store| store.committed(*session).ok())
-                    .unwrap_or_default();
-                (*session, last)
+                let last = state.source.committed(*session);
+                (*session, last.unwrap_or_default())
             })
             .collect();
         let subscriber = Arc::new(Subscriber {
@@ -288,6 +366,19 @@ impl Subscriber {
 }
 
 impl Position {
+    /// To how long the listener took for a batch.
+    fn adapt(&mut self) {
+        let Some(handed) = self.handed.take() else {
+            return;
+        };
+        let took = handed.elapsed();
+        if took > SLOW {
+            self.batch = (self.batch / 2).max(MIN_EVENTS);
+        } else if took < SLOW / 4 {
+            self.batch = (self.batch * 2).min(MAX_EVENTS);
+        }
+    }
+
     /// Progress replaces the progress before it, and a session's state the one before it, so that a
     /// slow listener holds few notices.
     fn push(&mut self, notice: Notice) {
@@ -322,27 +413,35 @@ impl Subscription {
     pub async fn next(&self) -> Result<Vec<Item>> {
         loop {
             let mut changed = self.emission.changed.subscribe();
-            let (store, sessions) = {
+            let (mut commits, sessions) = {
                 let state = self.emission.state();
                 let sessions: Vec<SessionId> = state.active.keys().copied().collect();
-                (state.store.clone(), sessions)
+                let commits = match &state.source {
+                    Source::Store(store) => Some(store.commits()),
+                    Source::None | Source::Closed(..) => None,
+                };
+                (commits, sessions)
             };
-            let notices = std::mem::take(&mut self.subscriber.state().notices);
-            if !notices.is_empty() {
-                return Ok(notices.into_iter().map(Item::Notice).collect());
+            // Before looking, so that a commit in between wakes us again.
+            if let Some(commits) = &mut commits {
+                commits.mark_unchanged();
             }
-            let Some(store) = store else {
+            let mut items = self.notices();
+            // A VM's end comes after what was said before it.
+            let is_end = |item: &Item| matches!(item, Item::Notice(Notice::VmShutdown { .. }));
+            let end = items.iter().position(is_end).unwrap_or(items.len());
+            let rest = items.split_off(end);
+            items.extend(self.read(sessions).await?);
+            items.extend(rest);
+            if !items.is_empty() {
+                self.subscriber.state().handed = Some(Instant::now());
+                return Ok(items);
+            }
+            let Some(mut commits) = commits else {
                 // The sender is in `emission`, which we hold.
                 drop(changed.changed().await);
                 continue;
             };
-            let mut commits = store.commits();
-            // Before looking, so that a commit in between wakes us again.
-            commits.mark_unchanged();
-            let items = self.read(&store, sessions).await?;
-            if !items.is_empty() {
-                return Ok(items);
-            }
             tokio::select! {
                 _ = changed.changed() => {}
                 committed = commits.changed() => {
@@ -368,30 +467,36 @@ impl Subscription {
                     Item::Notice(_) => position.told += 1,
                 }
             }
+            position.adapt();
         }
         self.subscriber.moved();
     }
 
-    async fn read(&self, store: &Store, sessions: Vec<SessionId>) -> Result<Vec<Item>> {
+    fn notices(&self) -> Vec<Item> {
+        let notices = std::mem::take(&mut self.subscriber.state().notices);
+        notices.into_iter().map(Item::Notice).collect()
+    }
+
+    /// The next events of each session that has some.
+    async fn read(&self, sessions: Vec<SessionId>) -> Result<Vec<Item>> {
         let mut items = Vec::new();
         for session in sessions {
-            let since = self.subscriber.state().delivered.get(&session).copied();
-            let since = since.unwrap_or_default();
-            match store.committed(session) {
-                Ok(last) if last > since => {}
-                Ok(_) | Err(StoreError::SessionNotFound { .. }) => continue,
-                Err(error) => return Err(error.into()),
-            }
+            let (since, limit) = {
+                let position = self.subscriber.state();
+                let since = position.delivered.get(&session).copied();
+                (since.unwrap_or_default(), position.batch)
+            };
             let query = Query {
                 since,
                 method: None,
-                limit: Some(BATCH_EVENTS),
+                limit: Some(limit),
                 max_bytes: BATCH_BYTES,
             };
-            let page = match store.events(session, query).await {
-                // Deleted since it was looked up.
-                Err(StoreError::SessionNotFound { .. }) => continue,
-                page => page?,
+            let page = match self.emission.page(session, query).await {
+                // Deleted meanwhile.
+                Err(StoreError::SessionNotFound { .. }) | Ok(None) => continue,
+                Ok(Some(page)) => page,
+                Err(error) => return Err(error.into()),
             };
             for event in page.events {
                 // One that was answered meanwhile is history.

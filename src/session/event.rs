@@ -87,27 +87,44 @@ pub(super) enum TurnEnd<'a> {
 }
 
 pub(super) fn turn_end(session: SessionId, turn: Option<Uuid>, end: &TurnEnd<'_>) -> Event {
-    let mut params = json!({ "sessionId": session, "_meta": { "agentvm": {} } });
-    if let Some(turn) = turn {
-        params["turnId"] = json!(turn);
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Params<'a> {
+        session_id: SessionId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        turn_id: Option<Uuid>,
+        #[serde(flatten)]
+        end: Value,
+        /// As it came.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        response: Option<&'a RawValue>,
+        #[serde(rename = "_meta")]
+        meta: Value,
     }
-    match end {
+    let (end, response) = match end {
         TurnEnd::Answered {
             stop_reason,
             response,
-        } => {
-            params["stopReason"] = json!(stop_reason);
-            params["response"] = serde_json::from_str(response.get()).unwrap_or_default();
-        }
+        } => (json!({ "stopReason": stop_reason }), Some(*response)),
         TurnEnd::Failed(error) => {
-            params["error"] = json!({ "code": error.code.as_str(), "message": error.message });
+            let mut told = json!({ "code": error.code.as_str(), "message": error.message });
             if let Some(data) = &error.data {
-                params["error"]["data"] = data.clone();
+                told["data"] = data.clone();
             }
+            (json!({ "error": told }), None)
         }
-        TurnEnd::Interrupted(reason) => params["interrupted"] = json!({ "reason": reason }),
-    }
-    event(TURN_END, params)
+        TurnEnd::Interrupted(reason) => (json!({ "interrupted": { "reason": reason } }), None),
+    };
+    event(
+        TURN_END,
+        Params {
+            session_id: session,
+            turn_id: turn,
+            end,
+            response,
+            meta: json!({ "agentvm": {} }),
+        },
+    )
 }
 
 /// A permission request of the agent; `request` is its params, with our session id.
@@ -241,6 +258,18 @@ pub(super) fn restored(session: SessionId, restored: &Restored) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_answer_of_a_turn_is_kept_as_it_came() {
+        let response = RawValue::from_string(r#"{"z":1e400,"stopReason":"end_turn"}"#.to_owned());
+        let response = response.expect("JSON");
+        let end = TurnEnd::Answered {
+            stop_reason: "end_turn",
+            response: &response,
+        };
+        let logged = turn_end(SessionId::generate(), None, &end).json;
+        assert!(logged.contains(response.get()), "{logged}");
+    }
 
     #[test]
     fn the_start_of_a_turn_names_it() {

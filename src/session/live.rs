@@ -20,7 +20,7 @@ use crate::acp::{Closed, Connection, RequestError};
 use crate::error::{Code, Error, Result};
 use crate::ids::SessionId;
 use crate::store::{SessionChange, Status, Store};
-use crate::vm::{Commands, DynVm, Exit, Extent, exited};
+use crate::vm::{Commands, DynVm, Exit, Extent, Foreground, exited};
 
 /// How long an agent has to exit after its stdin was closed.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
@@ -172,7 +172,6 @@ impl LiveSession {
         };
         if self.store.ended().is_some() {
             // Nothing that it says could be kept.
-            self.look_at_foreground(turn).await;
             self.end_foreground(turn, Extent::WithAgent).await;
             self.process.kill().await;
         } else if turn.is_cancelled() {
@@ -259,7 +258,9 @@ impl LiveSession {
         let connection = &self.process.connection;
         let params = json!({ "sessionId": self.agent_session });
         // Before the agent is told: of a command whose shell it kills nothing would say whose it was.
-        self.look_at_foreground(&turn).await;
+        if let Some(foreground) = self.foreground(&turn).await {
+            turn.saw(foreground);
+        }
         let obeyed = timeout(self.cancel_grace, async {
             // An agent that reads nothing can keep even the prompt from being sent.
             turn.reached(Stage::Prompted).await;
@@ -272,7 +273,6 @@ impl LiveSession {
         });
         if obeyed.await.is_err() {
             tracing::warn!(session = %self.id, "the agent ignored session/cancel: it is stopped");
-            self.look_at_foreground(&turn).await;
             self.end_foreground(&turn, Extent::WithAgent).await;
             self.process.kill().await;
             turn.reached(Stage::Ended).await;
@@ -280,18 +280,27 @@ impl LiveSession {
         true
     }
 
-    async fn look_at_foreground(&self, turn: &Turn) {
+    /// What the turn has in the foreground now. `None`: its VM is gone, and everything with it.
+    async fn foreground(&self, turn: &Turn) -> Option<Foreground> {
         let AgentProcess { vm, pid, .. } = &*self.process;
-        match vm.foreground(*pid, turn.began, self.servers.clone()).await {
-            Ok(foreground) => turn.saw(foreground),
-            // Its processes are gone with it.
-            Err(error) => tracing::debug!(%error, session = %self.id, "the VM is gone too"),
+        let seen = vm.foreground(*pid, turn.began, self.servers.clone());
+        match seen.await {
+            Ok(foreground) => Some(foreground),
+            Err(error) => {
+                tracing::debug!(%error, session = %self.id, "the VM is gone too");
+                None
+            }
         }
     }
 
     /// Ends the commands of a turn; those that the agent has put into the background live on.
     async fn end_foreground(&self, turn: &Turn, extent: Extent) {
-        let Some(foreground) = turn.take_foreground() else {
+        let foreground = match turn.take_foreground() {
+            Some(seen) => Some(seen),
+            // Nobody has looked yet, or whoever cancels looks just now.
+            None => self.foreground(turn).await,
+        };
+        let Some(foreground) = foreground else {
             return;
         };
         match self.process.vm.end_foreground(&foreground, extent).await {
@@ -481,9 +490,9 @@ impl AgentProcess {
         }
     }
 
-    /// Stops it by force, with its process group.
+    /// Stops it by force, with everything in its session.
     pub(super) async fn kill(&self) {
-        if let Err(error) = self.vm.signal(self.pid, libc::SIGKILL).await {
+        if let Err(error) = self.vm.kill(self.pid).await {
             tracing::debug!(%error, pid = self.pid, "the agent's VM is gone too");
         }
         self.ended().await;

@@ -333,10 +333,17 @@ impl Machine {
         self.gate.stop_timer();
         let mut ended = end(&mut running, &self.emission, reason).await;
         if reason == ShutdownReason::Destroy && ended.is_ok() {
+            // From what is deleted now.
+            self.emission.drained().await;
+            self.emission.clear();
             let deleted = namespace::delete(&self.dir, &self.key_json()).await;
             ended = deleted.map_err(Error::from);
         }
         drop((running, one_at_a_time, ending));
+        if reason == ShutdownReason::Close {
+            // Whoever closed listens no more after this.
+            self.emission.drained().await;
+        }
         self.emission.noticed().await;
         ended
     }
@@ -363,9 +370,17 @@ async fn end(running: &mut Running, emission: &Emission, reason: ShutdownReason)
     let vm = running.vm.take();
     let closed = match store {
         Some(store) => {
-            emission.drained().await;
+            let failed = store.ended().is_some();
+            let closed = store.close().await;
             emission.detach();
-            store.close().await
+            match closed {
+                // Whoever wrote when it failed was told.
+                Err(error) if failed => {
+                    tracing::warn!(%error, "the store had failed before it was closed");
+                    Ok(())
+                }
+                closed => closed,
+            }
         }
         None => Ok(()),
     };
