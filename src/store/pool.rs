@@ -53,10 +53,26 @@ pub(super) fn schedule(store: Arc<Shared>) {
 impl Pool {
     fn work(&self) {
         loop {
-            let store = self.next();
-            if store.take_turn() {
-                schedule(store);
+            let mut store = self.next();
+            while store.take_turn() {
+                store = self.next_after(store);
             }
+        }
+    }
+
+    /// The store goes to the end of the queue. Where it is alone in it, it stays with this thread, whose
+    /// caches know it, and no other is woken in vain.
+    fn next_after(&self, store: Arc<Shared>) -> Arc<Shared> {
+        let mut scheduled = self
+            .scheduled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match scheduled.pop_front() {
+            Some(first) => {
+                scheduled.push_back(store);
+                first
+            }
+            None => store,
         }
     }
 
