@@ -22,8 +22,14 @@ const EVENTS: readonly string[] = [
 /** For so long listeners run before timers, I/O and other calls get their turn. */
 const SLICE_MS = 10;
 
-/** An item of a batch from the addon. */
+/** What listeners are told. */
 type Item = { [E in Event]: { type: E; value: Api.AgentEvents[E] } }[Event];
+
+/** Consecutive events of a session, as the addon hands them over: `first` is the number of the first. */
+interface Run {
+  type: "sessionEvents";
+  value: { sessionId: string; first: number; events: Api.JsonRpcNotification[] };
+}
 
 /** Nothing more comes after it. */
 interface Failure {
@@ -112,9 +118,8 @@ export class Listeners {
    * turn, so that a slow listener keeps nobody from cancelling the turn that it listens to.
    */
   async #deliver(batch: string, isCurrent: () => boolean): Promise<void> {
-    const items: (Item | Failure)[] = JSON.parse(batch);
     let sliceEnd = performance.now() + SLICE_MS;
-    for (const item of items) {
+    for (const item of itemsOf(batch)) {
       if (item.type === "error") {
         surface(new AgentVmError(item.value.code, item.value.message));
         if (isCurrent()) {
@@ -194,6 +199,22 @@ export class Listeners {
           told.delete(permissionId);
         }
       }
+    }
+  }
+}
+
+function* itemsOf(batch: string): Generator<Item | Failure> {
+  const parts: (Exclude<Item, { type: "sessionEvent" }> | Run | Failure)[] = JSON.parse(batch);
+  for (const part of parts) {
+    if (part.type === "sessionEvents") {
+      const { sessionId, first, events } = part.value;
+      let sequenceNumber = first;
+      for (const event of events) {
+        yield { type: "sessionEvent", value: { sessionId, sequenceNumber, event } };
+        sequenceNumber += 1;
+      }
+    } else {
+      yield part;
     }
   }
 }

@@ -69,37 +69,57 @@ pub(super) fn deliver(
     Ok(NativeSubscription { closed })
 }
 
-/// JSON of an array, put together from the stored texts without parsing them.
+/// JSON of an array, put together from the stored texts without parsing them. Consecutive events of a
+/// session are one item, `sessionEvents`, with the number of the first: reading this is most of what
+/// JavaScript does for an event.
 fn batch(items: &[Item]) -> String {
-    let mut json = String::from("[");
-    for (index, item) in items.iter().enumerate() {
+    let length = |item: &Item| match item {
+        Item::Event { json, .. } => json.len() + 1,
+        Item::PermissionRequest { .. } | Item::Notice(_) => 0,
+    };
+    let mut json = String::with_capacity(items.iter().map(length).sum::<usize>() + 256);
+    json.push('[');
+    for (index, run) in items.chunk_by(is_next).enumerate() {
         if index > 0 {
             json.push(',');
         }
-        match item {
-            Item::Event {
-                session,
-                seq,
-                json: event,
-            } => {
+        match run {
+            [Item::Event { session, seq, .. }, ..] => {
                 // Writing to a String can't fail.
                 let _ = write!(
                     json,
-                    r#"{{"type":"sessionEvent","value":{{"sessionId":"{session}","sequenceNumber":{},"event":{event}}}}}"#,
+                    r#"{{"type":"sessionEvents","value":{{"sessionId":"{session}","first":{},"events":["#,
                     seq.0
                 );
+                for (index, item) in run.iter().enumerate() {
+                    if let Item::Event { json: event, .. } = item {
+                        json.push_str(if index > 0 { "," } else { "" });
+                        json.push_str(event);
+                    }
+                }
+                json.push_str("]}}");
             }
-            Item::PermissionRequest { session, request } => {
+            [Item::PermissionRequest { session, request }, ..] => {
                 let value = permission_json(*session, request);
                 json.push_str(r#"{"type":"permissionRequest","value":"#);
                 json.push_str(&text(&value));
                 json.push('}');
             }
-            Item::Notice(notice) => json.push_str(&notice_json(notice)),
+            [Item::Notice(notice), ..] => json.push_str(&notice_json(notice)),
+            [] => {}
         }
     }
     json.push(']');
     json
+}
+
+/// Whether `item` is the event that follows `previous` in its session.
+fn is_next(previous: &Item, item: &Item) -> bool {
+    let Item::Event { session, seq, .. } = item else {
+        return false;
+    };
+    matches!(previous, Item::Event { session: own, seq: before, .. }
+        if own == session && before.next() == *seq)
 }
 
 fn failure(error: &Error) -> String {
@@ -162,4 +182,47 @@ pub(super) fn progress_json(progress: &InstallProgress) -> Value {
         "total": progress.total,
         "bytes": progress.bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Seq, SessionId};
+
+    fn event(session: SessionId, seq: u64) -> Item {
+        let json = format!(r#"{{"n":{seq}}}"#).into();
+        let seq = Seq(seq);
+        Item::Event { session, seq, json }
+    }
+
+    #[test]
+    fn consecutive_events_of_a_session_are_one_item() {
+        let (one, two) = (SessionId::generate(), SessionId::generate());
+        let shutdown = Notice::VmShutdown {
+            reason: ShutdownReason::Sleep,
+        };
+        let items = [
+            event(one, 4),
+            event(one, 5),
+            event(two, 6),
+            event(one, 6),
+            Item::Notice(shutdown),
+            event(one, 7),
+            event(one, 9),
+        ];
+        let told: Value = serde_json::from_str(&batch(&items)).expect("JSON");
+        let run = |session, first: u64, events: Value| {
+            let value = json!({ "sessionId": session, "first": first, "events": events });
+            json!({ "type": "sessionEvents", "value": value })
+        };
+        let expected = json!([
+            run(one, 4, json!([{ "n": 4 }, { "n": 5 }])),
+            run(two, 6, json!([{ "n": 6 }])),
+            run(one, 6, json!([{ "n": 6 }])),
+            { "type": "vmShutdown", "value": { "reason": "sleep" } },
+            run(one, 7, json!([{ "n": 7 }])),
+            run(one, 9, json!([{ "n": 9 }])),
+        ]);
+        assert_eq!(told, expected);
+    }
 }
