@@ -78,8 +78,10 @@ struct Envelope<'a> {
     error: Option<RpcError>,
 }
 
-/// `null` is a value too: only an absent field is `None`.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+/// For fields that default to `None`: `null` is a value too, only an absent field is `None`.
+pub fn present<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<&'de RawValue>, D::Error> {
     Deserialize::deserialize(deserializer).map(Some)
 }
 
@@ -111,8 +113,49 @@ impl<'a> Message<'a> {
     }
 }
 
-/// The values of every `sessionId` directly in an object: JSON allows a key twice.
-struct OuterSessionIds<'a>(Vec<&'a RawValue>);
+/// The values of every `sessionId` directly in a message's `params`: JSON allows a key twice.
+#[derive(Debug, Default)]
+pub struct OuterSessionIds<'a>(Vec<&'a RawValue>);
+
+impl<'a> OuterSessionIds<'a> {
+    #[must_use]
+    pub fn of(params: Option<&'a RawValue>) -> Self {
+        params
+            .and_then(|params| serde_json::from_str(params.get()).ok())
+            .unwrap_or_default()
+    }
+
+    /// For who has read the whole of `params`, and found this one alone or none.
+    #[must_use]
+    pub fn only(id: Option<&'a RawValue>) -> Self {
+        Self(id.into_iter().collect())
+    }
+
+    /// The agent's name of the session that the message is about.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        serde_json::from_str(self.0.last()?.get()).ok()
+    }
+
+    /// `line`, of which the ids are parts, with `public` in their place, and not a byte else changed.
+    #[must_use]
+    pub fn replaced(&self, line: &str, public: &str) -> String {
+        let mut text = String::with_capacity(line.len() + 2 * public.len());
+        let mut copied = 0;
+        for id in &self.0 {
+            let Some(span) = span(line, id.get()) else {
+                continue;
+            };
+            text.push_str(&line[copied..span.start]);
+            text.push('"');
+            text.push_str(public);
+            text.push('"');
+            copied = span.end;
+        }
+        text.push_str(&line[copied..]);
+        text
+    }
+}
 
 impl<'de> Deserialize<'de> for OuterSessionIds<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -143,8 +186,7 @@ impl<'de> Deserialize<'de> for OuterSessionIds<'de> {
 /// The agent's name of the session that a message is about, from the outer `params.sessionId`.
 #[must_use]
 pub fn outer_session_id(params: Option<&RawValue>) -> Option<String> {
-    let OuterSessionIds(ids) = serde_json::from_str(params?.get()).ok()?;
-    serde_json::from_str(ids.last()?.get()).ok()
+    OuterSessionIds::of(params).name()
 }
 
 /// `line` with the outer `params.sessionId` replaced by `public`, and not a byte else changed.
@@ -152,23 +194,7 @@ pub fn outer_session_id(params: Option<&RawValue>) -> Option<String> {
 /// `params` is the part of `line` that [`Message::parse`] found.
 #[must_use]
 pub fn with_session_id(line: &str, params: Option<&RawValue>, public: &str) -> String {
-    let ids = params
-        .and_then(|params| serde_json::from_str(params.get()).ok())
-        .map_or_else(Vec::new, |OuterSessionIds(ids)| ids);
-    let mut text = String::with_capacity(line.len() + 2 * public.len());
-    let mut copied = 0;
-    for id in ids {
-        let Some(span) = span(line, id.get()) else {
-            continue;
-        };
-        text.push_str(&line[copied..span.start]);
-        text.push('"');
-        text.push_str(public);
-        text.push('"');
-        copied = span.end;
-    }
-    text.push_str(&line[copied..]);
-    text
+    OuterSessionIds::of(params).replaced(line, public)
 }
 
 /// Where `part`, which borrows from `whole`, lies in it.

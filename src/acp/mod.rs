@@ -13,4 +13,4 @@ mod message;
 
 pub use connection::{Closed, Connection, Handler, PendingAnswer, Request, RequestError};
 pub use line::{Line, LineError, LineReader};
-pub use message::{Message, RpcError, outer_session_id, with_session_id};
+pub use message::{Message, OuterSessionIds, RpcError, outer_session_id, present, with_session_id};
