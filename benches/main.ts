@@ -7,6 +7,7 @@
 
 import { parseArgs } from "node:util";
 import { boot } from "./boot";
+import { events } from "./events";
 import { exec } from "./exec";
 import type { Comparison } from "./measure";
 import { memory } from "./memory";
@@ -26,6 +27,7 @@ const BENCHES: Record<string, Bench> = {
   memory: { run: memory, turns: 50 },
   session: { run: session, turns: 20 },
   network: { run: network, turns: 10 },
+  events: { run: events, turns: 20 },
 };
 
 const { values, positionals } = parseArgs({

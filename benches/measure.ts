@@ -6,8 +6,11 @@ import { setTimeout } from "node:timers/promises";
 /** One way of doing the thing that is measured. */
 export interface Competitor {
   name: string;
-  /** Does it once. Resolves to the milliseconds it took: what prepares it does not count. */
-  run(turn: number): Promise<number>;
+  /**
+   * Does it once. Resolves to the milliseconds it took: what prepares it does not count. Several, if
+   * it was several things.
+   */
+  run(turn: number): Promise<number | readonly number[]>;
 }
 
 export interface Comparison {
@@ -46,7 +49,12 @@ const SETTLE_MS = 30;
  * @param baseline name of the competitor that the others are divided by
  */
 export async function compare(
-  { title, goal, baseline }: { title: string; goal?: string; baseline: string },
+  {
+    title,
+    goal,
+    baseline,
+    unit = "ms",
+  }: { title: string; goal?: string; baseline: string; unit?: string },
   competitors: readonly Competitor[],
   turns: number,
 ): Promise<Comparison> {
@@ -56,14 +64,14 @@ export async function compare(
     for (const competitor of shuffled(competitors)) {
       await setTimeout(SETTLE_MS);
       const time = await competitor.run(turn);
-      if (turn >= 0) times.get(competitor.name)?.push(time);
+      if (turn >= 0) times.get(competitor.name)?.push(...[time].flat());
     }
   }
   const rows = competitors.map(({ name }) => summarise(name, times.get(name) ?? []));
   return {
     title,
     ...(goal && { goal }),
-    unit: "ms",
+    unit,
     rows: withRatios(rows, baseline),
     load: [before, loadavg()[0] ?? 0],
   };

@@ -1,6 +1,6 @@
 //! What the store costs: events a second beside a bare `rusqlite` loop, and the latency of one event.
 //!
-//! `cargo bench --bench store [throughput|latency|large|idle]`; figures depend on the disk, so the
+//! `cargo bench --bench store [throughput|latency|history|idle]`; figures depend on the disk, so the
 //! competitors take turns in one run, and the disk's own flush time is printed beside them.
 
 #![expect(
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use agentvm::ids::{Seq, SessionId};
 use agentvm::store::{Durability, Event, History, NewSession, Query, Status, Store};
 use rusqlite::{Connection, TransactionBehavior, params};
+use tokio::runtime::Runtime;
 
 fn main() {
     let only = std::env::args().nth(1).filter(|arg| !arg.starts_with('-'));
@@ -31,13 +32,13 @@ fn main() {
         if wanted("latency") {
             latency().await;
         }
-        if wanted("large") {
-            large().await;
-        }
         if wanted("idle") {
             idle().await;
         }
     });
+    if wanted("history") {
+        history(&runtime);
+    }
 }
 
 fn session() -> NewSession {
@@ -197,55 +198,166 @@ async fn latency() {
     report("the disk's fdatasync", &mut times);
 }
 
-async fn large() {
+/// Reading a session of a million events, and opening a file of many sessions, beside the same queries
+/// by `rusqlite` alone: a connection for each, as [`History`] has it, and one that stays open.
+fn history(runtime: &Runtime) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vm.db");
-    let (store, id) = open(dir.path()).await;
     let text = json(200);
-    for n in 1..=1_000_000 {
-        let mut event = Event::session_update(Arc::clone(&text));
-        if n % 1000 == 0 {
-            event.method = "_agentvm/turn_end".into();
+    let id = runtime.block_on(async {
+        let (store, id) = open(dir.path()).await;
+        for n in 1..=1_000_000 {
+            let mut event = Event::session_update(Arc::clone(&text));
+            if n % 1000 == 0 {
+                event.method = "_agentvm/turn_end".into();
+            }
+            store.append(id, event).await.unwrap();
         }
-        store.append(id, event).await.unwrap();
-    }
-    store.close().await.unwrap();
-    let query = |since, method: Option<&str>| Query {
-        since: Seq(since),
-        method: method.map(ToOwned::to_owned),
-        limit: Some(100),
-        max_bytes: 1 << 20,
-    };
-    let start = Instant::now();
-    let store = Store::open(path.clone(), Durability::Normal).await.unwrap();
-    println!("1,000,000 events: open {:?}", start.elapsed());
-    store.close().await.unwrap();
-    let history = History::open(path).await.unwrap().unwrap();
-    for (what, query) in [
-        ("first 100", query(0, None)),
-        ("100 in the middle", query(500_000, None)),
-        ("last 100", query(999_900, None)),
+        store.close().await.unwrap();
+        id
+    });
+    let reads = [
+        ("first 100", 0, None),
+        ("100 in the middle", 500_000, None),
+        ("last 100", 999_900, None),
         (
             "100 turn ends from the middle",
-            query(500_000, Some("_agentvm/turn_end")),
+            500_000,
+            Some("_agentvm/turn_end"),
         ),
-        ("an absent method", query(0, Some("none"))),
-    ] {
-        let mut times = Vec::new();
-        for _ in 0..50 {
-            let start = Instant::now();
-            history.events(id, query.clone()).await.unwrap();
-            times.push(start.elapsed().as_secs_f64() * 1e3);
+        ("none of an absent method", 0, Some("none")),
+    ];
+    println!("#### A session of 1,000,000 events\n");
+    table_head([
+        "",
+        "p50 ms",
+        "p99 ms",
+        "× bare p50",
+        "× bare p99",
+        "× kept open p50",
+    ]);
+    let opens = |path: &Path| {
+        runtime.block_on(async {
+            let store = Store::open(path.to_owned(), Durability::Normal).await;
+            store.unwrap().close().await.unwrap();
+        });
+    };
+    compare(
+        "open and close",
+        || opens(&path),
+        || drop(bare_open(&path)),
+        None,
+    );
+    let history = runtime.block_on(History::open(path.clone()));
+    let history = history.unwrap().unwrap();
+    let kept = Connection::open(&path).unwrap();
+    for (what, since, method) in reads {
+        let query = Query {
+            since: Seq(since),
+            method: method.map(ToOwned::to_owned),
+            limit: Some(100),
+            max_bytes: 1 << 20,
+        };
+        let ours = || {
+            let page = history.events(id, query.clone());
+            drop(runtime.block_on(page).unwrap());
+        };
+        let bare = || drop(bare_read(&Connection::open(&path).unwrap(), since, method));
+        let kept = || drop(bare_read(&kept, since, method));
+        compare(what, ours, bare, Some(&kept));
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.db");
+    runtime.block_on(async {
+        let (store, _) = open(dir.path()).await;
+        for _ in 1..1000 {
+            let id = store.insert_session(session()).await.unwrap().id;
+            let event = Event::session_update(Arc::clone(&text));
+            store.append(id, event).await.unwrap();
         }
-        report(what, &mut times);
-    }
-    let mut times = Vec::new();
-    for _ in 0..50 {
+        store.close().await.unwrap();
+    });
+    compare(
+        "open and close, 1,000 sessions",
+        || opens(&path),
+        || drop(bare_open(&path)),
+        None,
+    );
+    println!();
+}
+
+fn bare_read(connection: &Connection, since: u64, method: Option<&str>) -> Vec<(i64, String)> {
+    let condition = method.map_or("true", |_| "method = ?2 AND method <> 'session/update'");
+    let mut statement = connection
+        .prepare(&format!(
+            "SELECT id, json FROM events WHERE id > ?1 AND {condition} ORDER BY id LIMIT 100"
+        ))
+        .unwrap();
+    let since = 1 << 40 | since.cast_signed();
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let rows = match method {
+        Some(method) => statement.query_map(params![since, method], row),
+        None => statement.query_map([since], row),
+    };
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+/// What a writer has to know: each session and its last event.
+fn bare_open(path: &Path) -> Vec<(String, Option<i64>)> {
+    let connection = Connection::open(path).unwrap();
+    let mut statement = connection
+        .prepare(
+            "SELECT id, (SELECT events.id FROM events
+                WHERE events.id BETWEEN number << 40 AND number << 40 | 0xFFFFFFFFFF
+                ORDER BY events.id DESC LIMIT 1)
+             FROM sessions",
+        )
+        .unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+/// A row of a table: the competitors take turns.
+fn compare(what: &str, ours: impl Fn(), bare: impl Fn(), kept: Option<&dyn Fn()>) {
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..200 {
         let start = Instant::now();
-        history.sessions().await.unwrap();
-        times.push(start.elapsed().as_secs_f64() * 1e3);
+        ours();
+        times[0].push(milliseconds(start));
+        let start = Instant::now();
+        bare();
+        times[1].push(milliseconds(start));
+        if let Some(kept) = kept {
+            let start = Instant::now();
+            kept();
+            times[2].push(milliseconds(start));
+        }
     }
-    report("sessions()", &mut times);
+    for times in &mut times {
+        times.sort_by(f64::total_cmp);
+    }
+    let [ours, bare, kept] = times;
+    let (p50, p99) = (ours.len() / 2, ours.len() * 99 / 100);
+    let of_kept = kept
+        .get(p50)
+        .map_or_else(|| "–".to_owned(), |kept| format!("{:.1}", ours[p50] / kept));
+    println!(
+        "| {what} | {:.3} | {:.3} | {:.2} | {:.2} | {of_kept} |",
+        ours[p50],
+        ours[p99],
+        ours[p50] / bare[p50],
+        ours[p99] / bare[p99],
+    );
+}
+
+fn table_head<const N: usize>(columns: [&str; N]) {
+    println!("| {} |", columns.join(" | "));
+    println!("|---{}|", "|---:".repeat(N - 1));
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
 }
 
 async fn idle() {
