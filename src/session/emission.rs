@@ -16,13 +16,17 @@ use super::permission::{PermissionRequest, Permissions};
 use crate::agents::InstallProgress;
 use crate::error::Result;
 use crate::ids::{Seq, SessionId};
-use crate::store::{History, Page, Query, Store, StoreError};
+use crate::store::{History, Page, Query, Store, StoreError, StoredEvent};
 
-/// Limits of one batch: large enough to amortise the way to JavaScript, small enough that it does not
-/// block the event loop for long.
-const MAX_EVENTS: u64 = 512;
-const MIN_EVENTS: u64 = 8;
-const BATCH_BYTES: u64 = 1 << 20;
+/// What is read of a session at once. For a listener that has fallen behind what is in memory, each
+/// page opens the file.
+const PAGE_EVENTS: u64 = 2048;
+const PAGE_BYTES: u64 = 1 << 20;
+
+/// What is handed over at once: enough to amortise the way to JavaScript, and little enough to be young
+/// garbage there when the listener has seen it.
+const MAX_BATCH: usize = 512;
+const MIN_BATCH: usize = 8;
 
 /// A listener that takes longer for a batch gets smaller ones.
 const SLOW: Duration = Duration::from_millis(100);
@@ -133,6 +137,8 @@ struct Subscriber {
 
 struct Position {
     delivered: HashMap<SessionId, Seq>,
+    /// Events that have been read and are yet to be handed over: all that follow what is delivered.
+    ahead: VecDeque<(SessionId, StoredEvent)>,
     notices: VecDeque<Notice>,
     /// Notices that were queued here, and that the listener has been handed, since it is there.
     queued: u64,
@@ -140,7 +146,7 @@ struct Position {
     closed: bool,
     /// Events in a batch: fewer for a listener that takes long for them, which would otherwise learn
     /// of everything else late.
-    batch: u64,
+    batch: usize,
     /// When the listener got its last batch.
     handed: Option<Instant>,
 }
@@ -149,11 +155,12 @@ impl Default for Position {
     fn default() -> Self {
         Self {
             delivered: HashMap::new(),
+            ahead: VecDeque::new(),
             notices: VecDeque::new(),
             queued: 0,
             told: 0,
             closed: false,
-            batch: MAX_EVENTS,
+            batch: MAX_BATCH,
             handed: None,
         }
     }
@@ -208,7 +215,10 @@ impl Emission {
         let mut state = self.state();
         state.active.remove(&session);
         for subscriber in state.subscribers() {
-            subscriber.state().delivered.remove(&session);
+            let mut position = subscriber.state();
+            position.delivered.remove(&session);
+            position.ahead.retain(|(own, _)| *own != session);
+            drop(position);
             subscriber.moved();
         }
     }
@@ -373,9 +383,9 @@ impl Position {
         };
         let took = handed.elapsed();
         if took > SLOW {
-            self.batch = (self.batch / 2).max(MIN_EVENTS);
+            self.batch = (self.batch / 2).max(MIN_BATCH);
         } else if took < SLOW / 4 {
-            self.batch = (self.batch * 2).min(MAX_EVENTS);
+            self.batch = (self.batch * 2).min(MAX_BATCH);
         }
     }
 
@@ -426,15 +436,12 @@ impl Subscription {
             if let Some(commits) = &mut commits {
                 commits.mark_unchanged();
             }
-            let mut items = self.notices();
-            // A VM's end comes after what was said before it.
-            let is_end = |item: &Item| matches!(item, Item::Notice(Notice::VmShutdown { .. }));
-            let end = items.iter().position(is_end).unwrap_or(items.len());
-            let rest = items.split_off(end);
-            items.extend(self.read(sessions).await?);
-            items.extend(rest);
+            let is_behind = !self.subscriber.state().ahead.is_empty();
+            if !is_behind {
+                self.read(sessions).await?;
+            }
+            let items = self.items();
             if !items.is_empty() {
-                self.subscriber.state().handed = Some(Instant::now());
                 return Ok(items);
             }
             let Some(mut commits) = commits else {
@@ -472,25 +479,43 @@ impl Subscription {
         self.subscriber.moved();
     }
 
-    fn notices(&self) -> Vec<Item> {
-        let notices = std::mem::take(&mut self.subscriber.state().notices);
-        notices.into_iter().map(Item::Notice).collect()
+    /// What is to be handed over now, of what was read.
+    fn items(&self) -> Vec<Item> {
+        let mut position = self.subscriber.state();
+        let notices = std::mem::take(&mut position.notices).into_iter();
+        let mut items: Vec<_> = notices.map(Item::Notice).collect();
+        // A VM's end comes after what was said before it.
+        let is_end = |item: &Item| matches!(item, Item::Notice(Notice::VmShutdown { .. }));
+        let end = items.iter().position(is_end).unwrap_or(items.len());
+        let rest = items.split_off(end);
+        let count = position.batch.min(position.ahead.len());
+        for (session, event) in position.ahead.drain(..count) {
+            // A request that was answered meanwhile is history.
+            let waiting = (event.method == PERMISSION_REQUEST)
+                .then(|| permission_of(&event.json))
+                .flatten()
+                .and_then(|id| self.emission.permissions.get(id));
+            items.push(Item::Event {
+                session,
+                seq: event.seq,
+                json: event.json,
+            });
+            items.extend(waiting.map(|request| Item::PermissionRequest { session, request }));
+        }
+        items.extend(rest);
+        position.handed = Some(Instant::now());
+        items
     }
 
-    /// The next events of each session that has some.
-    async fn read(&self, sessions: Vec<SessionId>) -> Result<Vec<Item>> {
-        let mut items = Vec::new();
+    /// Reads what follows what is delivered, of each session.
+    async fn read(&self, sessions: Vec<SessionId>) -> Result<()> {
         for session in sessions {
-            let (since, limit) = {
-                let position = self.subscriber.state();
-                let since = position.delivered.get(&session).copied();
-                (since.unwrap_or_default(), position.batch)
-            };
+            let since = self.subscriber.state().delivered.get(&session).copied();
             let query = Query {
-                since,
+                since: since.unwrap_or_default(),
                 method: None,
-                limit: Some(limit),
-                max_bytes: BATCH_BYTES,
+                limit: Some(PAGE_EVENTS),
+                max_bytes: PAGE_BYTES,
             };
             let page = match self.emission.page(session, query).await {
                 // Deleted meanwhile.
@@ -498,21 +523,11 @@ impl Subscription {
                 Ok(Some(page)) => page,
                 Err(error) => return Err(error.into()),
             };
-            for event in page.events {
-                // One that was answered meanwhile is history.
-                let waiting = (event.method == PERMISSION_REQUEST)
-                    .then(|| permission_of(&event.json))
-                    .flatten()
-                    .and_then(|id| self.emission.permissions.get(id));
-                items.push(Item::Event {
-                    session,
-                    seq: event.seq,
-                    json: event.json,
-                });
-                items.extend(waiting.map(|request| Item::PermissionRequest { session, request }));
-            }
+            let mut position = self.subscriber.state();
+            let events = page.events.into_iter();
+            position.ahead.extend(events.map(|event| (session, event)));
         }
-        Ok(items)
+        Ok(())
     }
 }
 
