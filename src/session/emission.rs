@@ -436,8 +436,8 @@ impl Subscription {
             if let Some(commits) = &mut commits {
                 commits.mark_unchanged();
             }
-            let is_behind = !self.subscriber.state().ahead.is_empty();
-            if !is_behind {
+            let has_read_ahead = !self.subscriber.state().ahead.is_empty();
+            if !has_read_ahead {
                 self.read(sessions).await?;
             }
             let items = self.items();
