@@ -59,11 +59,7 @@ export class McpServers {
     const all = new McpServers();
     for (const server of servers) all.#servers.push(all.#prepare(server, options));
     try {
-      await Promise.all(
-        all.#servers.map((connected, index) =>
-          connect(connected, servers[index] as McpServer, options.timeoutMs),
-        ),
-      );
+      await Promise.all(servers.map((server, index) => all.#connect(server, index, options)));
       return all;
     } catch (error) {
       await all.close();
@@ -81,6 +77,28 @@ export class McpServers {
   async close(): Promise<void> {
     this.#closed = true;
     await Promise.all(this.#servers.map(closeServer));
+  }
+
+  async #connect(server: McpServer, index: number, options: McpOptions): Promise<void> {
+    const first = this.#servers[index] as Connected;
+    try {
+      await ready(first, options.timeoutMs);
+    } catch (error) {
+      if (server.type !== "http" || !server.guessed || !isUnknownTransport(error)) {
+        throw unusable(server, first, error);
+      }
+      await closeServer(first);
+      const older = this.#prepare({ ...server, type: "sse" }, options);
+      this.#servers[index] = older;
+      try {
+        await ready(older, options.timeoutMs);
+      } catch (later) {
+        const both = new Error(
+          `over streamable HTTP: ${reasonOf(error, first.transport)}; over SSE: ${reasonOf(later, older.transport)}`,
+        );
+        throw unusable(server, older, both);
+      }
+    }
   }
 
   #prepare(server: McpServer, options: McpOptions): Connected {
@@ -143,24 +161,32 @@ function transportOf(server: McpServer, { cwd, env }: McpOptions): Transport {
     : new SSEClientTransport(url, options);
 }
 
-async function connect(connected: Connected, server: McpServer, timeoutMs: number): Promise<void> {
+async function ready(connected: Connected, timeoutMs: number): Promise<void> {
   const { client, transport } = connected;
-  const ready = async () => {
+  const listed = async () => {
     await client.connect(transport, { timeout: NO_TIMEOUT_MS });
     connected.tools = (await client.listTools(undefined, { timeout: NO_TIMEOUT_MS })).tools;
   };
-  try {
-    if (!(await within(timeoutMs, ready()))) {
-      throw new Error(`not ready after ${timeoutMs} ms (AGENTVM_MCP_TIMEOUT_MS)`);
-    }
-  } catch (error) {
-    const reason = reasonOf(error, transport);
-    throw new RpcError(
-      ErrorCode.internalError,
-      `MCP server "${server.name}" (${placeOf(server)}) can't be used: ${reason}`,
-      { type: "mcp_server_failed", server: server.name, transport: server.type, reason },
-    );
+  if (!(await within(timeoutMs, listed()))) {
+    throw new Error(`not ready after ${timeoutMs} ms (AGENTVM_MCP_TIMEOUT_MS)`);
   }
+}
+
+/** What MCP names as the signs of a server from before streamable HTTP. */
+function isUnknownTransport(error: unknown): boolean {
+  for (let at = error; at instanceof Error; at = at.cause) {
+    if (at instanceof SdkHttpError) return [400, 404, 405].includes(at.status ?? 0);
+  }
+  return false;
+}
+
+function unusable(server: McpServer, { transport }: Connected, error: unknown): RpcError {
+  const reason = reasonOf(error, transport);
+  return new RpcError(
+    ErrorCode.internalError,
+    `MCP server "${server.name}" (${placeOf(server)}) can't be used: ${reason}`,
+    { type: "mcp_server_failed", server: server.name, transport: server.type, reason },
+  );
 }
 
 /** Without arguments and query, which may hold secrets. */

@@ -15,6 +15,8 @@ export type McpServer =
   | {
       /** `http`: streamable HTTP. `sse`: the transport of protocol 2024-11-05. */
       type: "http" | "sse";
+      /** `http` is a guess: SSE is tried where the server does not know it. */
+      guessed: boolean;
       name: string;
       url: string;
       headers: Record<string, string>;
@@ -74,6 +76,7 @@ function mcpServer(value: unknown, where: string): McpServer {
     case "sse":
       return {
         type: server.type,
+        guessed: server.type === "http" && isGuessed(server._meta, `${where}._meta`),
         name,
         url: httpUrl(string(server, "url", `${where}.`), `${where}.url`),
         headers: httpHeaders(server.headers ?? [], `${where}.headers`),
@@ -81,6 +84,11 @@ function mcpServer(value: unknown, where: string): McpServer {
     default:
       throw invalidParams(`${where}.type must be "stdio", "http" or "sse"`);
   }
+}
+
+/** Whether the client has chosen the transport itself, because its caller did not say. */
+function isGuessed(meta: unknown, name: string): boolean {
+  return fields(fields(meta ?? {}, name).agentvm ?? {}, `${name}.agentvm`).transport === "auto";
 }
 
 function strings(value: unknown, name: string): string[] {

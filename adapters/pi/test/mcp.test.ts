@@ -55,6 +55,30 @@ test("initialize says which transports there are", async () => {
   expect(agentCapabilities.mcpCapabilities).toEqual({ http: true, sse: true });
 });
 
+test("a server whose transport is a guess is spoken to over SSE if it does not know HTTP", async () => {
+  await using mcp = await everything("sse");
+  const guess = { ...mcp.settings(), type: "http", _meta: { agentvm: { transport: "auto" } } };
+  await using server = await startModelServer({ script: ["hi"] });
+  await using pi = await Adapter.start({ env: anthropic(server) });
+  const sessionId = await pi.newSession({ mcpServers: [guess] });
+  await pi.prompt(sessionId, "Hello");
+  expect(server.requests[0]?.toolNames).toContain("everything_echo");
+});
+
+test("a server that knows neither transport is told with both reasons", async () => {
+  await using nothing = await startModelServer({ script: [] });
+  const guess = {
+    type: "http",
+    name: "nothing",
+    url: `${nothing.url}/mcp`,
+    headers: [],
+    _meta: { agentvm: { transport: "auto" } },
+  };
+  await using pi = await Adapter.start({ env: anthropic(nothing) });
+  const error = await pi.newSession({ mcpServers: [guess] }).catch((error) => error);
+  expect(error.message).toMatch(/over streamable HTTP: .*over SSE: /);
+});
+
 test.for([["stdio"], ["http"], ["sse"]] as const)(
   "tools of a server over %s are tools of the model, typed by their schema",
   async ([type]) => {
