@@ -58,7 +58,7 @@ test("initialize says which transports there are", async () => {
 test("a server whose transport is a guess is spoken to over SSE if it does not know HTTP", async () => {
   await using mcp = await everything("sse");
   const guess = { ...mcp.settings(), type: "http", _meta: { agentvm: { transport: "auto" } } };
-  await using server = await startModelServer({ script: ["hi"] });
+  await using server = await startModelServer({ script: [{ text: "hi" }] });
   await using pi = await Adapter.start({ env: anthropic(server) });
   const sessionId = await pi.newSession({ mcpServers: [guess] });
   await pi.prompt(sessionId, "Hello");
