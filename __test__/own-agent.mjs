@@ -11,7 +11,8 @@ const SESSION = "private";
 
 /** What `session/new` and its like were asked. @type {any} */
 let opened;
-let cancelled = () => {};
+let isCancelled = false;
+let onCancel = () => {};
 let nextId = 1;
 /** @type {Map<number, (answer: any) => void>} */
 const asked = new Map();
@@ -76,7 +77,11 @@ const commands = {
     say(outcome.optionId ?? outcome.outcome);
   },
   /** Until it is cancelled. */
-  hold: () => new Promise((resolve) => (cancelled = () => resolve("cancelled"))),
+  hold() {
+    // The cancel may have come before.
+    if (isCancelled) return "cancelled";
+    return new Promise((resolve) => (onCancel = () => resolve("cancelled")));
+  },
   /** For ever. */
   deaf: () => new Promise(() => {}),
   /** What it was opened with. */
@@ -120,6 +125,7 @@ const methods = {
     return { configOptions };
   },
   async "session/prompt"({ prompt }) {
+    isCancelled = false;
     appendFileSync(conversation, `${JSON.stringify(prompt)}\n`);
     /** @type {unknown} */
     let stopReason;
@@ -129,7 +135,10 @@ const methods = {
     }
     return { stopReason: stopReason ?? "end_turn" };
   },
-  "session/cancel": () => cancelled(),
+  "session/cancel"() {
+    isCancelled = true;
+    onCancel();
+  },
   "_own/echo": (params) => params,
 };
 

@@ -514,6 +514,9 @@ impl Handler for Updates {
             ),
         }
         drop(asking_now);
+        // Whoever hears that one waits finds it: not before it is committed. An error is that of `logged`,
+        // or comes with the next event.
+        drop(self.store.flush(false).await);
         self.tell_state();
         if is_cancelled() {
             // Whoever cancelled may have looked for requests just before this one was there.
