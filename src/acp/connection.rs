@@ -163,11 +163,14 @@ impl Connection {
         // The reader must not keep the agent's stdin open: that is how an agent is told to end.
         let (outgoing, shared) = (connection.outgoing.downgrade(), connection.shared.clone());
         tokio::spawn(async move {
-            let closed = tokio::select! {
+            let mut reading = Reading {
+                shared: Arc::clone(&shared),
+                closed: Closed::Ended,
+            };
+            reading.closed = tokio::select! {
                 closed = read(stdout, limit, &*handler, &outgoing, &shared) => closed,
                 () = shared.ended.notified() => Closed::Ended,
             };
-            shared.close(closed);
         });
         Ok(connection)
     }
@@ -283,6 +286,18 @@ impl Shared {
         // and whoever waits for room would wait for ever.
         self.input_closed.notify_one();
         drop(pending);
+    }
+}
+
+/// The reading task: whatever ends it, a panic of the handler too, nobody waits for it any more.
+struct Reading {
+    shared: Arc<Shared>,
+    closed: Closed,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.shared.close(self.closed.clone());
     }
 }
 
@@ -437,21 +452,24 @@ mod tests {
         }
     }
 
-    struct Agent {
+    struct Agent<H = Recorder> {
         connection: Connection,
-        heard: Arc<Recorder>,
+        heard: Arc<H>,
         stdin: BufReader<File>,
         stdout: File,
     }
 
     fn agent() -> Agent {
+        agent_heard_by(Arc::new(Recorder::default()))
+    }
+
+    fn agent_heard_by<H: Handler>(heard: Arc<H>) -> Agent<H> {
         let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("a pipe");
         let ((stdin_read, stdin), (stdout, stdout_write)) = (pipe(), pipe());
         for end in [&stdin, &stdout] {
             nix::fcntl::fcntl(end, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
                 .expect("fcntl");
         }
-        let heard = Arc::new(Recorder::default());
         Agent {
             connection: Connection::start(stdin, stdout, 1000, heard.clone())
                 .expect("a connection"),
@@ -530,5 +548,40 @@ mod tests {
         let mut rest = String::new();
         let length = tokio::task::spawn_blocking(move || agent.stdin.read_line(&mut rest));
         assert_eq!(length.await.expect("no panic").expect("the end"), 0);
+    }
+
+    /// Has a defect.
+    struct Panics;
+
+    #[async_trait]
+    impl Handler for Panics {
+        async fn notification(
+            &self,
+            _line: &str,
+            method: &str,
+            _params: Option<&RawValue>,
+        ) -> ControlFlow<()> {
+            panic!("{method}")
+        }
+
+        async fn request(&self, _: &Connection, _: Request<'_>) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+
+        async fn stray(&self, _line: &[u8]) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_handler_leaves_nobody_waiting() {
+        let mut agent = agent_heard_by(Arc::new(Panics));
+        let asked = agent.connection.start_request("ask", &()).await;
+        agent
+            .stdout
+            .write_all(b"{\"method\":\"x\"}\n")
+            .expect("written");
+        let error = asked.wait().await;
+        assert!(matches!(error, Err(RequestError::Closed(Closed::Ended))));
     }
 }
