@@ -18,8 +18,8 @@ const MODEL: &str = "model";
 const THOUGHT_LEVEL: &str = "thought_level";
 
 /// The agent's last word about itself. JSON as it came, fields that we do not know included.
-#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Configuration {
     /// `{ currentModeId, availableModes: [{ id, name, … }] }`
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -31,6 +31,22 @@ pub(super) struct Configuration {
     /// `[{ id, category, type, currentValue, options, … }]`
     #[serde(skip_serializing_if = "Option::is_none")]
     config_options: Option<Vec<Value>>,
+}
+
+/// Bytes of modes, models or options that are kept, of each. It bounds what an agent can make this
+/// process hold, and write with every change: a parsed value takes many times its text.
+const MAX_BYTES: usize = 1 << 20;
+
+/// The same as it comes. Whatever an agent sends in place of any of it may be of another shape.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Told<'a> {
+    #[serde(borrow)]
+    modes: Option<&'a RawValue>,
+    #[serde(borrow)]
+    models: Option<&'a RawValue>,
+    #[serde(borrow)]
+    config_options: Option<&'a RawValue>,
 }
 
 /// A change that an agent is asked for.
@@ -48,14 +64,61 @@ const SET_MODE: &str = "session/set_mode";
 const SET_MODEL: &str = "session/set_model";
 const SET_CONFIG_OPTION: &str = "session/set_config_option";
 
+/// A change that an agent tells.
+#[derive(Debug)]
+pub(super) enum Observed {
+    Mode(Value),
+    Options(Vec<Value>),
+}
+
+impl Observed {
+    /// `current_mode_update {currentModeId}`; `None`: it is not what it should be.
+    pub(super) fn mode(id: Option<&RawValue>) -> Option<Self> {
+        id.and_then(bounded)
+            .filter(Value::is_string)
+            .map(Self::Mode)
+    }
+
+    /// `config_option_update {configOptions}`, in the same way.
+    pub(super) fn options(list: Option<&RawValue>) -> Option<Self> {
+        list.and_then(options).map(Self::Options)
+    }
+}
+
+fn bounded(raw: &RawValue) -> Option<Value> {
+    let bytes = raw.get().len();
+    if bytes > MAX_BYTES {
+        tracing::warn!(bytes, "a configuration of an agent is too large to be kept");
+        return None;
+    }
+    serde_json::from_str(raw.get()).ok()
+}
+
+/// Of a list of options those that are one.
+fn options(raw: &RawValue) -> Option<Vec<Value>> {
+    match bounded(raw)? {
+        Value::Array(mut options) => {
+            options.retain(Value::is_object);
+            Some(options)
+        }
+        _ => None,
+    }
+}
+
 impl Configuration {
     /// From an answer that may hold any of it.
     pub(super) fn of_answer(answer: &RawValue) -> Self {
-        serde_json::from_str(answer.get()).unwrap_or_default()
+        Self::of_text(answer.get())
     }
 
+    /// Parts that are too large, or not of ACP's shape, are left out.
     pub(super) fn of_text(text: &str) -> Self {
-        serde_json::from_str(text).unwrap_or_default()
+        let told: Told = serde_json::from_str(text).unwrap_or_default();
+        Self {
+            modes: told.modes.and_then(bounded).filter(Value::is_object),
+            models: told.models.and_then(bounded).filter(Value::is_object),
+            config_options: told.config_options.and_then(options),
+        }
     }
 
     pub(super) fn to_text(&self) -> Arc<str> {
@@ -68,19 +131,12 @@ impl Configuration {
     }
 
     /// What an update of the agent changes.
-    pub(super) fn observe(&mut self, kind: &str, update: &Value) {
-        match kind {
-            "current_mode_update" => {
-                if let Some(mode) = update["currentModeId"].as_str() {
-                    self.modes.get_or_insert_with(|| json!({}))["currentModeId"] = json!(mode);
-                }
+    pub(super) fn observe(&mut self, change: &Observed) {
+        match change {
+            Observed::Mode(mode) => {
+                self.modes.get_or_insert_with(|| json!({}))["currentModeId"] = mode.clone();
             }
-            "config_option_update" => {
-                if let Some(options) = update["configOptions"].as_array() {
-                    self.config_options = Some(options.clone());
-                }
-            }
-            _ => {}
+            Observed::Options(options) => self.config_options = Some(options.clone()),
         }
     }
 
@@ -321,12 +377,12 @@ fn unsupported(agent: &str, what: &str) -> Error {
 mod tests {
     use super::*;
 
-    fn configuration(json: Value) -> Configuration {
-        serde_json::from_value(json).expect("a configuration")
+    fn configuration(json: &Value) -> Configuration {
+        Configuration::of_text(&json.to_string())
     }
 
     fn example() -> Configuration {
-        configuration(json!({
+        configuration(&json!({
             "modes": { "currentModeId": "ask", "availableModes": [{ "id": "ask" }, { "id": "code" }] },
             "configOptions": [
                 { "id": "effort", "category": "thought_level", "type": "select", "currentValue": "low",
@@ -393,14 +449,14 @@ mod tests {
             [json!({ "sessionUpdate": "current_mode_update", "currentModeId": "code" })]
         );
         let mut told = before;
-        told.observe("current_mode_update", &json!({ "currentModeId": "code" }));
+        told.observe(&Observed::Mode(json!("code")));
         assert_eq!(now.untold_updates(&told), Vec::<Value>::new());
     }
 
     #[test]
     fn a_resumed_agent_is_asked_for_what_differs_the_model_first() {
         let mut wanted = example();
-        wanted.observe("current_mode_update", &json!({ "currentModeId": "code" }));
+        wanted.observe(&Observed::Mode(json!("code")));
         let high = json!({ "configId": "effort", "value": "high" });
         wanted.granted(SET_CONFIG_OPTION, &high, RawValue::NULL);
         let big = json!({ "configId": "llm", "value": "big" });
@@ -412,5 +468,28 @@ mod tests {
             .collect();
         assert_eq!(asked, ["mode code", "llm \"big\"", "effort \"high\""]);
         assert_eq!(wanted.towards(&wanted), []);
+    }
+
+    #[test]
+    fn what_is_of_another_shape_is_as_good_as_not_there() {
+        let odd = json!({ "modes": "x", "models": [], "configOptions": ["x", { "id": "a" }, 1] });
+        let mut odd = configuration(&odd);
+        assert_eq!((&odd.modes, &odd.models), (&None, &None));
+        assert_eq!(odd.config_options(), [json!({ "id": "a" })]);
+        odd.observe(&Observed::Mode(json!("code")));
+        for method in [SET_MODE, SET_MODEL, SET_CONFIG_OPTION] {
+            let params = json!({ "modeId": "ask", "modelId": "m" });
+            odd.granted(method, &params, RawValue::NULL);
+        }
+        assert_eq!(odd.current_mode(), Some("ask"));
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_kept_and_the_rest_is() {
+        let huge = "x".repeat(MAX_BYTES);
+        let large = json!({ "modes": { "currentModeId": "a" }, "configOptions": [{ "id": huge }] });
+        let large = configuration(&large);
+        assert_eq!(large.current_mode(), Some("a"));
+        assert!(large.config_options().is_empty());
     }
 }

@@ -92,7 +92,9 @@ impl LiveSession {
             Ok(answer) => answer,
             Err(error) => return Err(self.request_error(method, error).await),
         };
-        self.updates.granted(method, &json!(params), &answer);
+        // What a caller sends may hold numbers and depths that a `Value` can't; then it is no setting.
+        let params = serde_json::to_value(params).unwrap_or_default();
+        self.updates.granted(method, &params, &answer);
         Ok(answer)
     }
 

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use uuid::Uuid;
 
-use super::configuration::Configuration;
+use super::configuration::{Configuration, Observed};
 use super::emission::{Emission, Notice, SessionState};
 use super::event::{self, DecidedBy};
 use super::options::PermissionPolicy;
@@ -144,6 +144,10 @@ struct Update<'a> {
 
 /// The part of our adapters' `_agentvm/retry` that says which text is void.
 #[derive(Deserialize)]
+    #[serde(borrow, default)]
+    current_mode_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    config_options: Option<&'a RawValue>,
 #[serde(rename_all = "camelCase")]
 struct RetryParams<'a> {
     #[serde(borrow, default)]
@@ -272,13 +276,8 @@ impl Updates {
             "tool_call" | "tool_call_update" if self.policy == PermissionPolicy::Ask => {
                 self.note_tool(update);
             }
-            kind if changes_configuration(kind) => {
-                let params = json.and_then(|json| serde_json::from_str(json.get()).ok());
-                let params: Value = params.unwrap_or_default();
-                let mut state = self.state();
-                state.configuration.observe(kind, &params["update"]);
-                state.told.observe(kind, &params["update"]);
-            }
+            "current_mode_update" => self.observe(Observed::mode(update.current_mode_id)),
+            "config_option_update" => self.observe(Observed::options(update.config_options)),
             _ => {}
         }
     }
@@ -287,6 +286,15 @@ impl Updates {
     fn note_text(&self, chunk: &Update<'_>) {
         let Some(turn) = self.state().turn.clone() else {
             return;
+    /// The agent is set differently now, and the log says so.
+    fn observe(&self, change: Option<Observed>) {
+        if let Some(change) = change {
+            let mut state = self.state();
+            state.configuration.observe(&change);
+            state.told.observe(&change);
+        }
+    }
+
         };
         let text = chunk
             .content
@@ -443,7 +451,7 @@ impl Handler for Updates {
             return ControlFlow::Continue(());
         }
         if let Some(update) = &update {
-            self.note(update, params);
+            self.note(update);
         } else if method == event::RETRY {
             self.note_retry(params);
         }
