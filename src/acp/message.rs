@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -48,6 +48,15 @@ impl RpcError {
         }
     }
 
+    /// From the `error` of an answer, which is one whatever it looks like.
+    fn read(raw: &RawValue) -> Self {
+        serde_json::from_str(raw.get()).unwrap_or_else(|_| Self {
+            code: -32603,
+            message: "it answered with an error that is none of JSON-RPC's".to_owned(),
+            data: Some(raw.to_owned()),
+        })
+    }
+
     #[must_use]
     pub fn invalid_params(problem: &str) -> Self {
         Self {
@@ -74,8 +83,8 @@ struct Envelope<'a> {
     params: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     result: Option<&'a RawValue>,
-    #[serde(default)]
-    error: Option<RpcError>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
 }
 
 /// For fields that default to `None`: `null` is a value too, only an absent field is `None`.
@@ -101,11 +110,12 @@ impl<'a> Message<'a> {
             (Some(method), None) => Some(Self::Notification { method, params }),
             (Some(method), Some(id)) => Some(Self::Request { id, method, params }),
             (None, Some(id)) => {
-                let result = match (result, error) {
-                    (_, Some(error)) => Err(error),
-                    (Some(result), None) => Ok(result),
-                    (None, None) => return None,
-                };
+                // An answer without either is JavaScript's `undefined` as a result. Whoever asked would
+                // wait for another one for ever.
+                let result = error.map_or_else(
+                    || Ok(result.unwrap_or(RawValue::NULL)),
+                    |error| Err(RpcError::read(error)),
+                );
                 Some(Self::Response { id, result })
             }
             (None, None) => None,
@@ -120,9 +130,7 @@ pub struct OuterSessionIds<'a>(Vec<&'a RawValue>);
 impl<'a> OuterSessionIds<'a> {
     #[must_use]
     pub fn of(params: Option<&'a RawValue>) -> Self {
-        params
-            .and_then(|params| serde_json::from_str(params.get()).ok())
-            .unwrap_or_default()
+        Self(fields(params, "sessionId"))
     }
 
     /// For who has read the whole of `params`, and found this one alone or none.
@@ -157,30 +165,53 @@ impl<'a> OuterSessionIds<'a> {
     }
 }
 
-impl<'de> Deserialize<'de> for OuterSessionIds<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Ids;
-        impl<'de> Visitor<'de> for Ids {
-            type Value = OuterSessionIds<'de>;
+/// The values of every field of this name directly in an object: JSON allows a key twice.
+struct Fields<'n>(&'n str);
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
+impl<'de> DeserializeSeed<'de> for Fields<'_> {
+    type Value = Vec<&'de RawValue>;
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut ids = Vec::new();
-                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-                    if key == "sessionId" {
-                        ids.push(map.next_value::<&'de RawValue>()?);
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(OuterSessionIds(ids))
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Fields<'_> {
+    type Value = Vec<&'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if key == self.0 {
+                values.push(map.next_value::<&'de RawValue>()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
             }
         }
-        deserializer.deserialize_map(Ids)
+        Ok(values)
     }
+}
+
+/// Of something else than an object: none.
+fn fields<'a>(json: Option<&'a RawValue>, name: &str) -> Vec<&'a RawValue> {
+    let read = |json: &'a RawValue| {
+        let mut json = serde_json::Deserializer::from_str(json.get());
+        Fields(name).deserialize(&mut json).ok()
+    };
+    json.and_then(read).unwrap_or_default()
+}
+
+/// Whether the outer `params._meta` has a field of this name.
+#[must_use]
+pub fn has_outer_meta(params: Option<&RawValue>, name: &str) -> bool {
+    let metas = fields(params, "_meta");
+    metas
+        .into_iter()
+        .any(|meta| !fields(Some(meta), name).is_empty())
 }
 
 /// The agent's name of the session that a message is about, from the outer `params.sessionId`.
@@ -249,15 +280,7 @@ mod tests {
             parse(r#"{"id":"a","error":{"code":-1,"message":"no"}}"#),
             Some(Message::Response { result: Err(_), .. })
         ));
-        for garbage in [
-            "",
-            "hello",
-            "{}",
-            "[]",
-            r#"{"id":1}"#,
-            "42",
-            r#"{"method":"#,
-        ] {
+        for garbage in ["", "hello", "{}", "[]", "42", r#"{"method":"#] {
             assert!(parse(garbage).is_none(), "{garbage}");
         }
     }
@@ -275,5 +298,41 @@ mod tests {
             error.data.map(|data| data.get().to_owned()).as_deref(),
             Some(r#"{"b":1.0,"a":[ ]}"#)
         );
+    }
+
+    #[test]
+    fn an_answer_in_another_shape_is_still_an_answer() {
+        assert!(matches!(
+            Message::parse(r#"{"jsonrpc":"2.0","id":1}"#),
+            Some(Message::Response { result: Ok(result), .. }) if result.get() == "null"
+        ));
+        for error in [r#""oops""#, r#"{"code":1.5,"message":"no"}"#, "[]"] {
+            let line = format!(r#"{{"id":1,"error":{error}}}"#);
+            let Some(Message::Response {
+                result: Err(read), ..
+            }) = Message::parse(&line)
+            else {
+                panic!("not an error: {line}")
+            };
+            assert_eq!(read.data.as_deref().map(RawValue::get), Some(error));
+        }
+    }
+
+    #[test]
+    fn a_mark_is_found_however_it_is_written() {
+        let marked = |params: &str| {
+            let params: Box<RawValue> = serde_json::from_str(params).expect("JSON");
+            has_outer_meta(Some(&params), "agentvm")
+        };
+        assert!(marked(r#"{"_meta":{"x":1,"agentvm":{}}}"#));
+        assert!(marked(r#"{"_meta":{"agentvm":null},"_meta":{}}"#));
+        assert!(marked(r#"{"_m\u0065ta":{"\u0061gentvm":{}}}"#));
+        for other in [
+            r#"{"_meta":{}}"#,
+            r#"{"update":{"_meta":{"agentvm":{}}}}"#,
+            "[]",
+        ] {
+            assert!(!marked(other), "{other}");
+        }
     }
 }

@@ -140,14 +140,14 @@ struct Update<'a> {
     tool_kind: Option<&'a RawValue>,
     #[serde(borrow, default)]
     name: Option<&'a RawValue>,
-}
-
-/// The part of our adapters' `_agentvm/retry` that says which text is void.
-#[derive(Deserialize)]
     #[serde(borrow, default)]
     current_mode_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     config_options: Option<&'a RawValue>,
+}
+
+/// The part of our adapters' `_agentvm/retry` that says which text is void.
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RetryParams<'a> {
     #[serde(borrow, default)]
