@@ -606,7 +606,10 @@ export type AddedEvent =
   | Added<"_agentvm/session_restored", SessionRestoredEvent>
   | Added<"session/update", { update: AddedUpdate }>;
 
-/** An event that agentvm adds. `_meta.agentvm` is in these only. */
+/**
+ * An event that agentvm adds. `_meta.agentvm` is in these only: a message of an agent that has it, or a
+ * method `_agentvm/…` other than our adapters' `_agentvm/retry`, does not get into the log.
+ */
 export interface Added<Method extends string, Params> {
   jsonrpc: "2.0";
   method: Method;

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::acp::has_outer_meta;
 use crate::error::Error;
 use crate::ids::SessionId;
 use crate::store::Event;
@@ -18,6 +19,17 @@ pub(super) const PROMPT: &str = "session/prompt";
 
 /// Of an adapter of ours: the agent repeats a failed model request.
 pub(super) const RETRY: &str = "_agentvm/retry";
+
+/// Methods of what agentvm adds.
+const OWN: &str = "_agentvm/";
+
+/// Whether a message of an agent looks like one that only agentvm itself may add to the log.
+///
+/// Who reads the log, and every resume, relies on those: an agent could tell of a permission that
+/// nobody gave, or of a turn that has not ended.
+pub(super) fn is_reserved(method: &str, params: Option<&RawValue>) -> bool {
+    (method.starts_with(OWN) && method != RETRY) || has_outer_meta(params, "agentvm")
+}
 
 pub(super) const TURN_START: &str = "_agentvm/turn_start";
 pub(super) const TURN_END: &str = "_agentvm/turn_end";
@@ -278,3 +290,29 @@ mod tests {
         assert_eq!(turn_of(&start.json), Some(turn));
     }
 }
+
+    #[test]
+    fn an_answer_is_kept_as_it_came() {
+        let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
+        let answer = format!(r#"{{"stopReason":"end_turn","n":1e400,"deep":{deep}}}"#);
+        let response = RawValue::from_string(answer.clone()).expect("JSON");
+        let end = TurnEnd::Answered {
+            stop_reason: "end_turn",
+            response: &response,
+        };
+        let event = turn_end(SessionId::generate(), Some(Uuid::now_v7()), &end);
+        assert!(event.json.contains(&answer));
+        assert!(is_answered(&event.json));
+    }
+
+    #[test]
+    fn an_agent_may_say_only_what_is_its_own() {
+        assert!(is_reserved(TURN_END, None));
+        assert!(is_reserved("_agentvm/new", None));
+        assert!(!is_reserved(RETRY, None));
+        assert!(!is_reserved("_own/thing", Some(RawValue::NULL)));
+        let ours = turn_start(SessionId::generate(), Uuid::now_v7()).json;
+        let ours: Value = serde_json::from_str(&ours).expect("JSON");
+        let params = serde_json::value::to_raw_value(&ours["params"]).expect("JSON");
+        assert!(is_reserved(SESSION_UPDATE, Some(&params)));
+    }

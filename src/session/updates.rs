@@ -19,10 +19,7 @@ use super::options::PermissionPolicy;
 use super::permission::{self, Asked, KnownTool, Pending, Permissions};
 use super::tail::Tail;
 use super::turn::Turn;
-use crate::acp::{
-    self, Connection, Handler, OuterSessionIds, Request, RpcError, outer_session_id,
-    with_session_id,
-};
+use crate::acp::{Connection, Handler, Request, RpcError, outer_session_id, with_session_id};
 use crate::error::{Error, Result};
 use crate::ids::{Seq, SessionId};
 use crate::store::{Event, SessionChange, Store};
@@ -112,13 +109,6 @@ impl State {
 /// Parts of `session/update` that are looked into; everything else is only passed on.
 #[derive(Deserialize)]
 struct UpdateParams<'a> {
-    #[serde(
-        borrow,
-        default,
-        rename = "sessionId",
-        deserialize_with = "acp::present"
-    )]
-    session_id: Option<&'a RawValue>,
     #[serde(borrow)]
     update: Update<'a>,
 }
@@ -140,14 +130,14 @@ struct Update<'a> {
     tool_kind: Option<&'a RawValue>,
     #[serde(borrow, default)]
     name: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    current_mode_id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    config_options: Option<&'a RawValue>,
 }
 
 /// The part of our adapters' `_agentvm/retry` that says which text is void.
 #[derive(Deserialize)]
+    #[serde(borrow, default)]
+    current_mode_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    config_options: Option<&'a RawValue>,
 #[serde(rename_all = "camelCase")]
 struct RetryParams<'a> {
     #[serde(borrow, default)]
@@ -431,19 +421,16 @@ impl Handler for Updates {
         method: &str,
         params: Option<&RawValue>,
     ) -> ControlFlow<()> {
+        let agent_session = outer_session_id(params);
         let is_update = method == event::SESSION_UPDATE;
-        // These come by the thousand: what is needed of one is read at once.
-        let read = params
+        let update = params
             .filter(|_| is_update)
-            .and_then(|params| serde_json::from_str::<UpdateParams<'_>>(params.get()).ok());
-        let (ids, update) = match read {
-            Some(params) => (
-                OuterSessionIds::only(params.session_id),
-                Some(params.update),
-            ),
-            None => (OuterSessionIds::of(params), None),
-        };
-        let agent_session = ids.name();
+            .and_then(|params| serde_json::from_str::<UpdateParams<'_>>(params.get()).ok())
+            .map(|params| params.update);
+        if event::is_reserved(method, params) {
+            tracing::warn!(session = %self.session, method, "an agent's message in agentvm's name");
+            return ControlFlow::Continue(());
+        }
         // One that can't be read is treated like what was said.
         let kind = is_update.then(|| update.as_ref().map_or("", |update| &*update.kind));
         if !self.is_news(agent_session.as_deref(), kind) {
@@ -455,7 +442,7 @@ impl Handler for Updates {
         } else if method == event::RETRY {
             self.note_retry(params);
         }
-        let json = ids.replaced(line, &self.session.to_string());
+        let json = with_session_id(line, params, &self.session.to_string());
         let event = if method == event::SESSION_UPDATE {
             Event::session_update(json.into())
         } else {
@@ -522,9 +509,6 @@ impl Handler for Updates {
             ),
         }
         drop(asking_now);
-        // Whoever hears that one waits finds it: not before it is committed. An error is that of `logged`,
-        // or comes with the next event.
-        drop(self.store.flush(false).await);
         self.tell_state();
         if is_cancelled() {
             // Whoever cancelled may have looked for requests just before this one was there.
