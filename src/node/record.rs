@@ -7,7 +7,9 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::ids::{Seq, SessionId};
-use crate::session::{PermissionPolicy, PermissionRequest, SessionView};
+use crate::session::{
+    CreatedSession, PermissionPolicy, PermissionRequest, SessionView, TurnResult,
+};
 use crate::store::{SessionRecord, Status, StoredEvent};
 
 pub(super) fn text(value: &impl Serialize) -> String {
@@ -76,6 +78,42 @@ impl<'a> From<&'a SessionView> for LiveSession<'a> {
     }
 }
 
+// Not `json!`: what agents say may hold numbers and depths that a `Value` can't.
+
+/// What `createSession` resolves to.
+pub(super) fn created_session(created: &CreatedSession) -> String {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Created<'a> {
+        session_id: SessionId,
+        agent_type: &'a str,
+        capabilities: Option<&'a RawValue>,
+        agent_info: Option<&'a RawValue>,
+    }
+    text(&Created {
+        session_id: created.id,
+        agent_type: &created.agent,
+        capabilities: created.capabilities.as_deref(),
+        agent_info: created.agent_info.as_deref(),
+    })
+}
+
+/// What `sendPrompt` resolves to.
+pub(super) fn turn_result(result: &TurnResult) -> String {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Turn<'a> {
+        response: &'a RawValue,
+        text: &'a str,
+        stop_reason: &'a str,
+    }
+    text(&Turn {
+        response: &result.response,
+        text: &result.text,
+        stop_reason: &result.stop_reason,
+    })
+}
+
 /// The payload of `permissionRequest`.
 pub(super) fn permission_json(session: SessionId, request: &PermissionRequest) -> impl Serialize {
     #[derive(Serialize)]
@@ -131,4 +169,23 @@ fn array(events: &[StoredEvent], add: impl Fn(&mut String, &StoredEvent)) -> Str
     }
     json.push(']');
     json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_gives_the_answer_as_it_came() {
+        let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
+        let answer = format!(r#"{{"stopReason":"end_turn","n":1e400,"deep":{deep}}}"#);
+        let result = TurnResult {
+            response: RawValue::from_string(answer.clone()).expect("JSON"),
+            text: "said".to_owned(),
+            stop_reason: "end_turn".to_owned(),
+        };
+        let json = turn_result(&result);
+        let text = r#","text":"said","stopReason":"end_turn"}"#;
+        assert_eq!(json, format!(r#"{{"response":{answer}{text}"#));
+    }
 }

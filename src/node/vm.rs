@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::error::{aborted, promise, rejection};
 use super::events::{NativeSubscription, deliver};
 use super::options::{self, RawFileOptions, exec_options, parse, path, session_options};
-use super::record::text;
+use super::record::{created_session, turn_result};
 use crate::error::{Code, Error, Result};
 use crate::ids::SessionId;
 use crate::session::VmHandle;
@@ -93,12 +93,7 @@ impl NativeVm {
             let created = handle
                 .create_session(&agent_type, options, aborting(abort))
                 .await?;
-            Ok(text(&json!({
-                "sessionId": created.id,
-                "agentType": created.agent,
-                "capabilities": created.capabilities,
-                "agentInfo": created.agent_info,
-            })))
+            Ok(created_session(&created))
         })
     }
 
@@ -115,11 +110,7 @@ impl NativeVm {
             let session = SessionId::parse(&session_id)?;
             let blocks = options::prompt(&prompt)?;
             let result = handle.send_prompt(session, blocks).await?;
-            Ok(text(&json!({
-                "response": result.response,
-                "text": result.text,
-                "stopReason": result.stop_reason,
-            })))
+            Ok(turn_result(&result))
         })
     }
 
