@@ -647,7 +647,7 @@ export interface PermissionOutcomeEvent {
   outcome: PermissionOutcome;
   /** The session's policy, `respondPermission`, or agentvm because nobody can answer any more. */
   decidedBy: "policy" | "caller" | "agentvm";
-  /** Of `"agentvm"`: why. */
+  /** Of `"agentvm"`: why. `"too_many_requests"`: more than 256, or 64 MiB of them, waited already. */
   reason?: string;
 }
 

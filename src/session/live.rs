@@ -526,6 +526,7 @@ impl AgentProcess {
                 };
                 let data = error.data.as_deref().map(RawValue::get);
                 let data: Value = data
+                    .filter(|data| data.len() <= MAX_ERROR_DATA)
                     .and_then(|data| serde_json::from_str(data).ok())
                     .unwrap_or_default();
                 Error::new(code, format!("{agent}: {}", error.message))
@@ -565,6 +566,9 @@ impl AgentProcess {
         Error::new(code, message)
     }
 }
+
+/// Bytes of an agent's `data` that an error takes along; longer ones are left out.
+const MAX_ERROR_DATA: usize = 1 << 20;
 
 /// ACP's code for 'authenticate first'.
 const AUTH_REQUIRED: i64 = -32000;

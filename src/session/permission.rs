@@ -16,6 +16,13 @@ use crate::ids::{Seq, SessionId};
 /// The method with which an agent asks.
 pub(super) const REQUEST: &str = "session/request_permission";
 
+/// What waits in one session at most: an agent that asks for more is answered as cancelled.
+const MAX_PENDING: usize = 256;
+const MAX_PENDING_BYTES: usize = 64 << 20;
+
+/// Bytes of options that are looked into: a parsed value takes many times its text.
+const MAX_OPTIONS: usize = 1 << 20;
+
 /// A request that waits for the caller.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -25,7 +32,7 @@ pub struct PermissionRequest {
     pub tool_name: String,
     /// What the tool would do, in the agent's words.
     pub description: String,
-    /// `[{ optionId, name, kind }]`, as they came.
+    /// `[{ optionId, name, kind }]`, as they came; empty if they are not a list.
     pub options: Value,
     /// The agent's whole request, with our session id.
     pub params: Box<RawValue>,
@@ -113,10 +120,11 @@ impl Asked {
     /// request need not repeat it.
     pub(super) fn new(params: Box<RawValue>, tool: impl FnOnce(&str) -> Option<KnownTool>) -> Self {
         let asked: Params = read(Some(&*params)).unwrap_or_default();
-        let options: Value = read(asked.options).unwrap_or_default();
+        let options = asked
+            .options
+            .filter(|options| options.get().len() <= MAX_OPTIONS);
+        let options: Vec<Value> = read(options).unwrap_or_default();
         let offered = options
-            .as_array()
-            .map_or(&[][..], Vec::as_slice)
             .iter()
             .filter_map(|option| Offered::deserialize(option).ok())
             .collect();
@@ -132,7 +140,7 @@ impl Asked {
                 permission_id: Uuid::now_v7(),
                 tool_name: tool_name.unwrap_or_else(|| "other".to_owned()),
                 description: read(call.title).or(known.title).unwrap_or_default(),
-                options,
+                options: Value::Array(options),
                 params,
             },
             offered,
@@ -265,6 +273,16 @@ impl Permissions {
             .count()
     }
 
+    /// Whether a session has as many requests waiting as it may have.
+    pub(super) fn is_full(&self, session: SessionId) -> bool {
+        let pending = self.pending();
+        let own = pending.values().filter(|own| own.session == session);
+        let (count, bytes) = own.fold((0, 0), |(count, bytes), own| {
+            (count + 1, bytes + own.request.params.get().len())
+        });
+        count >= MAX_PENDING || bytes >= MAX_PENDING_BYTES
+    }
+
     /// The request, if it still waits.
     pub(super) fn get(&self, id: Uuid) -> Option<PermissionRequest> {
         self.pending()
@@ -368,5 +386,14 @@ mod tests {
         let request = asked(&usual()).request;
         assert_eq!(request.tool_name, "execute");
         assert_eq!(request.description, "rm -rf /");
+    }
+
+    #[test]
+    fn options_that_are_no_list_are_none() {
+        for odd in [json!("allow"), json!({ "optionId": "a" }), Value::Null] {
+            let asked = asked(&odd);
+            assert_eq!(asked.request.options, json!([]));
+            assert_eq!(asked.decide(PermissionPolicy::Allow), Some(cancelled()));
+        }
     }
 }

@@ -23,6 +23,12 @@ use crate::vm::{Command, Commands, DynVm, GuestPath, User, VmError};
 /// An agent that prints something else than the protocol and then says nothing does not speak it.
 const GARBAGE_GRACE: Duration = Duration::from_secs(10);
 
+/// Bytes of an agent's capabilities, and of its info: they are kept and listed with every session.
+const MAX_ABOUT: usize = 1 << 20;
+
+/// Bytes of an agent's own id of a session, which goes along with every request.
+const MAX_SESSION_ID: usize = 64 << 10;
+
 /// What an agent says about itself.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -155,6 +161,15 @@ async fn initialize(agent: &str, process: &AgentProcess, updates: &Updates) -> R
         let problem = format!("{agent}: its answer to initialize is malformed: {error}");
         Error::new(Code::AgentProtocol, problem)
     })?;
+    let about = [&initialized.agent_capabilities, &initialized.agent_info];
+    if about
+        .into_iter()
+        .flatten()
+        .any(|about| about.get().len() > MAX_ABOUT)
+    {
+        let problem = format!("{agent} says more than {MAX_ABOUT} bytes about itself");
+        return Err(Error::new(Code::AgentProtocol, problem));
+    }
     if initialized.protocol_version != ProtocolVersion::V1 {
         return Err(Error::new(
             Code::AgentProtocol,
@@ -210,6 +225,14 @@ impl Starting {
             );
             Error::new(Code::AgentProtocol, problem)
         })?;
+        let bytes = session.session_id.len();
+        if bytes > MAX_SESSION_ID {
+            let problem = format!(
+                "{}: its name of the session has {bytes} bytes, more than {MAX_SESSION_ID}",
+                self.agent
+            );
+            return Err(Error::new(Code::AgentProtocol, problem));
+        }
         Ok(Opened {
             agent_session: session.session_id,
             forgot: None,

@@ -27,12 +27,16 @@ use crate::store::{Event, SessionChange, Store};
 /// Tool calls that a permission request may refer to.
 const KNOWN_TOOLS: usize = 64;
 
+/// Longest id, name, kind or title of such a call, in bytes of JSON.
+const KNOWN_TEXT: usize = 8 << 10;
+
 /// Reasons why nobody answers a permission request any more.
 pub(super) const CANCELLED: &str = "cancelled";
 pub(super) const TURN_ENDED: &str = "turn_ended";
 pub(super) const SESSION_CLOSED: &str = "session_closed";
 pub(super) const AGENT_EXITED: &str = "agent_exited";
 pub(super) const INTERRUPTED: &str = "interrupted";
+const TOO_MANY: &str = "too_many_requests";
 
 /// Takes the agent's messages, in order, from its connection to the store.
 pub(super) struct Updates {
@@ -130,14 +134,14 @@ struct Update<'a> {
     tool_kind: Option<&'a RawValue>,
     #[serde(borrow, default)]
     name: Option<&'a RawValue>,
-}
-
-/// The part of our adapters' `_agentvm/retry` that says which text is void.
-#[derive(Deserialize)]
     #[serde(borrow, default)]
     current_mode_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     config_options: Option<&'a RawValue>,
+}
+
+/// The part of our adapters' `_agentvm/retry` that says which text is void.
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RetryParams<'a> {
     #[serde(borrow, default)]
@@ -260,7 +264,7 @@ impl Updates {
     }
 
     /// What an update means for the turn and the session.
-    fn note(&self, update: &Update<'_>, json: Option<&RawValue>) {
+    fn note(&self, update: &Update<'_>) {
         match &*update.kind {
             "agent_message_chunk" => self.note_text(update),
             "tool_call" | "tool_call_update" if self.policy == PermissionPolicy::Ask => {
@@ -272,10 +276,6 @@ impl Updates {
         }
     }
 
-    /// Adds the text of an `agent_message_chunk` to the turn that is under way.
-    fn note_text(&self, chunk: &Update<'_>) {
-        let Some(turn) = self.state().turn.clone() else {
-            return;
     /// The agent is set differently now, and the log says so.
     fn observe(&self, change: Option<Observed>) {
         if let Some(change) = change {
@@ -285,6 +285,10 @@ impl Updates {
         }
     }
 
+    /// Adds the text of an `agent_message_chunk` to the turn that is under way.
+    fn note_text(&self, chunk: &Update<'_>) {
+        let Some(turn) = self.state().turn.clone() else {
+            return;
         };
         let text = chunk
             .content
@@ -296,8 +300,10 @@ impl Updates {
     }
 
     fn note_tool(&self, call: &Update<'_>) {
+        // For a person to read: longer ones are not kept until a request needs them.
         let text = |raw: Option<&RawValue>| {
-            raw.and_then(|raw| serde_json::from_str::<String>(raw.get()).ok())
+            raw.filter(|raw| raw.get().len() <= KNOWN_TEXT)
+                .and_then(|raw| serde_json::from_str::<String>(raw.get()).ok())
         };
         let Some(id) = text(call.tool_call_id) else {
             return;
@@ -421,16 +427,16 @@ impl Handler for Updates {
         method: &str,
         params: Option<&RawValue>,
     ) -> ControlFlow<()> {
+        if event::is_reserved(method, params) {
+            tracing::warn!(session = %self.session, method, "an agent's message in agentvm's name");
+            return ControlFlow::Continue(());
+        }
         let agent_session = outer_session_id(params);
         let is_update = method == event::SESSION_UPDATE;
         let update = params
             .filter(|_| is_update)
             .and_then(|params| serde_json::from_str::<UpdateParams<'_>>(params.get()).ok())
             .map(|params| params.update);
-        if event::is_reserved(method, params) {
-            tracing::warn!(session = %self.session, method, "an agent's message in agentvm's name");
-            return ControlFlow::Continue(());
-        }
         // One that can't be read is treated like what was said.
         let kind = is_update.then(|| update.as_ref().map_or("", |update| &*update.kind));
         if !self.is_news(agent_session.as_deref(), kind) {
@@ -481,11 +487,15 @@ impl Handler for Updates {
         let is_cancelled = || turn.as_ref().is_some_and(|turn| turn.is_cancelled());
         let id = asked.request.permission_id;
         let asking = event::permission_request(self.session, turn_id, id, &asked.request.params);
+        let nobody = |reason| Some((permission::cancelled(), DecidedBy::Nobody(reason)));
         let decided = if is_cancelled() {
-            Some((permission::cancelled(), DecidedBy::Nobody(CANCELLED)))
+            nobody(CANCELLED)
+        } else if let Some(outcome) = asked.decide(self.policy) {
+            Some((outcome, DecidedBy::Policy))
+        } else if self.permissions().is_full(self.session) {
+            nobody(TOO_MANY)
         } else {
-            let by_policy = asked.decide(self.policy);
-            by_policy.map(|outcome| (outcome, DecidedBy::Policy))
+            None
         };
         let pending = asked.pending(self.session, turn_id, connection.clone(), request.id);
         if let Some((outcome, by)) = decided {
