@@ -21,6 +21,8 @@ use crate::ids::{Seq, SessionId};
 use crate::store::{Query, SessionChange, SessionRecord, Status, Store};
 use crate::vm::{GuestPath, User};
 
+const PAGE_BYTES: u64 = 1 << 20;
+
 impl Machine {
     /// The session's agent, started again if it does not run. What is `given` replaces what was kept.
     pub(super) async fn resume(
@@ -178,26 +180,40 @@ async fn is_still_to_be_told(store: &Store, session: SessionId) -> Result<bool> 
     if !event::is_from_transcript(&forgot.json) {
         return Ok(false);
     }
-    let ends = of_method(store, session, event::TURN_END, forgot.seq).await?;
-    Ok(!ends.iter().any(|end| event::is_answered(end)))
+    let mut is_told = false;
+    each_of_method(store, session, event::TURN_END, forgot.seq, |end| {
+        is_told |= event::is_answered(end);
+    })
+    .await?;
+    Ok(!is_told)
 }
 
 /// A turn, or a permission request, whose host process died has no end in the log yet.
 async fn end_interrupted(store: &Store, session: SessionId, updates: &Updates) -> Result<()> {
-    let decided = of_method(store, session, event::PERMISSION_OUTCOME, Seq::default()).await?;
-    let decided: BTreeSet<_> = decided
-        .iter()
-        .filter_map(|outcome| event::permission_of(outcome))
-        .collect();
-    let asked = of_method(store, session, event::PERMISSION_REQUEST, Seq::default()).await?;
-    for id in asked.iter().filter_map(|asked| event::permission_of(asked)) {
-        if !decided.contains(&id) {
-            let outcome = permission::cancelled();
-            let by = DecidedBy::Nobody(INTERRUPTED);
-            updates
-                .append(event::permission_outcome(session, id, &outcome, by))
-                .await?;
-        }
+    let start = Seq::default();
+    let mut open = BTreeSet::new();
+    each_of_method(store, session, event::PERMISSION_REQUEST, start, |asked| {
+        open.extend(event::permission_of(asked));
+    })
+    .await?;
+    each_of_method(
+        store,
+        session,
+        event::PERMISSION_OUTCOME,
+        start,
+        |outcome| {
+            if let Some(id) = event::permission_of(outcome) {
+                open.remove(&id);
+            }
+        },
+    )
+    .await?;
+    for id in open {
+        let outcome = permission::cancelled();
+        let by = DecidedBy::Nobody(INTERRUPTED);
+        updates
+            .append(event::permission_outcome(session, id, &outcome, by))
+            .await?;
     }
     let history = store.history();
     let Some(started) = history.last_event(session, event::TURN_START).await? else {
@@ -212,19 +228,29 @@ async fn end_interrupted(store: &Store, session: SessionId, updates: &Updates) -
     Ok(())
 }
 
-/// The events of a method, which is none of the frequent ones.
-async fn of_method(
+/// Looks at the events of a method, which is none of the frequent ones, in bounded portions: what an
+/// agent asked is in them.
+async fn each_of_method(
     store: &Store,
     session: SessionId,
     method: &str,
-    since: Seq,
-) -> Result<Vec<Arc<str>>> {
-    let query = Query {
-        since,
-        method: Some(method.to_owned()),
-        limit: None,
-        max_bytes: u64::MAX,
-    };
-    let page = store.history().events(session, query).await?;
-    Ok(page.events.into_iter().map(|event| event.json).collect())
+    mut since: Seq,
+    mut look: impl FnMut(&str) + Send,
+) -> Result<()> {
+    loop {
+        let query = Query {
+            since,
+            method: Some(method.to_owned()),
+            limit: None,
+            max_bytes: PAGE_BYTES,
+        };
+        let page = store.history().events(session, query).await?;
+        for event in &page.events {
+            since = event.seq;
+            look(&event.json);
+        }
+        if page.complete {
+            return Ok(());
+        }
+    }
 }
