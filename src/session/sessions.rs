@@ -26,8 +26,8 @@ use crate::agents::{self, Agent, SessionSpec};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Seq, SessionId};
 use crate::store::{NewSession, SessionChange, SessionRecord, Status, Store, StoreError};
-use crate::vm::exec::{ExecOptions, exec};
-use crate::vm::{DynVm, GuestPath, User};
+use crate::vm::exec::{ExecEnd, ExecOptions, exec};
+use crate::vm::{DynVm, Exit, GuestPath, User, VmError};
 
 /// A session's agent, or its place.
 #[derive(Default)]
@@ -187,12 +187,11 @@ impl Machine {
         }
     }
 
-    /// Deletes what there is of a session, its record last: as long as that is there, it can be tried
-    /// again.
+    /// Deletes what there is of a session, its secrets first, its record last: as long as that is there,
+    /// it can be tried again.
     async fn remove(&self, vm: &DynVm, store: &Store, session: SessionId) -> Result<()> {
-        let command = format!("rm -rf -- '{}'", agents::state_dir(session).as_str());
-        exec(vm, &command, ExecOptions::default()).await?;
         environment::remove(&self.dir, session).await?;
+        remove_state(vm, session).await?;
         match store.delete_session(session).await {
             Err(StoreError::SessionNotFound { .. }) => Ok(()),
             result => Ok(result?),
@@ -362,6 +361,40 @@ impl Slot {
         *agent = None;
     }
 }
+
+/// Deletes the directory in which an agent keeps its own memory of a session. The agent, or the VM's
+/// root, may have made something in it that the user can't delete as it is.
+async fn remove_state(vm: &DynVm, session: SessionId) -> Result<()> {
+    let directory = agents::state_dir(session);
+    let directory = directory.as_str();
+    let remove = format!("rm -rf -- '{directory}'");
+    let command =
+        format!("{remove} 2>/dev/null || {{ chmod -R u+rwx -- '{directory}'; {remove}; }}");
+    let output = exec(vm, &command, ExecOptions::default()).await?;
+    let ExecEnd::Exited(failed) = output else {
+        return Ok(()); // without a time limit there is no other end
+    };
+    if failed.exit == Exit::Code(0) {
+        return Ok(());
+    }
+    let as_root = ExecOptions {
+        user: User::Root,
+        ..ExecOptions::default()
+    };
+    let failed = match exec(vm, &remove, as_root).await {
+        Ok(ExecEnd::Exited(output)) if output.exit != Exit::Code(0) => output,
+        Ok(_) => return Ok(()),
+        Err(VmError::User(_no_root)) => failed,
+        Err(error) => return Err(error.into()),
+    };
+    let why = String::from_utf8_lossy(&failed.stderr);
+    let problem = format!(
+        "session {session} is not destroyed: its agent's state in the VM can't be deleted: {}",
+        why.trim()
+    );
+    Err(Error::new(Code::from_errno(libc::EACCES), problem))
+}
+
 pub(super) fn text(raw: Option<&RawValue>) -> Arc<str> {
     raw.map_or("null", RawValue::get).into()
 }
