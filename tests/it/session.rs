@@ -10,6 +10,7 @@ mod fixture;
 mod flood;
 mod full;
 mod host;
+mod hostile;
 mod kill;
 mod output;
 mod own;
