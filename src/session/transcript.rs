@@ -1,9 +1,11 @@
 //! A conversation as text, for an agent that has forgotten it.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::event;
 use crate::error::Result;
@@ -29,13 +31,54 @@ pub(super) async fn of(history: &History, session: SessionId) -> Result<Option<S
         let page = history.events(session, query).await?;
         for event in &page.events {
             since = event.seq;
-            let event: Value = serde_json::from_str(&event.json).unwrap_or_default();
-            said.add(&event["params"]["update"]);
+            // One that can't be read says nothing to anybody.
+            if let Ok(event) = serde_json::from_str::<Event<'_>>(&event.json) {
+                said.add(&event.params.update);
+            }
         }
         if page.complete {
             return Ok(said.into_context());
         }
     }
+}
+
+/// The parts of an event that somebody said. Not a `Value`: a parsed one takes many times its text, and
+/// an agent decides how large that is.
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(borrow)]
+    params: Params<'a>,
+}
+
+#[derive(Deserialize)]
+struct Params<'a> {
+    #[serde(borrow)]
+    update: Update<'a>,
+}
+
+#[derive(Deserialize)]
+struct Update<'a> {
+    #[serde(borrow, rename = "sessionUpdate")]
+    kind: Cow<'a, str>,
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    title: Option<&'a RawValue>,
+}
+
+/// A content block, as far as it can be put into words.
+#[derive(Default, Deserialize)]
+struct Block<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Cow<'a, str>,
+    #[serde(borrow, default)]
+    text: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    uri: Option<Cow<'a, str>>,
+}
+
+fn read<'a, T: Deserialize<'a>>(raw: Option<&'a RawValue>) -> Option<T> {
+    raw.and_then(|raw| serde_json::from_str(raw.get()).ok())
 }
 
 /// The end of a conversation, in paragraphs.
@@ -54,14 +97,13 @@ enum Speaker {
 }
 
 impl Said {
-    fn add(&mut self, update: &Value) {
-        let content = &update["content"];
-        let (speaker, text) = match update["sessionUpdate"].as_str() {
-            Some("user_message_chunk") => (Speaker::User, text_of(content)),
-            Some("agent_message_chunk") => (Speaker::Agent, text_of(content)),
-            Some("tool_call") => {
-                let title = update["title"].as_str().unwrap_or("a tool");
-                (Speaker::Tool, title.to_owned())
+    fn add(&mut self, update: &Update<'_>) {
+        let (speaker, text) = match &*update.kind {
+            "user_message_chunk" => (Speaker::User, text_of(update.content)),
+            "agent_message_chunk" => (Speaker::Agent, text_of(update.content)),
+            "tool_call" => {
+                let title = read(update.title).unwrap_or_else(|| "a tool".to_owned());
+                (Speaker::Tool, title)
             }
             _ => return,
         };
@@ -114,20 +156,25 @@ impl Said {
     }
 }
 
-fn text_of(content: &Value) -> String {
-    match content["type"].as_str() {
-        Some("text") => content["text"].as_str().unwrap_or_default().to_owned(),
-        Some("resource_link") => format!("[{}]", content["uri"].as_str().unwrap_or("a link")),
-        Some(kind) => format!("[{kind}]"),
-        None => String::new(),
+fn text_of(content: Option<&RawValue>) -> String {
+    let block: Block<'_> = read(content).unwrap_or_default();
+    match &*block.kind {
+        "" => String::new(),
+        "text" => block.text.unwrap_or_default().into_owned(),
+        "resource_link" => format!("[{}]", block.uri.as_deref().unwrap_or("a link")),
+        kind => format!("[{kind}]"),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    fn add(said: &mut Said, update: &Value) {
+        said.add(&serde_json::from_str(&update.to_string()).expect("an update"));
+    }
 
     fn chunk(kind: &str, text: &str) -> Value {
         json!({ "sessionUpdate": kind, "content": { "type": "text", "text": text } })
@@ -144,7 +191,7 @@ mod tests {
             json!({ "sessionUpdate": "tool_call", "title": "cat a.txt" }),
             chunk("agent_message_chunk", "Done."),
         ] {
-            said.add(&update);
+            add(&mut said, &update);
         }
         let text = said.into_context().expect("something was said");
         let told = "User: Fix it.\n\nYou: I look.\n\nYou used a tool: cat a.txt\n\nYou: Done.\n\n";
@@ -155,11 +202,14 @@ mod tests {
     #[test]
     fn of_a_long_conversation_the_end_is_kept() {
         let mut said = Said::default();
-        said.add(&chunk("user_message_chunk", "first"));
+        add(&mut said, &chunk("user_message_chunk", "first"));
         for _ in 0..3 {
-            said.add(&chunk("agent_message_chunk", &"ü".repeat(MAX_BYTES / 4)));
+            add(
+                &mut said,
+                &chunk("agent_message_chunk", &"ü".repeat(MAX_BYTES / 4)),
+            );
         }
-        said.add(&chunk("user_message_chunk", "last"));
+        add(&mut said, &chunk("user_message_chunk", "last"));
         assert!(said.bytes <= MAX_BYTES);
         let text = said.into_context().expect("something was said");
         assert!(text.contains("left out") && text.contains("User: last"));
@@ -169,5 +219,14 @@ mod tests {
     #[test]
     fn nothing_said_is_no_context() {
         assert_eq!(Said::default().into_context(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_in_a_tool_call_does_not_hide_it() {
+        let call = r#"{"sessionUpdate":"tool_call","title":"make","rawInput":1e400,"content":[]}"#;
+        let mut said = Said::default();
+        said.add(&serde_json::from_str(call).expect("an update"));
+        let text = said.into_context().expect("something was said");
+        assert!(text.contains("You used a tool: make"), "{text}");
     }
 }
