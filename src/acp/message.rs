@@ -209,9 +209,13 @@ fn fields<'a>(json: Option<&'a RawValue>, name: &str) -> Vec<&'a RawValue> {
 #[must_use]
 pub fn has_outer_meta(params: Option<&RawValue>, name: &str) -> bool {
     let metas = fields(params, "_meta");
-    metas
-        .into_iter()
-        .any(|meta| !fields(Some(meta), name).is_empty())
+    metas.into_iter().any(|meta| has_field(Some(meta), name))
+}
+
+/// Whether an object has a field of this name.
+#[must_use]
+pub fn has_field(json: Option<&RawValue>, name: &str) -> bool {
+    !fields(json, name).is_empty()
 }
 
 /// The agent's name of the session that a message is about, from the outer `params.sessionId`.

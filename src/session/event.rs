@@ -23,12 +23,15 @@ pub(super) const RETRY: &str = "_agentvm/retry";
 /// Methods of what agentvm adds.
 const OWN: &str = "_agentvm/";
 
+/// What in the `_meta` of an event says that it is ours.
+pub(super) const MARK: &str = "agentvm";
+
 /// Whether a message of an agent looks like one that only agentvm itself may add to the log.
 ///
 /// Who reads the log, and every resume, relies on those: an agent could tell of a permission that
 /// nobody gave, or of a turn that has not ended.
 pub(super) fn is_reserved(method: &str, params: Option<&RawValue>) -> bool {
-    (method.starts_with(OWN) && method != RETRY) || has_outer_meta(params, "agentvm")
+    (method.starts_with(OWN) && method != RETRY) || has_outer_meta(params, MARK)
 }
 
 pub(super) const TURN_START: &str = "_agentvm/turn_start";
@@ -291,28 +294,28 @@ mod tests {
     }
 }
 
-    #[test]
-    fn an_answer_is_kept_as_it_came() {
-        let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
-        let answer = format!(r#"{{"stopReason":"end_turn","n":1e400,"deep":{deep}}}"#);
-        let response = RawValue::from_string(answer.clone()).expect("JSON");
-        let end = TurnEnd::Answered {
-            stop_reason: "end_turn",
-            response: &response,
-        };
-        let event = turn_end(SessionId::generate(), Some(Uuid::now_v7()), &end);
-        assert!(event.json.contains(&answer));
-        assert!(is_answered(&event.json));
-    }
+#[test]
+fn an_answer_is_kept_as_it_came() {
+    let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
+    let answer = format!(r#"{{"stopReason":"end_turn","n":1e400,"deep":{deep}}}"#);
+    let response = RawValue::from_string(answer.clone()).expect("JSON");
+    let end = TurnEnd::Answered {
+        stop_reason: "end_turn",
+        response: &response,
+    };
+    let event = turn_end(SessionId::generate(), Some(Uuid::now_v7()), &end);
+    assert!(event.json.contains(&answer));
+    assert!(is_answered(&event.json));
+}
 
-    #[test]
-    fn an_agent_may_say_only_what_is_its_own() {
-        assert!(is_reserved(TURN_END, None));
-        assert!(is_reserved("_agentvm/new", None));
-        assert!(!is_reserved(RETRY, None));
-        assert!(!is_reserved("_own/thing", Some(RawValue::NULL)));
-        let ours = turn_start(SessionId::generate(), Uuid::now_v7()).json;
-        let ours: Value = serde_json::from_str(&ours).expect("JSON");
-        let params = serde_json::value::to_raw_value(&ours["params"]).expect("JSON");
-        assert!(is_reserved(SESSION_UPDATE, Some(&params)));
-    }
+#[test]
+fn an_agent_may_say_only_what_is_its_own() {
+    assert!(is_reserved(TURN_END, None));
+    assert!(is_reserved("_agentvm/new", None));
+    assert!(!is_reserved(RETRY, None));
+    assert!(!is_reserved("_own/thing", Some(RawValue::NULL)));
+    let ours = turn_start(SessionId::generate(), Uuid::now_v7()).json;
+    let ours: Value = serde_json::from_str(&ours).expect("JSON");
+    let params = serde_json::value::to_raw_value(&ours["params"]).expect("JSON");
+    assert!(is_reserved(SESSION_UPDATE, Some(&params)));
+}

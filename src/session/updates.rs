@@ -19,7 +19,10 @@ use super::options::PermissionPolicy;
 use super::permission::{self, Asked, KnownTool, Pending, Permissions};
 use super::tail::Tail;
 use super::turn::Turn;
-use crate::acp::{Connection, Handler, Request, RpcError, outer_session_id, with_session_id};
+use crate::acp::{
+    self, Connection, Handler, OuterSessionIds, Request, RpcError, has_field, outer_session_id,
+    with_session_id,
+};
 use crate::error::{Error, Result};
 use crate::ids::{Seq, SessionId};
 use crate::store::{Event, SessionChange, Store};
@@ -113,6 +116,15 @@ impl State {
 /// Parts of `session/update` that are looked into; everything else is only passed on.
 #[derive(Deserialize)]
 struct UpdateParams<'a> {
+    #[serde(
+        borrow,
+        default,
+        rename = "sessionId",
+        deserialize_with = "acp::present"
+    )]
+    session_id: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "_meta", deserialize_with = "acp::present")]
+    meta: Option<&'a RawValue>,
     #[serde(borrow)]
     update: Update<'a>,
 }
@@ -427,16 +439,27 @@ impl Handler for Updates {
         method: &str,
         params: Option<&RawValue>,
     ) -> ControlFlow<()> {
-        if event::is_reserved(method, params) {
+        let is_update = method == event::SESSION_UPDATE;
+        // These come by the thousand: what is needed of one is read at once.
+        let read = params
+            .filter(|_| is_update)
+            .and_then(|params| serde_json::from_str::<UpdateParams<'_>>(params.get()).ok());
+        let is_reserved = match &read {
+            Some(params) => has_field(params.meta, event::MARK),
+            None => event::is_reserved(method, params),
+        };
+        if is_reserved {
             tracing::warn!(session = %self.session, method, "an agent's message in agentvm's name");
             return ControlFlow::Continue(());
         }
-        let agent_session = outer_session_id(params);
-        let is_update = method == event::SESSION_UPDATE;
-        let update = params
-            .filter(|_| is_update)
-            .and_then(|params| serde_json::from_str::<UpdateParams<'_>>(params.get()).ok())
-            .map(|params| params.update);
+        let (ids, update) = match read {
+            Some(params) => (
+                OuterSessionIds::only(params.session_id),
+                Some(params.update),
+            ),
+            None => (OuterSessionIds::of(params), None),
+        };
+        let agent_session = ids.name();
         // One that can't be read is treated like what was said.
         let kind = is_update.then(|| update.as_ref().map_or("", |update| &*update.kind));
         if !self.is_news(agent_session.as_deref(), kind) {
@@ -448,7 +471,7 @@ impl Handler for Updates {
         } else if method == event::RETRY {
             self.note_retry(params);
         }
-        let json = with_session_id(line, params, &self.session.to_string());
+        let json = ids.replaced(line, &self.session.to_string());
         let event = if method == event::SESSION_UPDATE {
             Event::session_update(json.into())
         } else {
@@ -519,6 +542,9 @@ impl Handler for Updates {
             ),
         }
         drop(asking_now);
+        // Whoever hears that one waits finds it: not before it is committed. An error is that of `logged`,
+        // or comes with the next event.
+        drop(self.store.flush(false).await);
         self.tell_state();
         if is_cancelled() {
             // Whoever cancelled may have looked for requests just before this one was there.
