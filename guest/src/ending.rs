@@ -20,8 +20,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
-/// Usually it takes a few milliseconds. When it takes longer, what is known by then is killed.
-const LONGEST: Duration = Duration::from_millis(250);
+/// Usually it takes a few milliseconds, and longer only where processes go on starting others on a busy
+/// machine. When it takes so long, what is known by then is killed.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// Between two looks for something that takes effect at once on an idle machine.
 const PAUSE: Duration = Duration::from_micros(200);

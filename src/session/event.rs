@@ -106,40 +106,47 @@ pub(super) fn turn_end(session: SessionId, turn: Option<Uuid>, end: &TurnEnd<'_>
     #[serde(rename_all = "camelCase")]
     struct Params<'a> {
         session_id: SessionId,
+        #[serde(rename = "_meta")]
+        meta: Value,
         #[serde(skip_serializing_if = "Option::is_none")]
         turn_id: Option<Uuid>,
-        #[serde(flatten)]
-        end: Value,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        stop_reason: Option<&'a str>,
         /// As it came.
         #[serde(skip_serializing_if = "Option::is_none")]
         response: Option<&'a RawValue>,
-        #[serde(rename = "_meta")]
-        meta: Value,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<Value>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        interrupted: Option<Value>,
     }
-    let (end, response) = match end {
+    let mut params = Params {
+        session_id: session,
+        meta: json!({ "agentvm": {} }),
+        turn_id: turn,
+        stop_reason: None,
+        response: None,
+        error: None,
+        interrupted: None,
+    };
+    match end {
         TurnEnd::Answered {
             stop_reason,
             response,
-        } => (json!({ "stopReason": stop_reason }), Some(*response)),
-        TurnEnd::Failed(error) => {
-            let mut told = json!({ "code": error.code.as_str(), "message": error.message });
-            if let Some(data) = &error.data {
-                told["data"] = data.clone();
-            }
-            (json!({ "error": told }), None)
+        } => {
+            params.stop_reason = Some(stop_reason);
+            params.response = Some(response);
         }
-        TurnEnd::Interrupted(reason) => (json!({ "interrupted": { "reason": reason } }), None),
-    };
-    event(
-        TURN_END,
-        Params {
-            session_id: session,
-            turn_id: turn,
-            end,
-            response,
-            meta: json!({ "agentvm": {} }),
-        },
-    )
+        TurnEnd::Failed(error) => {
+            let mut failure = json!({ "code": error.code.as_str(), "message": error.message });
+            if let Some(data) = &error.data {
+                failure["data"] = data.clone();
+            }
+            params.error = Some(failure);
+        }
+        TurnEnd::Interrupted(reason) => params.interrupted = Some(json!({ "reason": reason })),
+    }
+    event(TURN_END, params)
 }
 
 /// A permission request of the agent; `request` is its params, with our session id.
@@ -224,7 +231,18 @@ pub(super) fn permission_of(json: &str) -> Option<Uuid> {
 
 /// Whether a [`turn_end`] says that the agent answered.
 pub(super) fn is_answered(json: &str) -> bool {
-    serde_json::from_str::<Value>(json).is_ok_and(|event| event["params"]["stopReason"].is_string())
+    // Not a `Value`: the agent's answer is in it.
+    #[derive(Deserialize)]
+    struct Event {
+        params: Params,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Params {
+        #[serde(default)]
+        stop_reason: Option<String>,
+    }
+    serde_json::from_str::<Event>(json).is_ok_and(|event| event.params.stop_reason.is_some())
 }
 
 /// An update that the agent did not send, about a change that it made all the same.
@@ -275,47 +293,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_answer_of_a_turn_is_kept_as_it_came() {
-        let response = RawValue::from_string(r#"{"z":1e400,"stopReason":"end_turn"}"#.to_owned());
-        let response = response.expect("JSON");
-        let end = TurnEnd::Answered {
-            stop_reason: "end_turn",
-            response: &response,
-        };
-        let logged = turn_end(SessionId::generate(), None, &end).json;
-        assert!(logged.contains(response.get()), "{logged}");
-    }
-
-    #[test]
     fn the_start_of_a_turn_names_it() {
         let turn = Uuid::now_v7();
         let start = turn_start(SessionId::generate(), turn);
         assert_eq!(turn_of(&start.json), Some(turn));
     }
-}
 
-#[test]
-fn an_answer_is_kept_as_it_came() {
-    let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
-    let answer = format!(r#"{{"stopReason":"end_turn","n":1e400,"deep":{deep}}}"#);
-    let response = RawValue::from_string(answer.clone()).expect("JSON");
-    let end = TurnEnd::Answered {
-        stop_reason: "end_turn",
-        response: &response,
-    };
-    let event = turn_end(SessionId::generate(), Some(Uuid::now_v7()), &end);
-    assert!(event.json.contains(&answer));
-    assert!(is_answered(&event.json));
-}
+    #[test]
+    fn an_answer_is_kept_as_it_came() {
+        let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
+        let answer = format!(r#"{{"stopReason":"end_turn","n":1e400,"deep":{deep}}}"#);
+        let response = RawValue::from_string(answer.clone()).expect("JSON");
+        let end = TurnEnd::Answered {
+            stop_reason: "end_turn",
+            response: &response,
+        };
+        let event = turn_end(SessionId::generate(), Some(Uuid::now_v7()), &end);
+        assert!(event.json.contains(&answer));
+        assert!(is_answered(&event.json));
+    }
 
-#[test]
-fn an_agent_may_say_only_what_is_its_own() {
-    assert!(is_reserved(TURN_END, None));
-    assert!(is_reserved("_agentvm/new", None));
-    assert!(!is_reserved(RETRY, None));
-    assert!(!is_reserved("_own/thing", Some(RawValue::NULL)));
-    let ours = turn_start(SessionId::generate(), Uuid::now_v7()).json;
-    let ours: Value = serde_json::from_str(&ours).expect("JSON");
-    let params = serde_json::value::to_raw_value(&ours["params"]).expect("JSON");
-    assert!(is_reserved(SESSION_UPDATE, Some(&params)));
+    #[test]
+    fn an_agent_may_say_only_what_is_its_own() {
+        assert!(is_reserved(TURN_END, None));
+        assert!(is_reserved("_agentvm/new", None));
+        assert!(!is_reserved(RETRY, None));
+        assert!(!is_reserved("_own/thing", Some(RawValue::NULL)));
+        let ours = turn_start(SessionId::generate(), Uuid::now_v7()).json;
+        let ours: Value = serde_json::from_str(&ours).expect("JSON");
+        let params = serde_json::value::to_raw_value(&ours["params"]).expect("JSON");
+        assert!(is_reserved(SESSION_UPDATE, Some(&params)));
+    }
 }

@@ -152,7 +152,7 @@ pub trait Vm: Send + Sync + 'static {
     async fn foreground(&self, pid: u32, since: Moment, spare: Commands) -> Result<Foreground>;
 
     /// Kills what was seen in the foreground and what is there now, with [`Extent::WithAgent`] the
-    /// agent too, and waits until it has ended (for a quarter of a second at most: a process in an
+    /// agent too, and waits until it has ended (for a second at most: a process in an
     /// uninterruptible wait dies later). Returns how many processes were killed, the agent and its
     /// group aside. Nothing else is touched: a process is never mistaken for an earlier one with its
     /// number. An agent that has exited meanwhile is no error.
