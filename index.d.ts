@@ -138,7 +138,7 @@ export interface Agent extends AsyncDisposable {
    * Ends the turn that is under way: its `sendPrompt` resolves with `stopReason: "cancelled"`, the
    * commands that it runs are killed, and what it left in the background goes on. An agent that does
    * not obey within `cancelGraceMs` is stopped. Resolves when the turn has ended; with no turn under
-   * way, `cancelled` is `false`.
+   * way in this process, `cancelled` is `false`.
    */
   cancelPrompt(sessionId: string): Promise<CancelResult>;
 
@@ -153,8 +153,8 @@ export interface Agent extends AsyncDisposable {
   resumeSession(sessionId: string, options?: ResumeSessionOptions): Promise<SessionState>;
 
   /**
-   * Ends the session's agent, after cancelling its turn. Everything persisted stays; a later prompt
-   * resumes the session. Idempotent.
+   * Ends the session's agent, if it runs in this process, after cancelling its turn. Everything
+   * persisted stays; a later prompt resumes the session. Idempotent.
    */
   closeSession(sessionId: string): Promise<void>;
 
@@ -331,15 +331,18 @@ export interface CreateSessionOptions {
    * `ANTHROPIC_BASE_URL` and `OPENAI_BASE_URL` point the agent to another server.
    */
   env?: Readonly<Record<string, string>>;
-  /** Working directory inside the VM, made if it is missing. Default: `/home/user`. */
+  /**
+   * Working directory inside the VM, made if it is missing. A relative path starts at `/home/user`.
+   * Default: `/home/user`.
+   */
   cwd?: string;
   /** Servers of the Model Context Protocol whose tools the agent gets. Default: none. */
   mcpServers?: readonly McpServer[];
   /** Appended to the agent's system prompt, after the client's. Default: none. */
   additionalInstructions?: string;
   /**
-   * Leave out what agentvm tells the agent about the VM. The list of tools (the session's MCP servers,
-   * commands of the VM) stays. Default: `false`.
+   * Leave out what agentvm tells the agent about the VM. The list of the session's MCP servers stays.
+   * Default: `false`.
    */
   skipOsInstructions?: boolean;
   /**
@@ -459,7 +462,7 @@ export interface PersistedSession extends Session {
   updatedAt: number;
 }
 
-/** A session and what is going on in it. */
+/** A session and what is going on in it, as far as it runs in this process. */
 export interface SessionState extends PersistedSession {
   /** The turn that is under way. */
   turn: {
