@@ -203,7 +203,8 @@ test("what is no object of options is refused by every call", async () => {
 test("a prompt that is none is refused and starts no turn", async () => {
   const { agent, sessionId, model } = await newPiSession([]);
   const prompt = (text: Untyped, options?: Untyped) => agent.sendPrompt(sessionId, text, options);
-  for (const text of [undefined, null, 7, {}, [], () => "hi", Symbol("hi"), 7n]) {
+  const nothing = [{ type: "text", text: "" }];
+  for (const text of [undefined, null, 7, {}, "", [], nothing, () => "hi", Symbol("hi"), 7n]) {
     await expectRefused(() => prompt(text), "text");
   }
   for (const block of ["text", null, [], { text: "no type" }]) {

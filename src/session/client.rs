@@ -278,7 +278,7 @@ impl VmHandle {
     /// Runs a turn. A session without a running agent is resumed first.
     pub async fn send_prompt(&self, session: SessionId, blocks: Vec<Value>) -> Result<TurnResult> {
         self.open()?;
-        if blocks.is_empty() {
+        if blocks.iter().all(is_empty_text) {
             return Err(Error::invalid_argument(
                 "text",
                 "a prompt must not be empty",
@@ -400,4 +400,9 @@ impl VmHandle {
 #[must_use]
 pub fn text_prompt(text: &str) -> Vec<Value> {
     vec![json!({ "type": "text", "text": text })]
+}
+
+/// Models refuse it, or answer what was said before.
+fn is_empty_text(block: &Value) -> bool {
+    block["type"] == "text" && block["text"] == ""
 }
