@@ -108,7 +108,7 @@ export class Listeners {
   #subscribe(): NativeSubscription {
     const isCurrent = () => this.#subscription === subscription;
     const subscription: NativeSubscription = callSync(() =>
-      this.#vm.subscribe((batch) => this.#deliver(batch, isCurrent)),
+      this.#vm.subscribe((batch) => this.#deliver(batch, isCurrent).catch(surface)),
     );
     return subscription;
   }

@@ -48,11 +48,8 @@ fn tools(servers: &[McpServer]) -> Option<String> {
     let mut text = String::from("MCP servers whose tools you have in this session:");
     for server in servers {
         let place = match server {
-            McpServer::Local { command, args, .. } => {
-                let words = std::iter::once(command).chain(args);
-                let line: Vec<_> = words.map(String::as_str).collect();
-                format!("runs in this machine: `{}`", line.join(" "))
-            }
+            // Without its arguments, which may hold secrets.
+            McpServer::Local { command, .. } => format!("runs in this machine: {command}"),
             McpServer::Remote { url, .. } => format!("remote: {}", without_secrets(url)),
         };
         // Writing to a String can't fail.

@@ -25,6 +25,9 @@ use crate::vm::{Commands, DynVm, Exit, Extent, Foreground, exited};
 /// How long an agent has to exit after its stdin was closed.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
 
+/// The same for one whose start is given up.
+const DISMISS_GRACE: Duration = Duration::from_secs(1);
+
 /// How long the output of an exited agent may stay open: by then everything that it wrote itself has
 /// been read, and what it left running may hold the pipe for ever.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -485,6 +488,19 @@ impl AgentProcess {
         self.connection.close_input();
         let mut end = self.end.clone();
         if timeout(CLOSE_GRACE, end.wait_for(Option::is_some))
+            .await
+            .is_err()
+        {
+            self.kill().await;
+        }
+    }
+
+    /// Ends one whose start is given up: it may hold locks that it should let go of, and it is not waited
+    /// for as long as for one that has a conversation.
+    pub(super) async fn dismiss(&self) {
+        self.connection.close_input();
+        let mut end = self.end.clone();
+        if timeout(DISMISS_GRACE, end.wait_for(Option::is_some))
             .await
             .is_err()
         {

@@ -115,7 +115,7 @@ impl Machine {
         let live = match restored {
             Ok(live) => live,
             Err(error) => {
-                process.kill().await;
+                process.dismiss().await;
                 return Err(error);
             }
         };

@@ -173,7 +173,7 @@ impl Machine {
                 Ok(created)
             }
             Err(error) => {
-                process.kill().await;
+                process.dismiss().await;
                 Err(error)
             }
         }

@@ -99,7 +99,7 @@ pub(super) async fn start(
     let initialized = match initialized {
         Ok(initialized) => initialized,
         Err(error) => {
-            process.kill().await;
+            process.dismiss().await;
             return Err(error);
         }
     };
@@ -137,7 +137,11 @@ pub(super) fn bad_cwd(error: VmError) -> Error {
             "cwd",
             format!(
                 "{path:?} can't be used as working directory in the VM: {}",
-                errno.desc()
+                match errno {
+                    // To make it was tried.
+                    Errno::EEXIST => Errno::ENOTDIR.desc(),
+                    errno => errno.desc(),
+                }
             ),
         ),
         other => other.into(),

@@ -53,7 +53,8 @@ pub enum StoreError {
     /// A reader claims to have seen events that do not exist.
     #[error(
         "since {} is beyond the last event ({}) of session {session} in {path:?}: a power cut or a \
-         restored backup took back what came after; read again from {}", .since.0, .last.0, .last.0
+         restored backup took back what came after, or the number is another session's; read again \
+         from {}", .since.0, .last.0, .last.0
     )]
     SeqAhead {
         path: PathBuf,
