@@ -21,6 +21,7 @@ mod machine;
 mod mcp;
 mod options;
 mod permission;
+mod process;
 mod resume;
 mod sessions;
 mod start;

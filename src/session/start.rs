@@ -10,9 +10,9 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::live::AgentProcess;
 use super::mcp::{McpCapabilities, McpServer};
 use super::options::PermissionPolicy;
+use super::process::AgentProcess;
 use super::tail::{Tail, follow};
 use super::updates::{NewSession, Updates};
 use crate::acp::{Connection, RequestError};
