@@ -200,6 +200,8 @@ impl LiveSession {
                 .append(event::user_message(self.id, turn.id, block))
                 .await?;
         }
+        // The agent is asked nothing that the log might not have.
+        self.store.flush(false).await?;
         let context = self.context().clone();
         let remembered = context.map(|text| json!({ "type": "text", "text": text }));
         let prompt: Vec<_> = remembered.iter().chain(blocks).collect();

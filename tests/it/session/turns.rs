@@ -355,7 +355,10 @@ async fn programs(world: &World) -> Vec<String> {
     names
 }
 
-const COMMANDS: &str = "setsid bash -c 'exec -a behind sleep 1000' & (exec -a deep sleep 1000) & touch /home/user/up; exec -a front sleep 1000";
+/// One in the background, which is there when the others start, and two in the foreground.
+const COMMANDS: &str = "setsid bash -c 'exec -a behind bash -c \"touch behind; sleep 1000; :\"' & \
+    until [ -e behind ]; do sleep 0.01; done; \
+    (exec -a deep sleep 1000) & touch up; exec -a front sleep 1000";
 
 #[tokio::test]
 async fn a_cancel_ends_the_commands_of_the_turn_and_leaves_what_runs_in_the_background() {
