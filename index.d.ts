@@ -305,8 +305,9 @@ export interface Agent extends AsyncDisposable {
    *
    * Slow listeners delay neither agents nor calls: events wait in the log, and after some 10 ms of
    * listeners everything else in the process has its turn. What waits until they have been told is
-   * `sendPrompt`, and `sleep`, `destroy` and `close`. A listener that throws does not keep others from
-   * theirs; its error surfaces as `uncaughtException`. Listening does not keep Node alive.
+   * `sendPrompt`, and `destroy` and `close`, after which nothing could be read. A listener that throws
+   * does not keep others from theirs; its error surfaces as `uncaughtException`. Listening does not keep
+   * Node alive.
    *
    * @returns a function that removes the listener
    */
