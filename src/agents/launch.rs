@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::adapter;
+use serde_json::{Map, Value};
+
+use super::catalog::Program;
+use super::error::AgentError;
 use super::runtime;
 use super::store::{InStore, Installed};
 use crate::ids::SessionId;
@@ -20,6 +23,17 @@ pub struct SessionSpec<'a> {
     pub cwd: &'a GuestPath,
     /// The session's own environment.
     pub env: &'a [(String, String)],
+    /// Whether the agent has to ask before it changes anything; else it never should.
+    pub asks: bool,
+}
+
+impl SessionSpec<'_> {
+    /// A variable of the session's own environment.
+    pub(super) fn variable(&self, name: &str) -> Option<&str> {
+        // The last of a name counts.
+        let named = self.env.iter().rev().find(|(own, _)| own == name);
+        named.map(|(_, value)| value.as_str())
+    }
 }
 
 /// What to start, as `user`.
@@ -32,6 +46,66 @@ pub struct Launch {
     /// For what the agent must keep between two starts for this session; it is told in
     /// `AGENTVM_STATE_DIR`. To be made before the start, and to be removed with the session.
     pub state_dir: GuestPath,
+    /// To be there, in `state_dir`, before every start.
+    pub files: Vec<StateFile>,
+    /// The file, in `state_dir`, from which the agent reads the session's instructions; `None`: it takes
+    /// them when a conversation is opened.
+    pub instructions: Option<&'static str>,
+    /// For the `_meta` of the requests that open a conversation.
+    pub meta: Map<String, Value>,
+}
+
+/// A file that an agent reads its configuration from, because it takes it in no other way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateFile {
+    /// Relative to the state directory.
+    pub path: &'static str,
+    pub content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// It replaces what is there.
+    Text(String),
+    /// A symbolic link to a path of the VM, which need not exist.
+    Link(String),
+}
+
+impl Launch {
+    /// Sets a variable, unless the session has one of that name.
+    pub(super) fn default_variable(
+        &mut self,
+        session: &SessionSpec<'_>,
+        name: &str,
+        value: impl Into<String>,
+    ) {
+        if session.variable(name).is_none() {
+            self.set_variable(name, value);
+        }
+    }
+
+    fn set_variable(&mut self, name: &str, value: impl Into<String>) {
+        self.env.retain(|(own, _)| own != name);
+        self.env.push((name.to_owned(), value.into()));
+    }
+
+    /// An absolute path for one that is relative to the state directory.
+    pub(super) fn in_state_dir(&self, path: &str) -> String {
+        format!("{}/{path}", self.state_dir.as_str())
+    }
+
+    /// Has a file of this text in the state directory; returns its absolute path.
+    pub(super) fn file(&mut self, path: &'static str, text: String) -> String {
+        let content = Content::Text(text);
+        self.files.push(StateFile { path, content });
+        self.in_state_dir(path)
+    }
+
+    /// Has a link in the state directory.
+    pub(super) fn link(&mut self, path: &'static str, target: impl Into<String>) {
+        let content = Content::Link(target.into());
+        self.files.push(StateFile { path, content });
+    }
 }
 
 /// The plan for a session of an agent.
@@ -39,27 +113,29 @@ pub struct Launch {
 /// The session's own environment comes before the agent's, and this before the VM's. Only the `PATH` of
 /// a built-in agent is put together: the session's, or the VM's default, and the store's Node and npm
 /// *last*, so that a Node of the VM's own stays the one that the agent's tools find.
-#[must_use]
-pub fn launch(agent: &Installed, session: &SessionSpec<'_>) -> Launch {
+pub fn launch(agent: &Installed, session: &SessionSpec<'_>) -> Result<Launch, AgentError> {
     match agent {
         Installed::BuiltIn(agent) => launch_from_store(agent, session),
         Installed::Own(agent) => {
             let mut argv = vec![agent.command.clone()];
             argv.extend_from_slice(&agent.args);
-            plan(argv, agent.env.clone(), session)
+            Ok(plan(argv, agent.env.clone(), session))
         }
     }
 }
 
-fn launch_from_store(agent: &InStore, session: &SessionSpec<'_>) -> Launch {
+fn launch_from_store(agent: &InStore, session: &SessionSpec<'_>) -> Result<Launch, AgentError> {
     let definition = agent.agent.definition();
     let store = Path::new(AGENTS);
     let runtime = store.join(&agent.runtime);
-    let main = store
-        .join(&agent.entry)
-        .join(&agent.adapter)
-        .join(adapter::MAIN);
-    let argv = vec![text(&runtime::node(&runtime)), text(&main)];
+    let program = text(&store.join(&agent.entry).join(&agent.program));
+    let argv = match definition.program {
+        Program::Adapter(_) | Program::Script(_) => vec![text(&runtime::node(&runtime)), program],
+        Program::Executable { args, .. } => {
+            let args = args.iter().map(|arg| (*arg).to_owned());
+            std::iter::once(program).chain(args).collect()
+        }
+    };
     let defaults = definition
         .env
         .iter()
@@ -70,7 +146,8 @@ fn launch_from_store(agent: &InStore, session: &SessionSpec<'_>) -> Launch {
     if let Some((_, path)) = launch.env.iter_mut().find(|(name, _)| name == "PATH") {
         *path = format!("{path}:{bin}");
     }
-    launch
+    (definition.configure)(session, &mut launch)?;
+    Ok(launch)
 }
 
 /// `defaults`: of the agent, unless the session sets them otherwise.
@@ -87,6 +164,9 @@ fn plan(argv: Vec<String>, defaults: Vec<(String, String)>, session: &SessionSpe
         env: environment::merge(User::User, env.into_iter().collect()),
         cwd: session.cwd.clone(),
         state_dir,
+        files: Vec::new(),
+        instructions: None,
+        meta: Map::new(),
     }
 }
 
@@ -118,7 +198,7 @@ mod tests {
             agent: BuiltIn::Pi,
             runtime: "node-1".to_owned(),
             entry: "pi-1".to_owned(),
-            adapter: "adapter-1".to_owned(),
+            program: "adapter-1/main.js".into(),
         });
         plan_of(&installed, env)
     }
@@ -129,8 +209,9 @@ mod tests {
             id: SessionId::parse("0190f5fe-7c00-7000-8000-000000000001").unwrap(),
             cwd: &GuestPath::new("/srv").unwrap(),
             env: &env,
+            asks: false,
         };
-        launch(installed, &session)
+        launch(installed, &session).unwrap()
     }
 
     fn variable<'a>(launch: &'a Launch, name: &str) -> Vec<&'a str> {

@@ -22,9 +22,11 @@
 //! them.
 
 mod adapter;
+#[allow(dead_code)] // until the agents that use the rest are here
 mod catalog;
 mod error;
 mod install;
+#[allow(dead_code)] // see catalog
 mod launch;
 mod npm;
 mod own;
@@ -36,7 +38,7 @@ mod store;
 
 pub use self::catalog::{Agent, BuiltIn};
 pub use self::error::AgentError;
-pub use self::launch::{Launch, SessionSpec, launch, state_dir};
+pub use self::launch::{Content, Launch, SessionSpec, StateFile, launch, state_dir};
 pub use self::own::{Invalid, OwnAgent, OwnAgents};
 pub use self::progress::{InstallProgress, Step};
 pub use self::store::{AgentStore, Entry, InStore, Installed, default_root};

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::catalog::Definition;
+use super::catalog::{Definition, Program};
 use super::pinned::Pinned;
 
 pub(super) const PACKAGES: Pinned = Pinned {
@@ -18,11 +18,12 @@ pub(super) static PI: Definition = Definition {
     name: "pi",
     packages: PACKAGES,
     entry: LazyLock::new(|| PACKAGES.entry()),
-    adapter: "pi",
+    program: Program::Adapter("pi"),
     // It asks nobody but the model's provider: no update check, no download, no telemetry.
     env: &[
         ("PI_OFFLINE", "1"),
         ("PI_SKIP_VERSION_CHECK", "1"),
         ("PI_TELEMETRY", "0"),
     ],
+    configure: |_, _| Ok(()),
 };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::adapter;
-use super::catalog::{Agent, BuiltIn, Definition};
+use super::catalog::{Agent, BuiltIn, Definition, Program};
 use super::error::AgentError;
 use super::install::{self, Movement, blocking, is_installed, store};
 use super::npm::Npm;
@@ -65,8 +65,8 @@ pub struct InStore {
     /// Directories relative to the store.
     pub(super) runtime: String,
     pub(super) entry: String,
-    /// Directory relative to `entry`.
-    pub(super) adapter: String,
+    /// What speaks ACP: relative to `entry`.
+    pub(super) program: PathBuf,
 }
 
 /// Something in the store.
@@ -130,18 +130,20 @@ impl AgentStore {
         }
         install::make_root(self.root())?;
         let entry = definition.entry.clone();
-        let dist = self
-            .places
-            .package
-            .join("adapters")
-            .join(definition.adapter);
-        let adapter =
-            adapter::ensure(self.root(), &entry, definition.name, dist.join("dist")).await?;
+        let program = match definition.program {
+            Program::Adapter(directory) => {
+                let dist = self.places.package.join("adapters").join(directory);
+                let dist = dist.join("dist");
+                let adapter = adapter::ensure(self.root(), &entry, definition.name, dist).await?;
+                Path::new(&adapter).join(adapter::MAIN)
+            }
+            Program::Script(path) | Program::Executable { path, .. } => path.into(),
+        };
         Ok(Installed::BuiltIn(InStore {
             agent,
             runtime: runtime::ENTRY.clone(),
             entry,
-            adapter,
+            program,
         }))
     }
 

@@ -3,18 +3,32 @@
 use std::fmt::Write as _;
 
 use super::mcp::McpServer;
+use crate::error::Result;
+use crate::vm::exec::{ExecEnd, ExecOptions, exec};
+use crate::vm::{DynVm, INSTRUCTIONS};
 
-/// What is special about this machine; what every Linux has goes without saying.
-const OS: &str = "\
-You work in agentvm: a Linux virtual machine of your own, isolated from the machine of the person you \
-work for. You can run any command and change any file here without harming anything outside.
+/// Programs that agents want and that not every machine has. What every Linux has goes without saying.
+const PROGRAMS: &str = "git gh node npm npx pnpm yarn bun deno python3 pip3 uv gcc g++ clang make cmake \
+    ninja pkg-config gdb cargo rustc go java mvn gradle dotnet ruby gem php perl lua Rscript sqlite3 psql \
+    mysql redis-cli curl wget ssh rsync jq yq rg fd fzf tree tmux vim nano zip unzip xz zstd ffmpeg convert \
+    pandoc pdftotext aws gcloud az terraform kubectl helm";
 
-- You are `user` (home: /home/user). There is no sudo and no way to become root.
-- Files outside of /tmp, /run and /dev/shm persist. Running processes do not survive when the machine \
-sleeps between turns: start what you need again.
-- The public internet can be reached over TCP. Private networks and the host cannot, except through \
-ports of 127.0.0.1 that were opened for you. There is no ICMP (ping) and no UDP except DNS.
-- There is no systemd, no Docker, no display and no clipboard.";
+/// Which of [`PROGRAMS`] a process with this environment finds in the VM.
+pub(super) async fn programs(vm: &DynVm, env: &[(String, String)]) -> Result<Vec<String>> {
+    let path = env.iter().filter(|(name, _)| name == "PATH").cloned();
+    let command = format!(
+        "for name in {PROGRAMS}; do command -v \"$name\" > /dev/null && echo \"$name\"; done; true"
+    );
+    let options = ExecOptions {
+        env: path.collect(),
+        ..ExecOptions::default()
+    };
+    let ExecEnd::Exited(output) = exec(vm, &command, options).await? else {
+        return Ok(Vec::new()); // without a time limit there is no other end
+    };
+    let found = String::from_utf8_lossy(&output.stdout);
+    Ok(found.lines().map(str::to_owned).collect())
+}
 
 /// The text that an agent of a session gets, if there is anything to say.
 ///
@@ -22,12 +36,14 @@ ports of 127.0.0.1 that were opened for you. There is no ICMP (ping) and no UDP 
 pub(super) fn compose(
     skip_os: bool,
     servers: &[McpServer],
+    programs: &[String],
     of_client: Option<&str>,
     of_session: Option<&str>,
 ) -> Option<String> {
-    let tools = tools(servers);
+    let (programs, tools) = (commands(programs), tools(servers));
     let parts: Vec<&str> = [
-        (!skip_os).then_some(OS),
+        (!skip_os).then_some(INSTRUCTIONS),
+        programs.as_deref(),
         tools.as_deref(),
         of_client,
         of_session,
@@ -38,6 +54,12 @@ pub(super) fn compose(
     .filter(|part| !part.is_empty())
     .collect();
     (!parts.is_empty()).then(|| parts.join("\n\n"))
+}
+
+/// The tool documentation: which commands the VM has.
+fn commands(programs: &[String]) -> Option<String> {
+    let list = programs.join(", ");
+    (!list.is_empty()).then(|| format!("Commands that are installed in this machine: {list}."))
 }
 
 /// The tool documentation: which servers the session has. Their tools describe themselves.
@@ -86,19 +108,26 @@ mod tests {
 
     #[test]
     fn tools_are_documented_though_the_base_is_skipped() {
-        let text = compose(true, &[server()], None, None).expect("a text");
+        let text = compose(true, &[server()], &["git".to_owned()], None, None).expect("a text");
         assert!(
             text.contains("files (remote: https://mcp.example.com/sse)"),
             "{text}"
         );
+        assert!(text.contains("installed in this machine: git."), "{text}");
         assert!(!text.contains("sudo"));
         assert!(!text.contains("secret"));
-        assert_eq!(compose(true, &[], None, Some(" ")), None);
+        assert_eq!(compose(true, &[], &[], None, Some(" ")), None);
     }
 
     #[test]
     fn the_callers_words_come_last() {
-        let text = compose(false, &[server()], Some("Be brief."), Some("Write tests."));
+        let text = compose(
+            false,
+            &[server()],
+            &[],
+            Some("Be brief."),
+            Some("Write tests."),
+        );
         let text = text.expect("a text");
         let place = |part| text.find(part).expect(part);
         assert!(place("agentvm") < place("files"));

@@ -102,11 +102,13 @@ impl Kept {
         settings: &Settings,
         cwd: GuestPath,
         mcp_servers: Vec<McpServer>,
+        programs: &[String],
     ) -> Setup {
         Setup {
             instructions: instructions::compose(
                 self.skip_os_instructions,
                 &mcp_servers,
+                programs,
                 settings.additional_instructions.as_deref(),
                 self.additional_instructions.as_deref(),
             ),

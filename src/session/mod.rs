@@ -25,6 +25,7 @@ mod process;
 mod resume;
 mod sessions;
 mod start;
+mod state;
 mod stream;
 mod tail;
 mod transcript;

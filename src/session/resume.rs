@@ -7,6 +7,7 @@ use super::client::Settings;
 use super::configuration::Configuration;
 use super::environment;
 use super::event::{self, DecidedBy, NotRestored, Restored, TurnEnd};
+use super::instructions;
 use super::kept::{Kept, Resume};
 use super::live::LiveSession;
 use super::machine::Machine;
@@ -14,6 +15,7 @@ use super::mcp::check_reachable;
 use super::permission;
 use super::sessions::{Slot, live_session, plan};
 use super::start::{self, Starting};
+use super::state;
 use super::transcript;
 use super::updates::{INTERRUPTED, Updates};
 use crate::error::{Code, Error, Result};
@@ -91,8 +93,8 @@ impl Machine {
         vm.create_dir_all(&cwd, User::User)
             .await
             .map_err(start::bad_cwd)?;
-        let launch = plan(&installed, session, &cwd, &secrets.env);
-        vm.create_dir_all(&launch.state_dir, User::User).await?;
+        let policy = kept.permission_policy;
+        let launch = plan(&installed, session, &cwd, &secrets.env, policy)?;
         self.emission.activate(session, store.committed(session)?);
         let wanted = Configuration::of_text(&record.config);
         let updates = Updates::new(
@@ -103,7 +105,9 @@ impl Machine {
             wanted.clone(),
         );
         end_interrupted(&store, session, &updates).await?;
-        let setup = kept.setup(settings, cwd, secrets.mcp_servers);
+        let programs = instructions::programs(&vm, &launch.env).await?;
+        let setup = kept.setup(settings, cwd, secrets.mcp_servers, &programs);
+        state::prepare(&vm, &launch, setup.instructions.as_deref()).await?;
         let limit = settings.max_message_bytes;
         let name = &record.agent_type;
         let starting = start::start(&vm, name, &launch, setup, updates, limit, &mut stop).await?;

@@ -14,20 +14,21 @@ use super::client::Settings;
 use super::configuration::Configuration;
 use super::emission::{Notice, SessionState};
 use super::environment::{self, Secrets};
+use super::instructions;
 use super::kept::{Kept, Resume};
 use super::live::{LiveSession, cancelled_turn};
 use super::machine::Machine;
 use super::mcp::check_reachable;
-use super::options::SessionOptions;
+use super::options::{PermissionPolicy, SessionOptions};
 use super::start::{self, Opened, Starting};
+use super::state;
 use super::turn::TurnResult;
 use super::updates::Updates;
 use crate::agents::{self, Agent, SessionSpec};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Seq, SessionId};
 use crate::store::{NewSession, SessionChange, SessionRecord, Status, Store, StoreError};
-use crate::vm::exec::{ExecEnd, ExecOptions, exec};
-use crate::vm::{DynVm, Exit, GuestPath, User, VmError};
+use crate::vm::{DynVm, GuestPath, User};
 
 /// A session's agent, or its place.
 #[derive(Default)]
@@ -79,7 +80,8 @@ impl Machine {
             error = &mut stop => return Err(error),
         }
         let session = SessionId::generate();
-        let launch = plan(&installed, session, &options.cwd, &options.env);
+        let policy = options.permission_policy;
+        let launch = plan(&installed, session, &options.cwd, &options.env, policy)?;
         let made = self.make(
             settings, &vm, &store, session, &agent, &options, &launch, &mut stop,
         );
@@ -127,7 +129,6 @@ impl Machine {
             };
             environment::save(&self.dir, session, &secrets).await?;
         }
-        vm.create_dir_all(&launch.state_dir, User::User).await?;
         let updates = Updates::new(
             session,
             store.clone(),
@@ -135,7 +136,10 @@ impl Machine {
             options.permission_policy,
             Configuration::default(),
         );
-        let setup = kept.setup(settings, options.cwd.clone(), options.mcp_servers.clone());
+        let programs = instructions::programs(vm, &launch.env).await?;
+        let (cwd, servers) = (options.cwd.clone(), options.mcp_servers.clone());
+        let setup = kept.setup(settings, cwd, servers, &programs);
+        state::prepare(vm, launch, setup.instructions.as_deref()).await?;
         let limit = settings.max_message_bytes;
         let starting =
             start::start(vm, agent.name(), launch, setup, updates, limit, &mut *stop).await?;
@@ -191,7 +195,7 @@ impl Machine {
     /// it can be tried again.
     async fn remove(&self, vm: &DynVm, store: &Store, session: SessionId) -> Result<()> {
         environment::remove(&self.dir, session).await?;
-        remove_state(vm, session).await?;
+        state::remove(vm, session).await?;
         match store.delete_session(session).await {
             Err(StoreError::SessionNotFound { .. }) => Ok(()),
             result => Ok(result?),
@@ -362,39 +366,6 @@ impl Slot {
     }
 }
 
-/// Deletes the directory in which an agent keeps its own memory of a session. The agent, or the VM's
-/// root, may have made something in it that the user can't delete as it is.
-async fn remove_state(vm: &DynVm, session: SessionId) -> Result<()> {
-    let directory = agents::state_dir(session);
-    let directory = directory.as_str();
-    let remove = format!("rm -rf -- '{directory}'");
-    let command =
-        format!("{remove} 2>/dev/null || {{ chmod -R u+rwx -- '{directory}'; {remove}; }}");
-    let output = exec(vm, &command, ExecOptions::default()).await?;
-    let ExecEnd::Exited(failed) = output else {
-        return Ok(()); // without a time limit there is no other end
-    };
-    if failed.exit == Exit::Code(0) {
-        return Ok(());
-    }
-    let as_root = ExecOptions {
-        user: User::Root,
-        ..ExecOptions::default()
-    };
-    let failed = match exec(vm, &remove, as_root).await {
-        Ok(ExecEnd::Exited(output)) if output.exit != Exit::Code(0) => output,
-        Ok(_) => return Ok(()),
-        Err(VmError::User(_no_root)) => failed,
-        Err(error) => return Err(error.into()),
-    };
-    let why = String::from_utf8_lossy(&failed.stderr);
-    let problem = format!(
-        "session {session} is not destroyed: its agent's state in the VM can't be deleted: {}",
-        why.trim()
-    );
-    Err(Error::new(Code::from_errno(libc::EACCES), problem))
-}
-
 pub(super) fn text(raw: Option<&RawValue>) -> Arc<str> {
     raw.map_or("null", RawValue::get).into()
 }
@@ -404,19 +375,19 @@ pub(super) fn plan(
     session: SessionId,
     cwd: &GuestPath,
     env: &environment::Environment,
-) -> agents::Launch {
+    policy: PermissionPolicy,
+) -> Result<agents::Launch> {
     let env: Vec<_> = env
         .iter()
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
-    agents::launch(
-        installed,
-        &SessionSpec {
-            id: session,
-            cwd,
-            env: &env,
-        },
-    )
+    let spec = SessionSpec {
+        id: session,
+        cwd,
+        env: &env,
+        asks: policy != PermissionPolicy::Allow,
+    };
+    Ok(agents::launch(installed, &spec)?)
 }
 
 /// A conversation that an agent has opened, as a session.

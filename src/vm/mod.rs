@@ -19,6 +19,9 @@ pub mod file;
 mod foreground;
 pub mod namespace;
 
+/// What a program, or an agent, should know of a VM: in it at `/etc/agentvm/instructions.md`.
+pub const INSTRUCTIONS: &str = include_str!("instructions.md");
+
 pub type Result<T, E = VmError> = std::result::Result<T, E>;
 
 /// An absolute path as a program inside the VM would write it. Never resolved on the host.

@@ -152,8 +152,9 @@ async fn node_npm_and_npx_of_the_store_run_in_a_vm() {
         id: SessionId::generate(),
         cwd: &GuestPath::home(),
         env: &[("PATH".to_owned(), "/bin".to_owned())],
+        asks: false,
     };
-    let node = &launch(&installed, &session).argv[0];
+    let node = &launch(&installed, &session).unwrap().argv[0];
     let bin = node.strip_suffix("/node").unwrap();
     let run = async |command| stdout(&vm, &format!("PATH={bin}:$PATH; {command}")).await;
     assert_eq!(run("id -un; node --version").await, "user\nv22.23.3\n");
@@ -189,8 +190,9 @@ async fn a_launch_plan_starts_the_adapter_which_finds_the_agents_packages() {
         id: SessionId::generate(),
         cwd: &GuestPath::new("/tmp").unwrap(),
         env: &[],
+        asks: false,
     };
-    let plan = launch(&installed, &session);
+    let plan = launch(&installed, &session).unwrap();
     vm.create_dir_all(&plan.state_dir, User::User)
         .await
         .unwrap();

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::directory::{host, make_parent_of_many};
-use crate::vm::VmError;
+use crate::vm::{INSTRUCTIONS, VmError};
 
 /// Raise when the table changes: VMs then get a new `/etc`.
-const TABLE_VERSION: u32 = 1;
+const TABLE_VERSION: u32 = 2;
 
 /// Namespace of the version-5 UUIDs that name a base.
 const BASE_NAMESPACE: Uuid = Uuid::from_u128(0x5a77_9c0e_21d4_4c7b_8f0e_6b1f_4e0d_9a21);
@@ -152,6 +152,9 @@ fn make(cache: &Path, usr: &Path) -> io::Result<()> {
     for name in COPIED {
         copy(&Path::new("/etc").join(name), &etc.join(name))?;
     }
+    let own = etc.join("agentvm");
+    fs::create_dir_all(&own)?;
+    fs::set_permissions(&own, Permissions::from_mode(0o755))?;
     for (name, content) in written() {
         let path = etc.join(name);
         fs::write(&path, content)?;
@@ -199,7 +202,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Files of `/etc` that are the VM's, not the host's. Ids of system users are Debian's fixed ones
 /// (base-passwd), so that packages find the accounts that they expect.
-fn written() -> [(&'static str, String); 8] {
+fn written() -> [(&'static str, String); 9] {
     const SYSTEM: [(&str, u32, u32, &str, &str); 18] = [
         ("root", 0, 0, "/root", "/bin/bash"),
         ("daemon", 1, 1, "/usr/sbin", "/usr/sbin/nologin"),
@@ -285,6 +288,7 @@ fn written() -> [(&'static str, String); 8] {
         ),
         ("host.conf", "multi on\n".to_owned()),
         ("machine-id", String::new()),
+        ("agentvm/instructions.md", INSTRUCTIONS.to_owned()),
     ]
 }
 

@@ -1,0 +1,97 @@
+//! What an agent finds of a session in the VM when it starts, and what is removed with the session.
+
+use crate::agents::{self, Content, Launch};
+use crate::error::{Code, Error, Result};
+use crate::ids::SessionId;
+use crate::vm::exec::{ExecEnd, ExecOptions, exec};
+use crate::vm::{DynVm, Exit, GuestPath, User, VmError, file};
+
+/// Makes the directory of a launch plan, and what has to be in it.
+pub(super) async fn prepare(vm: &DynVm, launch: &Launch, instructions: Option<&str>) -> Result<()> {
+    vm.create_dir_all(&launch.state_dir, User::User).await?;
+    let mut links = Vec::new();
+    for wanted in &launch.files {
+        match &wanted.content {
+            Content::Text(text) => write(vm, launch, wanted.path, text).await?,
+            Content::Link(target) => {
+                make_parent(vm, launch, wanted.path).await?;
+                links.push((target, path(launch, wanted.path)));
+            }
+        }
+    }
+    if let Some(file) = launch.instructions {
+        write(vm, launch, file, instructions.unwrap_or_default()).await?;
+    }
+    if links.is_empty() {
+        return Ok(());
+    }
+    let link = |(target, path): &(&String, String)| format!("ln -sfnT -- '{target}' '{path}'");
+    let commands: Vec<_> = links.iter().map(link).collect();
+    let made = exec(vm, &commands.join(" && "), ExecOptions::default()).await?;
+    match made {
+        ExecEnd::Exited(output) if output.exit != Exit::Code(0) => Err(Error::new(
+            Code::from_errno(libc::EACCES),
+            format!(
+                "the state directory {} of the session can't be set up in the VM: {}",
+                launch.state_dir.as_str(),
+                String::from_utf8_lossy(&output.stderr).trim()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+async fn write(vm: &DynVm, launch: &Launch, relative: &str, text: &str) -> Result<()> {
+    make_parent(vm, launch, relative).await?;
+    let path = guest_path(&path(launch, relative))?;
+    Ok(file::write(&**vm, &path, text.into(), User::User).await?)
+}
+
+async fn make_parent(vm: &DynVm, launch: &Launch, relative: &str) -> Result<()> {
+    let Some((parent, _)) = relative.rsplit_once('/') else {
+        return Ok(());
+    };
+    let parent = guest_path(&path(launch, parent))?;
+    Ok(vm.create_dir_all(&parent, User::User).await?)
+}
+
+fn path(launch: &Launch, relative: &str) -> String {
+    format!("{}/{relative}", launch.state_dir.as_str())
+}
+
+fn guest_path(path: &str) -> Result<GuestPath> {
+    GuestPath::new(path).map_err(|problem| Error::new(Code::Internal, format!("{path}: {problem}")))
+}
+
+/// Deletes the directory in which an agent keeps its own memory of a session. The agent, or the VM's
+/// root, may have made something in it that the user can't delete as it is.
+pub(super) async fn remove(vm: &DynVm, session: SessionId) -> Result<()> {
+    let directory = agents::state_dir(session);
+    let directory = directory.as_str();
+    let remove = format!("rm -rf -- '{directory}'");
+    let command =
+        format!("{remove} 2>/dev/null || {{ chmod -R u+rwx -- '{directory}'; {remove}; }}");
+    let output = exec(vm, &command, ExecOptions::default()).await?;
+    let ExecEnd::Exited(failed) = output else {
+        return Ok(()); // without a time limit there is no other end
+    };
+    if failed.exit == Exit::Code(0) {
+        return Ok(());
+    }
+    let as_root = ExecOptions {
+        user: User::Root,
+        ..ExecOptions::default()
+    };
+    let failed = match exec(vm, &remove, as_root).await {
+        Ok(ExecEnd::Exited(output)) if output.exit != Exit::Code(0) => output,
+        Ok(_) => return Ok(()),
+        Err(VmError::User(_no_root)) => failed,
+        Err(error) => return Err(error.into()),
+    };
+    let why = String::from_utf8_lossy(&failed.stderr);
+    let problem = format!(
+        "session {session} is not destroyed: its agent's state in the VM can't be deleted: {}",
+        why.trim()
+    );
+    Err(Error::new(Code::from_errno(libc::EACCES), problem))
+}
