@@ -342,7 +342,8 @@ export interface CreateSessionOptions {
   /** Appended to the agent's system prompt, after the client's. Default: none. */
   additionalInstructions?: string;
   /**
-   * Leave out what agentvm tells the agent about the VM. The list of the session's MCP servers stays.
+   * Leave out what agentvm tells the agent about the VM, which it can read there in
+   * `/etc/agentvm/instructions.md`. The list of the VM's commands and of the session's MCP servers stays.
    * Default: `false`.
    */
   skipOsInstructions?: boolean;

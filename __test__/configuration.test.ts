@@ -199,10 +199,16 @@ test("Pi keeps its thought level over a resume", async () => {
   expect(await optionsOf(agent, sessionId)).toMatchObject({ thought_level: "high" });
 });
 
-test("Pi has no modes, and says so", async () => {
-  const { agent, sessionId } = await newPiSession([]);
-  expect(await agent.getModes(sessionId)).toBeNull();
-  const error = await failureOf(() => agent.setMode(sessionId, "plan"));
-  expect(error.code).toBe("AGENT_UNSUPPORTED");
-  expect(error.message).toContain("pi");
+test("Pi has its tools in build and looks around in plan, also after a resume", async () => {
+  const { agent, model, session } = await newPiVm(() => ({ text: "Hello." }));
+  const { sessionId } = await session({ mode: "plan" });
+  await agent.closeSession(sessionId);
+  await agent.resumeSession(sessionId);
+  expect((await agent.getModes(sessionId))?.currentModeId).toBe("plan");
+  await agent.sendPrompt(sessionId, "One");
+  await agent.setMode(sessionId, "build");
+  await agent.sendPrompt(sessionId, "Two");
+
+  const tools = model.requests.map(({ body }) => JSON.stringify(body.tools));
+  expect(tools.map((text) => text.includes('"bash"'))).toEqual([false, true]);
 });

@@ -243,4 +243,8 @@ test("instructions of the client and of the session reach Pi's model, after thos
   expect(places).toEqual([...places].sort((a, b) => Number(a) - Number(b)));
   expect(second).toContain("Be brief.");
   expect(second).not.toContain("You work in agentvm");
+  // What there is to work with is said all the same.
+  expect(second).toMatch(/installed in this machine: .*\bnode\b/);
+  const readable = await agent.readFile("/etc/agentvm/instructions.md");
+  expect(new TextDecoder().decode(readable)).toContain("You work in agentvm");
 });

@@ -105,6 +105,11 @@ export function configChangeOf(params: unknown): { configId: string; value: unkn
   return { configId: string(change, "configId"), value: change.value };
 }
 
+/** Of session/set_mode. */
+export function modeIdOf(params: unknown): string {
+  return string(fields(params), "modeId");
+}
+
 export function promptOf(params: unknown): ContentBlock[] {
   const { prompt } = fields(params);
   if (!Array.isArray(prompt) || prompt.length === 0) {

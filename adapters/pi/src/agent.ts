@@ -2,7 +2,7 @@
 
 import { statSync } from "node:fs";
 import { isDeepStrictEqual } from "node:util";
-import { configChangeOf, PROTOCOL_VERSION, promptOf, sessionIdOf } from "./acp.js";
+import { configChangeOf, modeIdOf, PROTOCOL_VERSION, promptOf, sessionIdOf } from "./acp.js";
 import { busy, ErrorCode, invalidParams, RpcError } from "./errors.js";
 import type { Connection, Handlers } from "./protocol.js";
 import { loadSdk, type Sdk, sdkVersion } from "./sdk.js";
@@ -35,6 +35,7 @@ export class Agent {
         "session/close": (params) => this.#closeSession(params),
         "session/prompt": (params) => this.#prompt(params),
         "session/set_config_option": (params) => this.#setConfigOption(params),
+        "session/set_mode": (params) => this.#setMode(params),
       },
       notifications: {
         "session/cancel": (params) => this.#session(params).cancel(),
@@ -105,6 +106,11 @@ export class Agent {
     return { configOptions: await this.#session(params).setConfigOption(configId, value) };
   }
 
+  #setMode(params: unknown): object {
+    this.#session(params).setMode(modeIdOf(params));
+    return {};
+  }
+
   /** Opens a stored session. One that is open already stays open, unless its settings are others. */
   async #reopen(params: unknown): Promise<Session> {
     const sessionId = sessionIdOf(params);
@@ -162,7 +168,7 @@ export class Agent {
 /** What the answer says of an open session. Its commands follow the answer. */
 function opened(session: Session): object {
   setImmediate(() => session.announceCommands());
-  return { configOptions: session.configOptions() };
+  return { modes: session.modes(), configOptions: session.configOptions() };
 }
 
 function settingsOf(params: unknown): SessionSettings {

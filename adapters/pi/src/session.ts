@@ -12,6 +12,7 @@ import { Configuration } from "./configuration.js";
 import { busy, describe, modelError, readModelFailure } from "./errors.js";
 import type { McpServers } from "./mcp.js";
 import { applyRetryLimits, createModelRuntime, requireKey, wholeNumber } from "./models.js";
+import { Modes, type ModesState } from "./modes.js";
 import { Permissions, READING_TOOLS } from "./permissions.js";
 import { toPiPrompt } from "./prompt.js";
 import type { Connection } from "./protocol.js";
@@ -53,6 +54,7 @@ export class Session {
   readonly #connection: Connection;
   readonly #permissions: Permissions;
   readonly #configuration: Configuration;
+  readonly #modes: Modes;
   #turn: Turn | undefined;
 
   private constructor(pi: AgentSession, mcp: McpServers | undefined, options: SessionOptions) {
@@ -65,6 +67,7 @@ export class Session {
     this.#connection = connection;
     const cwd = pi.sessionManager.getCwd();
     this.#permissions = new Permissions(connection, this.id, cwd, settings.permissionPolicy);
+    this.#modes = new Modes(pi);
     this.#configuration = new Configuration(pi, (configOptions) =>
       this.#update({ sessionUpdate: "config_option_update", configOptions }),
     );
@@ -117,6 +120,14 @@ export class Session {
 
   async setConfigOption(configId: string, value: unknown): Promise<ConfigOption[]> {
     return await this.#configuration.set(configId, value);
+  }
+
+  modes(): ModesState {
+    return this.#modes.report();
+  }
+
+  setMode(modeId: string): void {
+    this.#modes.set(modeId);
   }
 
   announceCommands(): void {
@@ -186,6 +197,7 @@ export class Session {
     signal: AbortSignal | undefined,
   ): ReturnType<BeforeToolCall> {
     if (!this.#onlyReads(name)) {
+      if (this.#modes.isPlan) return { block: true, reason: "Not executed: the mode is plan" };
       await this.#connection.drained();
       const reason = await this.#permissions.refusal({ toolCallId, name, args }, signal);
       if (reason !== undefined) return { block: true, reason };

@@ -2,7 +2,7 @@
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -181,4 +181,24 @@ export function gate(): { opened: Promise<void>; open(): void } {
 /** Environment that leads Pi's Anthropic provider to a model server. */
 export function anthropic(server: { url: string }): Record<string, string> {
   return { ANTHROPIC_BASE_URL: server.url };
+}
+
+/** An adapter whose Pi knows two models of a service of its own, one of which thinks. */
+export async function startLocal(url: string): Promise<Adapter> {
+  const pi = await Adapter.start({ env: { ANTHROPIC_API_KEY: undefined } });
+  const dir = join(pi.home, ".pi/agent");
+  await mkdir(dir, { recursive: true });
+  const models = [
+    { id: "thinker", name: "The Thinker", reasoning: true },
+    { id: "plain", name: "The Plain" },
+  ];
+  const local = { baseUrl: url, apiKey: "key", api: "openai-completions", models };
+  await writeFile(join(dir, "models.json"), JSON.stringify({ providers: { local } }));
+  const settings = {
+    defaultProvider: "local",
+    defaultModel: "thinker",
+    defaultThinkingLevel: "high",
+  };
+  await writeFile(join(dir, "settings.json"), JSON.stringify(settings));
+  return pi;
 }

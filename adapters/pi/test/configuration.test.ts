@@ -2,7 +2,7 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { startModelServer } from "../../../__test__/model-server.js";
-import { Adapter, anthropic } from "./adapter.js";
+import { Adapter, anthropic, startLocal } from "./adapter.js";
 
 interface Option {
   id: string;
@@ -19,26 +19,6 @@ function option(configOptions: Option[], id: string): Option {
 
 function valuesOf({ options }: Option): string[] {
   return options.map(({ value }) => value);
-}
-
-/** An adapter whose Pi knows two models of a service of its own, one of which thinks. */
-async function startLocal(url: string): Promise<Adapter> {
-  const pi = await Adapter.start({ env: { ANTHROPIC_API_KEY: undefined } });
-  const dir = join(pi.home, ".pi/agent");
-  await mkdir(dir, { recursive: true });
-  const models = [
-    { id: "thinker", name: "The Thinker", reasoning: true },
-    { id: "plain", name: "The Plain" },
-  ];
-  const local = { baseUrl: url, apiKey: "key", api: "openai-completions", models };
-  await writeFile(join(dir, "models.json"), JSON.stringify({ providers: { local } }));
-  const settings = {
-    defaultProvider: "local",
-    defaultModel: "thinker",
-    defaultThinkingLevel: "high",
-  };
-  await writeFile(join(dir, "settings.json"), JSON.stringify(settings));
-  return pi;
 }
 
 test("a session says which models have a key, and how much the current one can think", async () => {
