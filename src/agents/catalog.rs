@@ -36,6 +36,8 @@ pub(super) struct Definition {
     pub(super) program: Program,
     /// Set unless the session sets them otherwise.
     pub(super) env: &'static [(&'static str, &'static str)],
+    /// Whether it tries SSE by itself where a remote MCP server does not know streamable HTTP.
+    pub(super) finds_transports: bool,
     /// Adds to a launch plan what depends on the session. What the plan has of the session's own
     /// environment must stay as it is.
     pub(super) configure: fn(&SessionSpec<'_>, &mut Launch) -> Result<(), AgentError>,

@@ -53,6 +53,10 @@ pub struct Launch {
     pub instructions: Option<&'static str>,
     /// For the `_meta` of the requests that open a conversation.
     pub meta: Map<String, Value>,
+    /// The Node, in the VM, with which is found out what transport a remote MCP server speaks, if its
+    /// caller did not say. `None`: the agent does it itself, as `_meta.agentvm.transport` asks it to, or
+    /// is not ours.
+    pub transports_are_found_by: Option<String>,
 }
 
 /// A file that an agent reads its configuration from, because it takes it in no other way.
@@ -146,6 +150,9 @@ fn launch_from_store(agent: &InStore, session: &SessionSpec<'_>) -> Result<Launc
     if let Some((_, path)) = launch.env.iter_mut().find(|(name, _)| name == "PATH") {
         *path = format!("{path}:{bin}");
     }
+    if !definition.finds_transports {
+        launch.transports_are_found_by = Some(text(&runtime::node(&runtime)));
+    }
     (definition.configure)(session, &mut launch)?;
     Ok(launch)
 }
@@ -167,6 +174,7 @@ fn plan(argv: Vec<String>, defaults: Vec<(String, String)>, session: &SessionSpe
         files: Vec::new(),
         instructions: None,
         meta: Map::new(),
+        transports_are_found_by: None,
     }
 }
 

@@ -25,5 +25,6 @@ pub(super) static PI: Definition = Definition {
         ("PI_SKIP_VERSION_CHECK", "1"),
         ("PI_TELEMETRY", "0"),
     ],
+    finds_transports: true,
     configure: |_, _| Ok(()),
 };

@@ -29,6 +29,7 @@ mod state;
 mod stream;
 mod tail;
 mod transcript;
+mod transport;
 mod turn;
 mod updates;
 

@@ -17,6 +17,7 @@ use super::sessions::{Slot, live_session, plan};
 use super::start::{self, Starting};
 use super::state;
 use super::transcript;
+use super::transport;
 use super::updates::{INTERRUPTED, Updates};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Seq, SessionId};
@@ -106,7 +107,11 @@ impl Machine {
         );
         end_interrupted(&store, session, &updates).await?;
         let programs = instructions::programs(&vm, &launch.env).await?;
-        let setup = kept.setup(settings, cwd, secrets.mcp_servers, &programs);
+        let servers = tokio::select! {
+            servers = transport::settle(&vm, &launch, secrets.mcp_servers) => servers?,
+            error = &mut stop => return Err(error),
+        };
+        let setup = kept.setup(settings, cwd, servers, &programs);
         state::prepare(&vm, &launch, setup.instructions.as_deref()).await?;
         let limit = settings.max_message_bytes;
         let name = &record.agent_type;

@@ -22,6 +22,7 @@ use super::mcp::check_reachable;
 use super::options::{PermissionPolicy, SessionOptions};
 use super::start::{self, Opened, Starting};
 use super::state;
+use super::transport;
 use super::turn::TurnResult;
 use super::updates::Updates;
 use crate::agents::{self, Agent, SessionSpec};
@@ -137,8 +138,11 @@ impl Machine {
             Configuration::default(),
         );
         let programs = instructions::programs(vm, &launch.env).await?;
-        let (cwd, servers) = (options.cwd.clone(), options.mcp_servers.clone());
-        let setup = kept.setup(settings, cwd, servers, &programs);
+        let servers = tokio::select! {
+            servers = transport::settle(vm, launch, options.mcp_servers.clone()) => servers?,
+            error = &mut *stop => return Err(error),
+        };
+        let setup = kept.setup(settings, options.cwd.clone(), servers, &programs);
         state::prepare(vm, launch, setup.instructions.as_deref()).await?;
         let limit = settings.max_message_bytes;
         let starting =
