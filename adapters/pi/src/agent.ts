@@ -1,14 +1,13 @@
 /** The agent side of ACP: its methods over the open sessions. */
 
-import { statSync } from "node:fs";
 import { isDeepStrictEqual } from "node:util";
-import { configChangeOf, modeIdOf, PROTOCOL_VERSION, promptOf, sessionIdOf } from "./acp.js";
-import { busy, ErrorCode, invalidParams, RpcError } from "./errors.js";
-import type { Connection, Handlers } from "./protocol.js";
 import { loadSdk, type Sdk, sdkVersion } from "./sdk.js";
 import { Session } from "./session.js";
 import { SessionFiles } from "./session-files.js";
-import { type SessionSettings, sessionSettingsOf } from "./settings.js";
+import { configChangeOf, modeIdOf, PROTOCOL_VERSION, promptOf, sessionIdOf } from "./shared/acp.js";
+import { busy, notOpen } from "./shared/errors.js";
+import type { Connection, Handlers } from "./shared/protocol.js";
+import { type SessionSettings, sessionSettingsOf } from "./shared/settings.js";
 
 export class Agent {
   readonly #connection: Connection;
@@ -63,7 +62,7 @@ export class Agent {
   }
 
   async #newSession(params: unknown): Promise<object> {
-    const settings = settingsOf(params);
+    const settings = sessionSettingsOf(params);
     const files = await this.#files();
     const manager = files.create(settings.cwd);
     let session: Session | undefined;
@@ -114,7 +113,7 @@ export class Agent {
   /** Opens a stored session. One that is open already stays open, unless its settings are others. */
   async #reopen(params: unknown): Promise<Session> {
     const sessionId = sessionIdOf(params);
-    const settings = settingsOf(params);
+    const settings = sessionSettingsOf(params);
     const open = this.#sessions.get(sessionId);
     if (open?.busy) throw busy(sessionId);
     if (open && isDeepStrictEqual(open.settings, settings)) return open;
@@ -158,10 +157,7 @@ export class Agent {
     const sessionId = sessionIdOf(params);
     const session = this.#sessions.get(sessionId);
     if (session) return session;
-    throw new RpcError(ErrorCode.resourceNotFound, `Session not open: ${sessionId}`, {
-      type: "session_not_found",
-      sessionId,
-    });
+    throw notOpen(sessionId);
   }
 }
 
@@ -169,12 +165,4 @@ export class Agent {
 function opened(session: Session): object {
   setImmediate(() => session.announceCommands());
   return { modes: session.modes(), configOptions: session.configOptions() };
-}
-
-function settingsOf(params: unknown): SessionSettings {
-  const settings = sessionSettingsOf(params);
-  if (!statSync(settings.cwd, { throwIfNoEntry: false })?.isDirectory()) {
-    throw invalidParams(`cwd is not a directory: ${settings.cwd}`);
-  }
-  return settings;
 }

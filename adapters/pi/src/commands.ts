@@ -1,7 +1,7 @@
 /** Pi's slash commands: those of extensions, prompt templates and skills. */
 
 import type { AgentSession } from "@earendil-works/pi-coding-agent";
-import type { AvailableCommand } from "./acp.js";
+import type { AvailableCommand } from "./shared/acp.js";
 
 export function availableCommands(pi: AgentSession): AvailableCommand[] {
   return [

@@ -1,8 +1,8 @@
 /** What a client can choose for a live session: the model and how much it thinks. */
 
 import type { AgentSession } from "@earendil-works/pi-coding-agent";
-import type { ConfigOption } from "./acp.js";
-import { invalidParams } from "./errors.js";
+import type { ConfigOption } from "./shared/acp.js";
+import { invalidParams } from "./shared/errors.js";
 
 type ThinkingLevel = AgentSession["thinkingLevel"];
 

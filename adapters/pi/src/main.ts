@@ -2,51 +2,8 @@
 /** Pi as an ACP agent on standard input and output. */
 
 import { Agent } from "./agent.js";
-import { killChildren } from "./children.js";
-import { Connection } from "./protocol.js";
 import { prepareEnvironment } from "./sdk.js";
-import { takeStdout } from "./stdout.js";
-
-/** How long open turns and unwritten output may delay the exit. */
-const EXIT_GRACE_MS = 2000;
-
-const output = takeStdout();
-
-function die(error: unknown): never {
-  process.stderr.write(`${error instanceof Error ? error.stack : String(error)}\n`);
-  killChildren();
-  process.exit(1);
-}
-process.on("uncaughtException", die);
-process.on("unhandledRejection", die);
+import { serve } from "./shared/serve.js";
 
 prepareEnvironment(process.env);
-
-const connection = new Connection(output);
-const agent = new Agent(connection, process.env);
-
-let exiting = false;
-async function exit(code: number): Promise<never> {
-  if (!exiting) {
-    exiting = true;
-    const grace = new Promise((resolve) => setTimeout(resolve, EXIT_GRACE_MS));
-    const closed = agent.close().then(() => connection.flush());
-    await Promise.race([closed, grace]);
-    killChildren();
-    process.exit(code);
-  }
-  return await new Promise<never>(() => {});
-}
-
-// The client is gone when it closes either end.
-output.on("error", () => void exit(0));
-process.on("SIGTERM", () => void exit(143));
-process.on("SIGINT", () => void exit(130));
-process.on("SIGHUP", () => void exit(129));
-
-try {
-  await connection.serve(process.stdin, agent.handlers());
-} catch (error) {
-  process.stderr.write(`standard input: ${String(error)}\n`);
-}
-await exit(0);
+await serve((connection) => new Agent(connection, process.env));

@@ -7,9 +7,9 @@ import {
   parseJSONRPCMessage,
   type Transport,
 } from "@modelcontextprotocol/client";
-import { within } from "./deadline.js";
-import { describe } from "./errors.js";
-import { lines } from "./protocol.js";
+import { within } from "./shared/deadline.js";
+import { describe } from "./shared/errors.js";
+import { lines } from "./shared/protocol.js";
 
 /** How much of standard error is kept, to say why a server has ended. */
 const STDERR_BYTES = 4096;

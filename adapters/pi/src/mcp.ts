@@ -14,11 +14,11 @@ import {
   type Tool,
   type Transport,
 } from "@modelcontextprotocol/client";
-import { within } from "./deadline.js";
-import { describe, ErrorCode, RpcError } from "./errors.js";
 import { StdioTransport } from "./mcp-stdio.js";
 import { toolName, toolParameters, toPiResult } from "./mcp-tools.js";
-import type { McpServer } from "./settings.js";
+import { within } from "./shared/deadline.js";
+import { describe, ErrorCode, RpcError } from "./shared/errors.js";
+import type { McpServer } from "./shared/settings.js";
 
 /** A tool may take as long as it needs: the turn can be cancelled. The longest timer of Node. */
 const NO_TIMEOUT_MS = 2 ** 31 - 1;

@@ -1,8 +1,8 @@
 /** Which model service is used, with which address and which key. */
 
 import type { AgentSession, ModelRuntime, SettingsManager } from "@earendil-works/pi-coding-agent";
-import { ErrorCode, RpcError } from "./errors.js";
 import type { Sdk } from "./sdk.js";
+import { ErrorCode, RpcError } from "./shared/errors.js";
 
 /** The environment's names for a service, as its own client libraries read them. */
 const SERVICES = [

@@ -1,8 +1,8 @@
 /** What a session's tools may do. Pi itself has no modes: these are the adapter's. */
 
 import type { AgentSession } from "@earendil-works/pi-coding-agent";
-import { invalidParams } from "./errors.js";
-import { READING_TOOLS } from "./permissions.js";
+import { invalidParams } from "./shared/errors.js";
+import { READING_TOOLS } from "./tools.js";
 
 const BUILD = { id: "build", name: "Build", description: "Pi with all of its tools" };
 const PLAN = {

@@ -1,7 +1,7 @@
 /** A stored Pi session → the ACP updates that tell it again. */
 
 import type { SessionEntry } from "@earendil-works/pi-coding-agent";
-import type { ContentBlock, SessionUpdate } from "./acp.js";
+import type { ContentBlock, SessionUpdate } from "./shared/acp.js";
 import { describeToolCall, describeToolResult, type PiToolResult } from "./tools.js";
 
 type Message = Extract<SessionEntry, { type: "message" }>["message"];

@@ -3,8 +3,8 @@
 import { readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { SessionManager } from "@earendil-works/pi-coding-agent";
-import { ErrorCode, RpcError } from "./errors.js";
 import type { Sdk } from "./sdk.js";
+import { notFound } from "./shared/errors.js";
 
 export class SessionFiles {
   readonly #sdk: Sdk;
@@ -38,10 +38,7 @@ export class SessionFiles {
   open(sessionId: string, cwd: string): SessionManager {
     const file = this.#find(sessionId);
     if (file === undefined) {
-      throw new RpcError(ErrorCode.resourceNotFound, `Session not found: ${sessionId}`, {
-        type: "session_not_found",
-        sessionId,
-      });
+      throw notFound(sessionId);
     }
     return this.#sdk.SessionManager.open(file, this.#dir, cwd);
   }

@@ -6,19 +6,21 @@ import type {
   CreateAgentSessionOptions,
   SessionManager,
 } from "@earendil-works/pi-coding-agent";
-import type { ConfigOption, ContentBlock, SessionUpdate, StopReason } from "./acp.js";
 import { availableCommands } from "./commands.js";
 import { Configuration } from "./configuration.js";
-import { busy, describe, modelError, readModelFailure } from "./errors.js";
 import type { McpServers } from "./mcp.js";
+import { modelError, readModelFailure } from "./model-failure.js";
 import { applyRetryLimits, createModelRuntime, requireKey, wholeNumber } from "./models.js";
 import { Modes, type ModesState } from "./modes.js";
-import { Permissions, READING_TOOLS } from "./permissions.js";
 import { toPiPrompt } from "./prompt.js";
-import type { Connection } from "./protocol.js";
 import { replay } from "./replay.js";
 import type { Sdk } from "./sdk.js";
-import type { SessionSettings } from "./settings.js";
+import type { ConfigOption, ContentBlock, SessionUpdate, StopReason } from "./shared/acp.js";
+import { busy, describe } from "./shared/errors.js";
+import { Permissions } from "./shared/permissions.js";
+import type { Connection } from "./shared/protocol.js";
+import type { SessionSettings } from "./shared/settings.js";
+import { describeToolCall, READING_TOOLS } from "./tools.js";
 import { TurnTranslator } from "./translate.js";
 
 type AssistantMessage = Extract<
@@ -66,7 +68,12 @@ export class Session {
     this.#env = env;
     this.#connection = connection;
     const cwd = pi.sessionManager.getCwd();
-    this.#permissions = new Permissions(connection, this.id, cwd, settings.permissionPolicy);
+    this.#permissions = new Permissions(
+      connection,
+      this.id,
+      settings.permissionPolicy,
+      (name, args) => describeToolCall(name, args, cwd),
+    );
     this.#modes = new Modes(pi);
     this.#configuration = new Configuration(pi, (configOptions) =>
       this.#update({ sessionUpdate: "config_option_update", configOptions }),

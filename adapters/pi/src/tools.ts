@@ -2,13 +2,16 @@
 
 import { homedir } from "node:os";
 import { resolve } from "node:path";
-import type { ToolCallFields, ToolContent, ToolKind, ToolLocation } from "./acp.js";
+import type { ToolCallFields, ToolContent, ToolKind, ToolLocation } from "./shared/acp.js";
 
 /** Results of Pi's tools: text and images for the model, `details` for whoever displays them. */
 export interface PiToolResult {
   content?: ({ type: "text"; text: string } | { type: "image"; data: string; mimeType: string })[];
   details?: unknown;
 }
+
+/** Of Pi's own tools, those that only look. */
+export const READING_TOOLS: ReadonlySet<string> = new Set(["read", "grep", "find", "ls"]);
 
 type Args = Record<string, unknown>;
 

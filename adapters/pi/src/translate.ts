@@ -1,15 +1,13 @@
 /** Pi's events of a running turn → ACP session updates, in order. */
 
 import { randomUUID } from "node:crypto";
-import { readFile, stat } from "node:fs/promises";
 import type { AgentSessionEvent } from "@earendil-works/pi-coding-agent";
-import type { SessionUpdate } from "./acp.js";
+import type { SessionUpdate } from "./shared/acp.js";
+import { readOldText } from "./shared/old-text.js";
 import { describeToolCall, describeToolResult, type PiToolResult, pathOf } from "./tools.js";
 
 /** Output of a running command is passed on at most this often: each update is stored for good. */
 const OUTPUT_INTERVAL_MS = 500;
-/** Larger files are shown without what they were before. */
-const MAX_OLD_TEXT_BYTES = 1024 * 1024;
 
 interface OpenToolCall {
   name: string;
@@ -137,16 +135,5 @@ export class TurnTranslator {
       toolCallId,
       ...describeToolResult(call, result, isError, this.#cwd),
     });
-  }
-}
-
-async function readOldText(path: string): Promise<string | null | undefined> {
-  try {
-    const { size } = await stat(path);
-    if (size > MAX_OLD_TEXT_BYTES) return undefined;
-    return new TextDecoder("utf-8", { fatal: true }).decode(await readFile(path));
-  } catch (error) {
-    // Not there yet; anything else (no permission, not text) the tool itself will report.
-    return (error as NodeJS.ErrnoException).code === "ENOENT" ? null : undefined;
   }
 }

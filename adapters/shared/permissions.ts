@@ -1,12 +1,9 @@
 /** Asks the client before a tool changes something. */
 
+import type { ToolCallFields } from "./acp.js";
 import { describe } from "./errors.js";
 import type { Connection } from "./protocol.js";
 import type { PermissionPolicy } from "./settings.js";
-import { describeToolCall } from "./tools.js";
-
-/** Of Pi's own tools, those that only look. */
-export const READING_TOOLS: ReadonlySet<string> = new Set(["read", "grep", "find", "ls"]);
 
 const OPTIONS = [
   { optionId: "allow_once", name: "Allow", kind: "allow_once" },
@@ -20,18 +17,26 @@ export interface GuardedCall {
   args: unknown;
 }
 
+/** How a call looks to the client. */
+export type DescribeCall = (name: string, args: unknown) => { title: string } & ToolCallFields;
+
 export class Permissions {
   readonly #connection: Connection;
   readonly #sessionId: string;
-  readonly #cwd: string;
+  readonly #describe: DescribeCall;
   readonly #asks: boolean;
   /** Tools that need no more asking while this process lives. */
   readonly #always = new Set<string>();
 
-  constructor(connection: Connection, sessionId: string, cwd: string, policy: PermissionPolicy) {
+  constructor(
+    connection: Connection,
+    sessionId: string,
+    policy: PermissionPolicy,
+    describe: DescribeCall,
+  ) {
     this.#connection = connection;
     this.#sessionId = sessionId;
-    this.#cwd = cwd;
+    this.#describe = describe;
     // With "reject" the client refuses: it is the one that records what was decided.
     this.#asks = policy !== "allow";
   }
@@ -62,7 +67,7 @@ export class Permissions {
   }
 
   async #ask({ toolCallId, name, args }: GuardedCall, signal?: AbortSignal): Promise<unknown> {
-    const described = describeToolCall(name, args, this.#cwd);
+    const described = this.#describe(name, args);
     return await this.#connection.request(
       "session/request_permission",
       {

@@ -1,5 +1,6 @@
 /** What a client says about a session when it makes one or opens one again. */
 
+import { statSync } from "node:fs";
 import { isAbsolute } from "node:path";
 import { contentBlock, fields, string } from "./acp.js";
 import { invalidParams } from "./errors.js";
@@ -39,6 +40,9 @@ export function sessionSettingsOf(params: unknown): SessionSettings {
   const meta = fields(given._meta ?? {}, "_meta");
   const cwd = string(given, "cwd");
   if (!isAbsolute(cwd)) throw invalidParams(`cwd must be an absolute path, not ${cwd}`);
+  if (!statSync(cwd, { throwIfNoEntry: false })?.isDirectory()) {
+    throw invalidParams(`cwd is not a directory: ${cwd}`);
+  }
   return {
     cwd,
     mcpServers: mcpServers(given.mcpServers ?? []),

@@ -1,5 +1,5 @@
 /**
- * The parts of the Agent Client Protocol (version 1) that this adapter speaks.
+ * The parts of the Agent Client Protocol (version 1) that our adapters speak.
  * https://agentclientprotocol.com/protocol/v1/schema
  */
 
@@ -18,7 +18,15 @@ export type EmbeddedResource =
   | { uri: string; mimeType?: string | null; text: string }
   | { uri: string; mimeType?: string | null; blob: string };
 
-export type ToolKind = "read" | "edit" | "search" | "execute" | "other";
+export type ToolKind =
+  | "read"
+  | "edit"
+  | "delete"
+  | "search"
+  | "execute"
+  | "think"
+  | "fetch"
+  | "other";
 export type ToolStatus = "pending" | "in_progress" | "completed" | "failed";
 
 export type ToolContent =
@@ -49,6 +57,7 @@ export type SessionUpdate =
     }
   | ({ sessionUpdate: "tool_call"; toolCallId: string; title: string } & ToolCallFields)
   | ({ sessionUpdate: "tool_call_update"; toolCallId: string } & ToolCallFields)
+  | { sessionUpdate: "plan"; entries: PlanEntry[] }
   | { sessionUpdate: "config_option_update"; configOptions: ConfigOption[] }
   | { sessionUpdate: "available_commands_update"; availableCommands: AvailableCommand[] }
   | {
@@ -57,10 +66,16 @@ export type SessionUpdate =
       used: number;
       size: number;
       /** Of the whole session. */
-      cost: { amount: number; currency: string };
+      cost?: { amount: number; currency: string };
     };
 
-export type StopReason = "end_turn" | "max_tokens" | "refusal" | "cancelled";
+export type StopReason = "end_turn" | "max_tokens" | "max_turn_requests" | "refusal" | "cancelled";
+
+export interface PlanEntry {
+  content: string;
+  priority: "high" | "medium" | "low";
+  status: "pending" | "in_progress" | "completed";
+}
 
 /** A selector of a session's configuration. */
 export interface ConfigOption {
