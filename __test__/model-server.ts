@@ -18,12 +18,13 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { anthropicMessages } from "./model-server/anthropic-messages.js";
+import { answerHousekeeping } from "./model-server/housekeeping.js";
 import { openaiChat } from "./model-server/openai-chat.js";
 import { openaiResponses } from "./model-server/openai-responses.js";
-import type { ModelApi, ModelRequest, Reply } from "./model-server/reply.js";
+import { type ModelApi, type ModelRequest, type Reply, summarize } from "./model-server/reply.js";
 
 export { quickstartScript } from "./model-server/quickstart-script.js";
-export type { ModelRequest, Reply, ToolCallReply } from "./model-server/reply.js";
+export type { Message, ModelRequest, Reply, ToolCallReply } from "./model-server/reply.js";
 
 /** Replies in the order of the requests, or a function that answers each request. */
 export type Script = Reply[] | ((request: ModelRequest) => Reply | Promise<Reply>);
@@ -41,7 +42,7 @@ export interface ModelServer {
   port: number;
   /** Every model request so far. */
   requests: ModelRequest[];
-  /** Every request that no model API answers to, as `METHOD path`. */
+  /** Every request that the server has no answer to, as `METHOD path`. */
   unexpected: string[];
   /** The request of that index, as soon as it has arrived. */
   request(index: number): Promise<ModelRequest>;
@@ -70,6 +71,8 @@ export async function startModelServer(options: ModelServerOptions): Promise<Mod
     const text = await readBody(incoming);
     const api = incoming.method === "POST" && APIS.find((candidate) => candidate.path.test(path));
     if (!api) {
+      const { method = "" } = incoming;
+      if (answerHousekeeping(method, path, response)) return;
       unexpected.push(`${incoming.method} ${path}`);
       response.writeHead(404, { "content-type": "application/json" });
       response.end(JSON.stringify({ error: { type: "not_found_error", message: path } }));
@@ -83,7 +86,7 @@ export async function startModelServer(options: ModelServerOptions): Promise<Mod
       path,
       headers: incoming.headers,
       body,
-      ...api.read(body),
+      ...summarize(api.read(body)),
       closed: new Promise((resolve) => {
         response.once("close", () => resolve(response.writableFinished ? "finished" : "aborted"));
       }),

@@ -1,6 +1,6 @@
 /** Anthropic Messages, streamed: https://docs.anthropic.com/en/api/messages-streaming */
 
-import { chunks, type Frame, type ModelApi, textOf, toolCallId } from "./reply.js";
+import { chunks, type Frame, type Message, type ModelApi, textOf, toolCallId } from "./reply.js";
 
 // biome-ignore-start lint/suspicious/noExplicitAny: request bodies are whatever the agent sent
 export const anthropicMessages: ModelApi = {
@@ -8,20 +8,22 @@ export const anthropicMessages: ModelApi = {
   path: /\/v1\/messages$/,
 
   read(body: any) {
-    let userText = "";
-    let toolResults: string[] = [];
-    for (const message of body?.messages ?? []) {
-      if (message.role !== "user") continue;
-      const parts = Array.isArray(message.content) ? message.content : [];
-      const results = parts.filter((part: any) => part.type === "tool_result");
-      if (results.length > 0) {
-        toolResults.push(...results.map((part: any) => textOf(part.content)));
+    const system = [textOf(body?.system)];
+    const messages: Message[] = [];
+    for (const { role, content } of body?.messages ?? []) {
+      if (role === "system") {
+        system.push(textOf(content));
+      } else if (role === "assistant") {
+        messages.push({ role: "model", text: textOf(content) });
       } else {
-        userText = textOf(message.content);
-        toolResults = [];
+        // What stands beside a tool's result is the agent's remark on it, not the user's word.
+        const parts = Array.isArray(content) ? content : [];
+        const results = parts.filter((part: any) => part.type === "tool_result");
+        for (const { content } of results) messages.push({ role: "tool", text: textOf(content) });
+        if (results.length === 0) messages.push({ role: "user", text: textOf(content) });
       }
     }
-    return { userText, toolResults, toolNames: (body?.tools ?? []).map((tool: any) => tool.name) };
+    return { system, messages, toolNames: (body?.tools ?? []).map((tool: any) => tool.name) };
   },
 
   encode(reply, request) {

@@ -1,6 +1,6 @@
 /** OpenAI Chat Completions, streamed: https://platform.openai.com/docs/api-reference/chat */
 
-import { chunks, type Frame, type ModelApi, textOf, toolCallId } from "./reply.js";
+import { chunks, type Frame, type Message, type ModelApi, textOf, toolCallId } from "./reply.js";
 
 const FINISH_REASONS = {
   end_turn: "stop",
@@ -8,24 +8,23 @@ const FINISH_REASONS = {
   refusal: "content_filter",
 } as const;
 
+const ROLES: Record<string, Message["role"]> = { assistant: "model", tool: "tool" };
+
 // biome-ignore-start lint/suspicious/noExplicitAny: request bodies are whatever the agent sent
 export const openaiChat: ModelApi = {
   name: "openai-chat",
   path: /\/chat\/completions$/,
 
   read(body: any) {
-    let userText = "";
-    let toolResults: string[] = [];
-    for (const message of body?.messages ?? []) {
-      if (message.role === "tool") {
-        toolResults.push(textOf(message.content));
-      } else if (message.role === "user") {
-        userText = textOf(message.content);
-        toolResults = [];
-      }
+    const system: string[] = [];
+    const messages: Message[] = [];
+    for (const { role, content } of body?.messages ?? []) {
+      const text = textOf(content);
+      if (role === "system" || role === "developer") system.push(text);
+      else messages.push({ role: ROLES[role] ?? "user", text });
     }
     const toolNames = (body?.tools ?? []).map((tool: any) => tool.function?.name);
-    return { userText, toolResults, toolNames };
+    return { system, messages, toolNames };
   },
 
   encode(reply, request) {

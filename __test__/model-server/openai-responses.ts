@@ -1,6 +1,21 @@
 /** OpenAI Responses, streamed: https://platform.openai.com/docs/api-reference/responses-streaming */
 
-import { chunks, type Frame, type ModelApi, textOf, toolCallId } from "./reply.js";
+import { chunks, type Frame, type Message, type ModelApi, textOf, toolCallId } from "./reply.js";
+
+const KINDS = {
+  function: {
+    type: "function_call",
+    prefix: "fc",
+    input: "arguments",
+    event: "function_call_arguments",
+  },
+  custom: {
+    type: "custom_tool_call",
+    prefix: "ctc",
+    input: "input",
+    event: "custom_tool_call_input",
+  },
+} as const;
 
 // biome-ignore-start lint/suspicious/noExplicitAny: request bodies are whatever the agent sent
 export const openaiResponses: ModelApi = {
@@ -8,19 +23,26 @@ export const openaiResponses: ModelApi = {
   path: /\/responses$/,
 
   read(body: any) {
-    let userText = "";
-    let toolResults: string[] = [];
+    const system = [textOf(body?.instructions)];
+    const messages: Message[] = [];
+    const toolNames: string[] = namesOf(body?.tools);
     const items =
       typeof body?.input === "string" ? [{ role: "user", content: body.input }] : body?.input;
     for (const item of items ?? []) {
-      if (item.type === "function_call_output") {
-        toolResults.push(textOf(item.output));
+      if (item.type?.endsWith("_call_output")) {
+        messages.push({ role: "tool", text: textOf(item.output) });
+      } else if (item.role === "system" || item.role === "developer") {
+        system.push(textOf(item.content));
+      } else if (item.role === "assistant") {
+        messages.push({ role: "model", text: textOf(item.content) });
       } else if (item.role === "user") {
-        userText = textOf(item.content);
-        toolResults = [];
+        messages.push({ role: "user", text: textOf(item.content) });
+      } else {
+        // Newer models of Codex get their tools as an item of the input.
+        toolNames.push(...namesOf(item.tools));
       }
     }
-    return { userText, toolResults, toolNames: (body?.tools ?? []).map((tool: any) => tool.name) };
+    return { system, messages, toolNames };
   },
 
   encode(reply, request) {
@@ -86,23 +108,27 @@ export const openaiResponses: ModelApi = {
       output.push(done);
     }
     for (const [position, call] of (reply.toolCalls ?? []).entries()) {
-      const at = { output_index: output.length, item_id: `fc_${request.index}_${position}` };
+      const kind = KINDS[typeof call.input === "string" ? "custom" : "function"];
+      const at = {
+        output_index: output.length,
+        item_id: `${kind.prefix}_${request.index}_${position}`,
+      };
       const item = {
         id: at.item_id,
-        type: "function_call",
+        type: kind.type,
         call_id: toolCallId(call, position, request),
-        name: call.name,
+        ...nameOf(call.name, request.body),
       };
-      const args = JSON.stringify(call.input);
+      const input = typeof call.input === "string" ? call.input : JSON.stringify(call.input);
       send("response.output_item.added", {
         ...at,
-        item: { ...item, arguments: "", status: "in_progress" },
+        item: { ...item, [kind.input]: "", status: "in_progress" },
       });
-      for (const delta of chunks(args, reply.chunkSize)) {
-        send("response.function_call_arguments.delta", { ...at, delta }, true);
+      for (const delta of chunks(input, reply.chunkSize)) {
+        send(`response.${kind.event}.delta`, { ...at, delta }, true);
       }
-      send("response.function_call_arguments.done", { ...at, arguments: args });
-      const done = { ...item, arguments: args, status: "completed" };
+      send(`response.${kind.event}.done`, { ...at, [kind.input]: input });
+      const done = { ...item, [kind.input]: input, status: "completed" };
       send("response.output_item.done", { ...at, item: done });
       output.push(done);
     }
@@ -128,4 +154,23 @@ export const openaiResponses: ModelApi = {
 
   encodeError: ({ type, message }) => ({ error: { type, message, code: type, param: null } }),
 };
+/** A tool of a namespace is called `<namespace><tool>` here, as it would be without one. */
+function namesOf(tools: any[] | undefined): string[] {
+  return (tools ?? []).flatMap((tool) =>
+    tool.type === "namespace"
+      ? namesOf(tool.tools).map((name) => `${tool.name}${name}`)
+      : (tool.name ?? tool.type),
+  );
+}
+
+/** The same back again. */
+function nameOf(name: string, body: any): { name: string; namespace?: string } {
+  const inputs = Array.isArray(body?.input) ? body.input : [];
+  const tools = [body, ...inputs].flatMap((holder: any) => holder?.tools ?? []);
+  const namespace = tools.find(
+    (tool: any) => tool.type === "namespace" && namesOf([tool]).includes(name),
+  )?.name;
+  if (namespace === undefined) return { name };
+  return { namespace, name: name.slice(namespace.length) };
+}
 // biome-ignore-end lint/suspicious/noExplicitAny: see above

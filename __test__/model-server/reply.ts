@@ -7,7 +7,8 @@ import type { IncomingHttpHeaders } from "node:http";
 
 export interface ToolCallReply {
   name: string;
-  input: Record<string, unknown>;
+  /** A text is the input of a custom tool, which only the Responses API has. */
+  input: Record<string, unknown> | string;
   /** Default: `call_<request index>_<position>`, unique within one server. */
   id?: string;
 }
@@ -55,8 +56,24 @@ export interface ModelRequest {
   toolResults: string[];
   /** Names of the tools offered to the model. */
   toolNames: string[];
+  /** The system prompt, and whatever else the developer of the agent says wherever it stands. */
+  system: string;
+  /** The conversation, oldest first; of the model's messages the text. */
+  messages: Message[];
   /** Resolves when the client has received everything or has hung up. */
   closed: Promise<"finished" | "aborted">;
+}
+
+export interface Message {
+  role: "user" | "model" | "tool";
+  text: string;
+}
+
+/** What an API's request says, in words that all of them share. */
+export interface Read {
+  system: string[];
+  messages: Message[];
+  toolNames: string[];
 }
 
 /** A piece of the response body. Chunks are counted and delayed, the framing around them is not. */
@@ -68,9 +85,22 @@ export interface Frame {
 export interface ModelApi {
   name: string;
   path: RegExp;
-  read(body: unknown): Pick<ModelRequest, "userText" | "toolResults" | "toolNames">;
+  read(body: unknown): Read;
   encode(reply: Reply, request: ModelRequest): Frame[];
   encodeError(error: NonNullable<Reply["error"]>): unknown;
+}
+
+/** The parts of a request that scripts and assertions ask about. */
+export function summarize({ system, messages, toolNames }: Read) {
+  const last = messages.findLastIndex(({ role }) => role === "user");
+  const since = messages.slice(last + 1).filter(({ role }) => role === "tool");
+  return {
+    system: system.filter((text) => text !== "").join("\n\n"),
+    messages,
+    toolNames,
+    userText: messages[last]?.text ?? "",
+    toolResults: since.map(({ text }) => text),
+  };
 }
 
 export function chunks(text: string, size = 24): string[] {

@@ -1,0 +1,4 @@
+import { pi } from "./pi.js";
+import type { TestedAgent } from "./tested-agent.js";
+
+export const AGENTS: TestedAgent[] = [pi];
