@@ -1,4 +1,7 @@
-/** Vitest's global set-up: installs Pi once, for every test file, where it stays for the next run. */
+/**
+ * Vitest's global set-up: installs the agents once, for every test file, where they stay for the next
+ * run.
+ */
 
 import { spawnSync } from "node:child_process";
 import { tmpdir } from "node:os";
@@ -13,9 +16,11 @@ declare module "vitest" {
 
 const ROOT = resolve(import.meta.dirname, "..");
 
+const AGENTS = ["pi"];
+
 export default function setUp(project: TestProject): void {
-  const cache = cacheDirectories().find(installPi);
-  if (cache === undefined) throw new Error("Pi could not be installed: see above");
+  const cache = cacheDirectories().find((cache) => AGENTS.every((agent) => install(agent, cache)));
+  if (cache === undefined) throw new Error("The agents could not be installed: see above");
   project.provide("agentStoreDir", join(cache, "agents"));
 }
 
@@ -29,10 +34,10 @@ function cacheDirectories(): string[] {
   ];
 }
 
-function installPi(cache: string): boolean {
+function install(agent: string, cache: string): boolean {
   const cli = join(ROOT, "dist", "cli.js");
-  // With its output shown: the first time takes a while.
-  const { status } = spawnSync(process.execPath, [cli, "install", "pi"], {
+  // With its output shown: the first time takes minutes.
+  const { status } = spawnSync(process.execPath, [cli, "install", agent], {
     env: { ...process.env, AGENTVM_CACHE_DIR: cache },
     stdio: "inherit",
   });

@@ -1,6 +1,7 @@
 // A server of the Model Context Protocol with one tool, `greet`. As a program it speaks on its stdin and
 // stdout; `answer` is for a test that serves it over HTTP.
 
+import { realpathSync } from "node:fs";
 import { createInterface } from "node:readline";
 
 /** @type {Record<string, (params: any) => unknown>} */
@@ -38,7 +39,8 @@ export function answer({ id, method, params }) {
   return { jsonrpc: "2.0", id, ...outcome };
 }
 
-if (process.argv[1] === import.meta.filename) {
+// As the command of a package it is started by a link.
+if (process.argv[1] && realpathSync(process.argv[1]) === import.meta.filename) {
   createInterface({ input: process.stdin }).on("line", (line) => {
     const reply = answer(JSON.parse(line));
     if (reply) process.stdout.write(`${JSON.stringify(reply)}\n`);

@@ -57,9 +57,11 @@ export type Row = keyof typeof ROWS;
  * `npx vitest run -t "^claude "` runs one agent.
  */
 export function row(name: Row, everyAgent: (it: TestedAgent) => Promise<void>): void {
-  describe.each(AGENTS)("$name", (it) => {
+  for (const it of AGENTS) {
     const limit = it.limits[name];
-    if (limit) test(`${ROWS[name]}: not so, ${limit.because}`, () => limit.instead(it));
-    else test(ROWS[name], () => everyAgent(it));
-  });
+    describe(it.name, () => {
+      if (limit) test(`${ROWS[name]}: not so, ${limit.because}`, () => limit.instead(it));
+      else test(ROWS[name], () => everyAgent(it));
+    });
+  }
 }
