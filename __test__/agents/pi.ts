@@ -1,6 +1,3 @@
-import { expect } from "vitest";
-import { failureOf } from "../fixtures.js";
-import { newAgentSession } from "./fixtures.js";
 import type { TestedAgent } from "./tested-agent.js";
 
 export const pi: TestedAgent = {
@@ -19,22 +16,15 @@ export const pi: TestedAgent = {
     "anthropic/claude-opus-4-8": ({ body }) => body.model === "claude-opus-4-8",
     "anthropic/claude-sonnet-5": ({ body }) => body.model === "claude-sonnet-5",
   },
-  modes: {},
+  // Planning, the model has no tools that change anything.
+  modes: {
+    build: ({ toolNames }) => toolNames.includes("write"),
+    plan: ({ toolNames }) => toolNames.includes("read") && !toolNames.includes("write"),
+  },
   thoughtLevels: {
     low: ({ body }) => body.output_config?.effort === "low",
     high: ({ body }) => body.output_config?.effort === "high",
   },
 
-  limits: {
-    mode: {
-      because: "because it has no modes",
-      async instead(it) {
-        const { agent, sessionId } = await newAgentSession(it, {});
-        expect(await agent.getModes(sessionId)).toBeNull();
-        const error = await failureOf(() => agent.setMode(sessionId, "plan"));
-        expect(error.code).toBe("AGENT_UNSUPPORTED");
-        expect(error.message).toContain("pi");
-      },
-    },
-  },
+  limits: {},
 };
