@@ -10,9 +10,15 @@ export const anthropicMessages: ModelApi = {
   read(body: any) {
     const system = [textOf(body?.system)];
     const messages: Message[] = [];
+    const loaded = (body?.tools ?? []).filter((tool: any) => !tool.defer_loading);
+    const tools = new Set<string>(loaded.map((tool: any) => tool.name));
     for (const { role, content } of body?.messages ?? []) {
       if (role === "system") {
         system.push(textOf(content));
+        for (const { type, tool } of Array.isArray(content) ? content : []) {
+          if (type === "tool_addition") tools.add(tool.name);
+          if (type === "tool_removal") tools.delete(tool.name);
+        }
       } else if (role === "assistant") {
         messages.push({ role: "model", text: textOf(content) });
       } else {
@@ -23,7 +29,7 @@ export const anthropicMessages: ModelApi = {
         if (results.length === 0) messages.push({ role: "user", text: textOf(content) });
       }
     }
-    return { system, messages, toolNames: (body?.tools ?? []).map((tool: any) => tool.name) };
+    return { system, messages, toolNames: [...tools] };
   },
 
   encode(reply, request) {

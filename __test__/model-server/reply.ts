@@ -54,7 +54,7 @@ export interface ModelRequest {
   userText: string;
   /** Results of the tool calls made since that message, oldest first. */
   toolResults: string[];
-  /** Names of the tools offered to the model. */
+  /** Names of the tools that the model may call now. */
   toolNames: string[];
   /** The system prompt, and whatever else the developer of the agent says wherever it stands. */
   system: string;
