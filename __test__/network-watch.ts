@@ -12,7 +12,6 @@ import { randomUUID } from "node:crypto";
 import { readdirSync, readlinkSync } from "node:fs";
 import type { Agent } from "agentvm";
 import { onTestFinished } from "vitest";
-import { isRoot } from "./fixtures.js";
 
 export interface NetworkWatch {
   /**
@@ -41,14 +40,20 @@ export async function watchNetwork(vm: Agent): Promise<NetworkWatch> {
   };
 }
 
+/** setns(2), which changes the namespaces of Perl itself: another program would lose the capabilities. */
+const SETNS = { x64: 308, arm64: 268 }[process.arch as "x64" | "arm64"];
+
 /**
- * Writes each packet with its length before it, at first an empty one. It takes what is small, as the
- * first packets of a connection are, lest bulk overflows its buffer; a loss ends it all the same.
+ * Enters the namespaces of the process $ARGV[0] and writes each packet with its length before it, at first
+ * an empty one. It takes what is small, as the first packets of a connection are, lest bulk overflows its
+ * buffer; a loss ends it all the same.
  *
  * Node opens no packet sockets; perl-base is on every Debian. The numbers are AF_PACKET, SOCK_RAW and
  * ETH_P_ALL; SOL_SOCKET and SO_ATTACH_FILTER; SOL_PACKET and PACKET_STATISTICS.
  */
 const CAPTURE = `
+  my @namespaces = map { open(my $file, "<", "/proc/$ARGV[0]/ns/$_") or die "$_: $!"; $file } "user", "net";
+  for (@namespaces) { syscall(${SETNS}, fileno($_), 0) == 0 or die "setns: $!"; }
   my $small = pack("SCCL SCCL SCCL SCCL",
     0x80, 0, 0, 0,
     0x25, 1, 0, 1000,
@@ -66,9 +71,9 @@ const CAPTURE = `
 `;
 
 function startCapture(pid: number): ChildProcess {
-  const namespaces = isRoot ? ["--net"] : ["--net", "--user", "--preserve-credentials"];
-  const args = ["--target", String(pid), ...namespaces, "perl", "-e", CAPTURE];
-  const capture = spawn("nsenter", args, { stdio: ["ignore", "pipe", "inherit"] });
+  const capture = spawn("perl", ["-e", CAPTURE, String(pid)], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
   onTestFinished(() => void capture.kill());
   return capture;
 }
