@@ -25,34 +25,6 @@ function update(agent: Agent, kind: string): Promise<void> {
   return opened;
 }
 
-test("cancelPrompt ends a turn in the middle of the model's answer", async () => {
-  const { agent, sessionId, model } = await newPiSession([HELD]);
-  const streaming = update(agent, "agent_message_chunk");
-  const turn = agent.sendPrompt(sessionId, "Talk");
-  await streaming;
-
-  expect(await agent.cancelPrompt(sessionId)).toEqual({ cancelled: true });
-
-  const { stopReason, text } = await turn;
-  expect({ stopReason, text }).toEqual({ stopReason: "cancelled", text: "It ends here" });
-  expect(await (await model.request(0)).closed).toBe("aborted");
-});
-
-test("cancelPrompt kills the command that the agent is running", async () => {
-  const { agent, sessionId } = await newPiSession([
-    { toolCalls: [{ name: "bash", input: { command: "echo started; sleep 600" } }] },
-  ]);
-  const turn = agent.sendPrompt(sessionId, "Wait");
-  // Until the shell that Pi started has started it.
-  await agent.exec("until pgrep -x sleep >/dev/null; do sleep 0.02; done");
-
-  expect(await agent.cancelPrompt(sessionId)).toEqual({ cancelled: true });
-
-  // Resolved: nothing of the turn goes on.
-  expect((await agent.exec("pgrep -x sleep")).stdout).toBe("");
-  expect((await turn).stopReason).toBe("cancelled");
-});
-
 test("what the agent left running in the background outlives its turn, and a later cancel", async () => {
   const { agent, sessionId } = await newPiSession([
     { toolCalls: [{ name: "bash", input: { command: BACKGROUND } }] },

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { failureOf, newOwnVm, newPiSession, newPiVm } from "./fixtures.js";
+import { failureOf, newOwnVm } from "./fixtures.js";
 
 const optionsOf = async (agent: Awaited<ReturnType<typeof newOwnVm>>["agent"], id: string) =>
   Object.fromEntries(
@@ -171,44 +171,4 @@ test("a session that is closed is resumed to be configured", async () => {
   await agent.closeSession(id);
   await agent.setMode(id, "code");
   expect(await agent.getSession(id)).toMatchObject({ status: "open" });
-});
-
-test("Pi's next request goes to the model that setModel has chosen", async () => {
-  const { agent, sessionId, model } = await newPiSession([{ text: "One." }, { text: "Two." }]);
-  await agent.sendPrompt(sessionId, "one");
-  const options = await agent.getConfigOptions(sessionId);
-  const models = options.find(({ category }) => category === "model");
-  if (models?.type !== "select") throw new Error("Pi offers no models");
-  const values = models.options.map((option) => ("value" in option ? option.value : ""));
-  const another = values.find((value) => value !== models.currentValue) ?? "";
-
-  await agent.setModel(sessionId, another);
-  await agent.sendPrompt(sessionId, "two");
-
-  const [before, after] = model.requests.map(({ body }) => body.model);
-  expect(before).not.toBe(after);
-  expect(another.endsWith(`/${after}`)).toBe(true);
-});
-
-test("Pi keeps its thought level over a resume", async () => {
-  const { agent, session } = await newPiVm([]);
-  const { sessionId } = await session({ thoughtLevel: "low" });
-  await agent.setThoughtLevel(sessionId, "high");
-  await agent.closeSession(sessionId);
-  await agent.resumeSession(sessionId);
-  expect(await optionsOf(agent, sessionId)).toMatchObject({ thought_level: "high" });
-});
-
-test("Pi has its tools in build and looks around in plan, also after a resume", async () => {
-  const { agent, model, session } = await newPiVm(() => ({ text: "Hello." }));
-  const { sessionId } = await session({ mode: "plan" });
-  await agent.closeSession(sessionId);
-  await agent.resumeSession(sessionId);
-  expect((await agent.getModes(sessionId))?.currentModeId).toBe("plan");
-  await agent.sendPrompt(sessionId, "One");
-  await agent.setMode(sessionId, "build");
-  await agent.sendPrompt(sessionId, "Two");
-
-  const tools = model.requests.map(({ body }) => JSON.stringify(body.tools));
-  expect(tools.map((text) => text.includes('"bash"'))).toEqual([false, true]);
 });

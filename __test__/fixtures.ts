@@ -15,6 +15,7 @@ import {
   type Session,
 } from "agentvm";
 import { expect, inject, onTestFinished } from "vitest";
+import { pi } from "./agents/pi.js";
 import { type ModelServer, type Script, startModelServer } from "./model-server.js";
 
 export const ROOT = resolve(import.meta.dirname, "..");
@@ -66,11 +67,7 @@ export async function newModel(script: Script): Promise<ModelServer> {
 
 /** What Pi has to know of a model. A failed request is not repeated. */
 export function envOf(model: ModelServer): Record<string, string> {
-  return {
-    ANTHROPIC_API_KEY: "test",
-    ANTHROPIC_BASE_URL: model.url,
-    AGENTVM_MAX_RETRIES: "0",
-  };
+  return { ...pi.env(model), ...pi.noRetries };
 }
 
 /** A session with Pi in a VM of its own, whose model follows a script. */

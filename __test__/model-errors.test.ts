@@ -28,28 +28,9 @@ test.for<[string, Reply, object]>([
     { status: 429, type: "rate_limit_error", message: "slow down" },
   ],
   [
-    "a service that is down",
-    { error: { status: 500, type: "api_error", message: "out of order" } },
-    { status: 500, type: "api_error", message: "out of order" },
-  ],
-  [
     "an error in the middle of the stream",
     { text: "So", streamError: { type: "overloaded_error", message: "overloaded" } },
     { type: "overloaded_error", message: "overloaded" },
-  ],
-  [
-    "a connection that drops",
-    { text: "Some text, then nothing.", chunkSize: 5, dropConnection: { afterChunks: 2 } },
-    { message: expect.any(String) },
-  ],
-  [
-    "a stream of broken bytes",
-    {
-      text: "Some text, then noise.",
-      chunkSize: 5,
-      malformed: { afterChunks: 2, data: "event: content_block_delta\ndata: {broken\n\n" },
-    },
-    { message: expect.any(String) },
   ],
 ])(
   "%s is AGENT_ERROR with the agent's code and data; the session goes on",

@@ -1,6 +1,6 @@
 import type { Agent, AgentEvents, PermissionRequest } from "agentvm";
 import { expect, test } from "vitest";
-import { failureOf, newOwnVm, newPiVm, told } from "./fixtures.js";
+import { failureOf, newOwnVm, told } from "./fixtures.js";
 
 type Asked = AgentEvents["permissionRequest"];
 
@@ -259,24 +259,4 @@ test.for<[string, (agent: Agent, sessionId: string) => Promise<unknown>]>([
     decidedBy: "agentvm",
     reason: expect.any(String),
   });
-});
-
-test("Pi asks before it runs a command, and does not run what is rejected", async () => {
-  const { agent, session } = await newPiVm([
-    { toolCalls: [{ name: "bash", input: { command: "touch first" } }] },
-    { toolCalls: [{ name: "bash", input: { command: "touch second" } }] },
-    { text: "Done." },
-  ]);
-  const asked: Asked[] = [];
-  agent.on("permissionRequest", async (value) => {
-    asked.push(value);
-    const answer = value.request.description.includes("first") ? "reject" : "once";
-    await agent.respondPermission(value.sessionId, value.request.permissionId, answer);
-  });
-  const { sessionId } = await session();
-
-  await agent.sendPrompt(sessionId, "Make two files");
-
-  expect(asked.map(({ request }) => request.toolName)).toEqual(["bash", "bash"]);
-  expect((await agent.exec("ls first second")).stdout).toBe("second\n");
 });

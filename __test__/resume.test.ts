@@ -13,20 +13,6 @@ import {
 
 const REMEMBER = [{ text: "Noted." }, { text: "Blue." }];
 
-test("a prompt resumes a session that was closed, with the conversation it had", async () => {
-  const { agent, sessionId, model } = await newPiSession(REMEMBER);
-  await agent.sendPrompt(sessionId, "My colour is blue");
-  await agent.closeSession(sessionId);
-  expect((await agent.exec("pgrep -x node")).stdout).toBe("");
-
-  const { text } = await agent.sendPrompt(sessionId, "Which one is it?");
-
-  expect(text).toBe("Blue.");
-  const conversation = JSON.stringify((await model.request(1)).body.messages);
-  expect(conversation).toContain("My colour is blue");
-  expect(conversation).toContain("Noted.");
-});
-
 test("what the agent repeats of a conversation when it resumes is not logged again", async () => {
   const { agent, sessionId } = await newPiSession(REMEMBER);
   await agent.sendPrompt(sessionId, "My colour is blue");

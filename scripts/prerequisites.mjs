@@ -13,7 +13,7 @@ export function checkBuildPrerequisites() {
 
 /** As {@link checkBuildPrerequisites}, for what only the checks need. */
 export function checkTestPrerequisites() {
-  report([...components(), ...cpp()]);
+  report([...components(), ...cpp(), ...perl()]);
 }
 
 /** @param {Missing[]} missing */
@@ -100,6 +100,17 @@ function cpp() {
     {
       what: "a C++ compiler (the fuzzer is written in it)",
       remedy: "apt-get install g++, or dnf install gcc-c++",
+    },
+  ];
+}
+
+/** @returns {Missing[]} */
+function perl() {
+  if (output("perl", ["-e", "1"]) !== undefined) return [];
+  return [
+    {
+      what: "Perl (a test captures packets with it)",
+      remedy: "apt-get install perl-base, or dnf install perl-interpreter",
     },
   ];
 }

@@ -35,6 +35,10 @@ row("mcp local", async (it) => {
 
   expect(asked()[0]?.toolNames).toContain(it.mcpTool("greeter", "greet"));
   expect(asked()[1]?.toolResults.join()).toContain("Good morning, Ada!");
+
+  await agent.sleep();
+  await agent.sendPrompt(sessionId, "Greet Ada");
+  expect(asked()[3]?.toolResults.join()).toContain("Good morning, Ada!");
 });
 
 row("mcp remote", async (it) => {

@@ -23,7 +23,7 @@ export const ROWS = {
   allow: "never asks under the policy allow, neither us nor another model",
   reject: "does nothing under the policy reject",
 
-  "mcp local": "calls a tool of an MCP server in the VM",
+  "mcp local": "calls a tool of an MCP server in the VM, also after a resume",
   "mcp remote": "calls a tool of a remote MCP server, with its header",
   "mcp npx": "calls a tool of an MCP server that npx fetches from a registry",
 
