@@ -1,17 +1,22 @@
+import { spawn } from "node:child_process";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { createInterface } from "node:readline";
+import type { Agent } from "agentvm";
 import { expect, onTestFinished, test } from "vitest";
-import { newVm } from "./fixtures.js";
+import { isRoot, newDirectory, newVm, ROOT } from "./fixtures.js";
 import { watchNetwork } from "./network-watch.js";
 
-/** Asks for each, and says what came of it. */
-const program = (addresses: [string, number][]) => `node -e '
+/** Asks to be connected to each, and says what came of it, sorted. */
+const connect = (...addresses: [host: string, port: number][]) => `node -e '
   const { connect } = require("node:net");
-  for (const [host, port] of ${JSON.stringify(addresses)}) {
+  const outcomes = ${JSON.stringify(addresses)}.map(([host, port]) => new Promise((resolve) => {
     connect(port, host)
-      .on("connect", function () { console.log(host, "connected"); this.end(); })
-      .on("error", ({ code }) => console.log(host, code));
-  }
+      .on("connect", function () { this.end().resume(); })
+      .on("error", ({ code }) => resolve(host + " " + code))
+      .on("end", () => resolve(host + " connected"));
+  }));
+  Promise.all(outcomes).then((outcomes) => console.log(outcomes.sort().join("\\n")));
 '`;
 
 test("whatever a VM asks for is seen: names, and addresses that are let through or refused", async () => {
@@ -24,17 +29,16 @@ test("whatever a VM asks for is seen: names, and addresses that are let through 
   const watch = await watchNetwork(vm);
 
   const { stdout } = await vm.exec(
-    program([
+    connect(
       ["telemetry.invalid", 443],
       ["127.0.0.1", port],
       ["192.0.2.1", 443],
       ["169.254.169.254", 80],
       ["2001:db8::1", 443],
-    ]),
+    ),
   );
 
-  expect(stdout.split("\n").sort()).toEqual([
-    "",
+  expect(stdout.trim().split("\n")).toEqual([
     "127.0.0.1 connected",
     "169.254.169.254 ECONNREFUSED",
     "192.0.2.1 ECONNREFUSED",
@@ -48,4 +52,45 @@ test("whatever a VM asks for is seen: names, and addresses that are let through 
     "tcp 192.0.2.1:443",
     "tcp [2001:db8::1]:443",
   ]);
+});
+
+/** Runs the commands that it reads, one after the other. */
+const OFFLINE = `
+  import { createInterface } from "node:readline";
+  import { createClient } from "agentvm";
+  const vm = createClient({ dataDir: process.argv[1] }).vm.getOrCreate("vm");
+  for await (const line of createInterface({ input: process.stdin })) {
+    console.log(JSON.stringify(await vm.exec(JSON.parse(line))));
+  }
+  process.exit();
+`;
+
+/** A VM of a process that has a network of its own, from which nothing can be reached. */
+async function newOfflineVm(): Promise<Pick<Agent, "exec">> {
+  const namespaces = isRoot ? ["--net"] : ["--net", "--user", "--map-current-user", "--keep-caps"];
+  const node = [process.execPath, "--input-type=module", "--eval", OFFLINE, await newDirectory()];
+  const host = spawn("unshare", [...namespaces, ...node], {
+    cwd: ROOT,
+    stdio: ["pipe", "pipe", "inherit"],
+  });
+  const ended = new Promise((resolve) => host.once("close", resolve));
+  onTestFinished(async () => {
+    host.stdin.end();
+    await ended;
+  });
+  const answers = createInterface({ input: host.stdout })[Symbol.asyncIterator]();
+  return {
+    async exec(command) {
+      host.stdin.write(`${JSON.stringify(command)}\n`);
+      return JSON.parse((await answers.next()).value);
+    },
+  };
+}
+
+test("public addresses, to which the VM's rules open the way, are seen as well", async () => {
+  const vm = await newOfflineVm();
+  const watch = await watchNetwork(vm);
+  const { stdout } = await vm.exec(connect(["1.2.3.4", 443], ["2606:4700::1", 80]));
+  expect(stdout).toMatch(/1\.2\.3\.4 E\w+\n2606:4700::1 E\w+\n/);
+  expect(await watch.attempts()).toEqual(["tcp 1.2.3.4:443", "tcp [2606:4700::1]:80"]);
 });

@@ -21,8 +21,11 @@ export interface NetworkWatch {
   attempts(): Promise<string[]>;
 }
 
+/** What there has to be of a VM. */
+type Vm = Pick<Agent, "exec">;
+
 /** Watches a VM until the test ends. It has to be awake, and to stay so. */
-export async function watchNetwork(vm: Agent): Promise<NetworkWatch> {
+export async function watchNetwork(vm: Vm): Promise<NetworkWatch> {
   const attempts = new Set<string>();
   const capture = startCapture(await processIn(vm));
   const seen = await follow(capture, (packet) => {
@@ -79,7 +82,7 @@ function startCapture(pid: number): ChildProcess {
 }
 
 /** Id on the host of a process in the VM's network namespace. */
-async function processIn(vm: Agent): Promise<number> {
+async function processIn(vm: Vm): Promise<number> {
   const namespace = (await vm.exec("readlink /proc/self/ns/net")).stdout.trim();
   const pid = readdirSync("/proc").find((name) => {
     try {
