@@ -1,3 +1,4 @@
+import type { Agent } from "agentvm";
 import { expect } from "vitest";
 import { agentStoreDir, newClient, newDirectory, runNode } from "../fixtures.js";
 import type { ModelRequest } from "../model-server.js";
@@ -11,12 +12,20 @@ const REMEMBER: Conversation = {
   "Which one is it?": [{ text: "Blue." }],
 };
 
+interface Resumed {
+  agent: Agent;
+  sessionId: string;
+  request: ModelRequest | undefined;
+}
+
 /** The request has the earlier conversation, and the settings that were chosen in it. */
-function expectAll(it: TestedAgent, request: ModelRequest | undefined): void {
+async function expectAll(it: TestedAgent, { agent, sessionId, request }: Resumed): Promise<void> {
   const conversation = JSON.stringify(request?.messages);
   expect(conversation).toContain("My colour is blue");
   expect(conversation).toContain("Noted.");
   expect(choicesIn(it, request)).toEqual(lastChoices(it));
+  // Out of its own memory.
+  expect(await agent.getEvents(sessionId, { method: "_agentvm/session_restored" })).toEqual([]);
 }
 
 row("resume closed", async (it) => {
@@ -25,7 +34,7 @@ row("resume closed", async (it) => {
   await agent.closeSession(sessionId);
 
   expect((await agent.sendPrompt(sessionId, "Which one is it?")).text).toBe("Blue.");
-  expectAll(it, asked()[1]);
+  await expectAll(it, { agent, sessionId, request: asked()[1] });
 });
 
 row("resume asleep", async (it) => {
@@ -34,7 +43,7 @@ row("resume asleep", async (it) => {
   await agent.sleep();
 
   expect((await agent.sendPrompt(sessionId, "Which one is it?")).text).toBe("Blue.");
-  expectAll(it, asked()[1]);
+  await expectAll(it, { agent, sessionId, request: asked()[1] });
 });
 
 const PROGRAM = `
@@ -65,5 +74,5 @@ row("resume killed", async (it) => {
 
   const agent = (await newClient(options)).vm.getOrCreate("vm");
   expect((await agent.sendPrompt(sessionId, "Which one is it?")).text).toBe("Blue.");
-  expectAll(it, askedOf(it, model)[1]);
+  await expectAll(it, { agent, sessionId, request: askedOf(it, model)[1] });
 });
