@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect } from "vitest";
 import { ROOT } from "../fixtures.js";
-import { newMcpService } from "../mcp-service.js";
+import { type McpService, newMcpService, newSseMcpService } from "../mcp-service.js";
 import { newRegistry } from "../npm-registry.js";
 import { type Conversation, newAgentVm } from "./fixtures.js";
 import { row } from "./rows.js";
@@ -41,8 +41,7 @@ row("mcp local", async (it) => {
   expect(asked()[3]?.toolResults.join()).toContain("Good morning, Ada!");
 });
 
-row("mcp remote", async (it) => {
-  const service = await newMcpService();
+async function greetsRemotely(it: TestedAgent, service: McpService): Promise<void> {
   const { agent, session, asked } = await newAgentVm(it, greetAda(it), {
     loopbackExemptPorts: [service.port],
   });
@@ -56,7 +55,11 @@ row("mcp remote", async (it) => {
   expect(asked()[0]?.toolNames).toContain(it.mcpTool("greeter", "greet"));
   expect(asked()[1]?.toolResults.join()).toContain("Hello, Ada!");
   expect([...service.authorizations]).toEqual(["Bearer my-token"]);
-});
+}
+
+row("mcp remote", async (it) => greetsRemotely(it, await newMcpService()));
+
+row("mcp sse", async (it) => greetsRemotely(it, await newSseMcpService()));
 
 row("mcp npx", async (it) => {
   const registry = await newRegistry({

@@ -25,6 +25,7 @@ export const ROWS = {
 
   "mcp local": "calls a tool of an MCP server in the VM, also after a resume",
   "mcp remote": "calls a tool of a remote MCP server, with its header",
+  "mcp sse": "calls a tool of a remote MCP server that knows the older SSE only",
   "mcp npx": "calls a tool of an MCP server that npx fetches from a registry",
 
   instructions: "tells the model the instructions of the client, of the session and of the VM",
