@@ -47,15 +47,15 @@ row("skip os instructions", async (it) => {
   expect(system).toContain("And as the session says.");
 });
 
-type Set = (agent: Agent, sessionId: string, value: string) => Promise<unknown>;
+type Choose = (agent: Agent, sessionId: string, value: string) => Promise<unknown>;
 
-async function choosesOneByOne(it: TestedAgent, choices: Choices, set: Set): Promise<void> {
+async function choosesOneByOne(it: TestedAgent, choices: Choices, choose: Choose): Promise<void> {
   const values = Object.keys(choices);
   const { agent, session, asked } = await newAgentVm(it, { "Say hello": [{ text: "Hello." }] });
   const sessionId = await session();
   const requests: (ModelRequest | undefined)[] = [];
   for (const value of values) {
-    await set(agent, sessionId, value);
+    await choose(agent, sessionId, value);
     await agent.sendPrompt(sessionId, "Say hello");
     requests.push(asked().at(-1));
   }

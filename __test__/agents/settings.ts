@@ -10,26 +10,23 @@ export function inForce(choices: Choices, request: ModelRequest | undefined): st
 }
 
 /** The last value of each kind: no agent has chosen all of them by itself. */
-export function lastChoices({ models, modes, thoughtLevels }: TestedAgent) {
-  const last = (choices: Choices) => Object.keys(choices).at(-1);
-  const [model, mode, thoughtLevel] = [models, modes, thoughtLevels].map(last);
-  const options: CreateSessionOptions = {
-    ...(model !== undefined && { model }),
-    ...(mode !== undefined && { mode }),
-    ...(thoughtLevel !== undefined && { thoughtLevel }),
-  };
-  return options;
+export function lastChoices(it: TestedAgent): CreateSessionOptions {
+  return optionsOf(it, (choices) => Object.keys(choices).at(-1));
 }
 
-/** What of these options a request to the model was made with. */
+/** The values that a request to the model was made with. */
 export function choicesIn(it: TestedAgent, request: ModelRequest | undefined) {
-  const { models, modes, thoughtLevels } = it;
-  const value = (choices: Choices) => inForce(choices, request)[0];
-  const [model, mode, thoughtLevel] = [models, modes, thoughtLevels].map(value);
-  const options: CreateSessionOptions = {
+  return optionsOf(it, (choices) => inForce(choices, request)[0]);
+}
+
+function optionsOf(
+  { models, modes, thoughtLevels }: TestedAgent,
+  choose: (choices: Choices) => string | undefined,
+): CreateSessionOptions {
+  const [model, mode, thoughtLevel] = [models, modes, thoughtLevels].map(choose);
+  return {
     ...(model !== undefined && { model }),
     ...(mode !== undefined && { mode }),
     ...(thoughtLevel !== undefined && { thoughtLevel }),
   };
-  return options;
 }
