@@ -1,9 +1,12 @@
 //! Our ACP adapters: copied from the npm package into the agent's entry, where Node finds the agent's
 //! packages from them.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use uuid::Uuid;
 
@@ -26,12 +29,15 @@ pub(super) async fn ensure(
     agent: &'static str,
     dist: PathBuf,
 ) -> Result<String, AgentError> {
+    let build = dist.clone();
+    let name = blocking(move || name(agent, &build)).await?;
+    if root.join(entry).join(&name).join(MAIN).exists() {
+        return Ok(name);
+    }
+    // What is copied is what is named, though another build may have come meanwhile.
     let adapter = blocking(move || Adapter::read(agent, &dist)).await?;
     let name = adapter.name();
     let place = root.join(entry).join(&name);
-    if place.join(MAIN).exists() {
-        return Ok(name);
-    }
     let lock = lock(root, entry, |_| {}).await?;
     let (root, entry) = (root.to_owned(), entry.to_owned());
     blocking(move || {
@@ -50,6 +56,58 @@ pub(super) async fn ensure(
     })
     .await?;
     Ok(name)
+}
+
+/// Name of the adapter in `dist`. It is read again only when a file of it has changed: in a checkout it
+/// may be built again under a process that runs.
+pub(super) fn name(agent: &'static str, dist: &Path) -> Result<String, AgentError> {
+    /// By build.
+    static NAMES: Mutex<BTreeMap<PathBuf, (Vec<Stamp>, String)>> = Mutex::new(BTreeMap::new());
+    let names = || NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut stamps = Vec::new();
+    // Before it is read: what changes under the reader has other stamps next time. A build that is not
+    // there is the reader's to tell.
+    let complete = stamp(dist, &mut stamps).is_ok();
+    if let Some((known, name)) = names().get(dist)
+        && complete
+        && *known == stamps
+    {
+        return Ok(name.clone());
+    }
+    let name = Adapter::read(agent, dist)?.name();
+    if complete {
+        names().insert(dist.to_owned(), (stamps, name.clone()));
+    }
+    Ok(name)
+}
+
+/// What tells a file from another one that is written in its place.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    path: PathBuf,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+fn stamp(directory: &Path, stamps: &mut Vec<Stamp>) -> io::Result<()> {
+    for found in fs::read_dir(directory)? {
+        let path = found?.path();
+        let data = fs::metadata(&path)?;
+        if data.is_dir() {
+            stamp(&path, stamps)?;
+        } else {
+            stamps.push(Stamp {
+                inode: data.ino(),
+                bytes: data.len(),
+                modified: (data.mtime(), data.mtime_nsec()),
+                changed: (data.ctime(), data.ctime_nsec()),
+                path,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A built adapter, in memory: a few small scripts.
@@ -168,6 +226,18 @@ mod tests {
             let main = root.path().join("pi-1").join(name).join(MAIN);
             assert_eq!(fs::read_to_string(main).unwrap(), content);
         }
+    }
+
+    #[tokio::test]
+    async fn a_build_that_changes_under_a_running_process_is_noticed() {
+        let (root, dist) = (tempfile::tempdir().unwrap(), dist("1"));
+        let first = copied(root.path(), dist.path()).await.unwrap();
+        assert_eq!(copied(root.path(), dist.path()).await.unwrap(), first);
+        fs::write(dist.path().join(MAIN), "second").unwrap();
+        let second = copied(root.path(), dist.path()).await.unwrap();
+        assert_ne!(first, second);
+        let main = root.path().join("pi-1").join(second).join(MAIN);
+        assert_eq!(fs::read_to_string(main).unwrap(), "second");
     }
 
     #[tokio::test]
