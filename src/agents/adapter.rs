@@ -16,6 +16,15 @@ use super::install::{Partial, blocking, lock, open_to_everyone, store, write_syn
 /// What Node runs.
 pub(super) const MAIN: &str = "main.js";
 
+/// Of the names of adapters in the store.
+pub(super) const PREFIX: &str = "adapter-";
+
+/// Where the build puts the adapter of this directory below `adapters/`. `package`: root of our npm
+/// package.
+pub(super) fn dist(package: &Path, directory: &str) -> PathBuf {
+    package.join("adapters").join(directory).join("dist")
+}
+
 /// Namespace of the version-5 UUIDs that name an adapter's content.
 const ADAPTER_NAMESPACE: Uuid = Uuid::from_u128(0x7b4c_02d7_95ee_4f0f_a6c1_58e9_0d33_b1f2);
 
@@ -165,7 +174,7 @@ impl Adapter {
             }
         }
         let hash = Uuid::new_v5(&ADAPTER_NAMESPACE, &content).simple();
-        format!("adapter-{}", &hash.to_string()[..12])
+        format!("{PREFIX}{}", &hash.to_string()[..12])
     }
 
     fn write(&self, directory: &Path) -> io::Result<()> {

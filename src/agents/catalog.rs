@@ -4,14 +4,17 @@ use std::sync::{Arc, LazyLock};
 
 use super::error::AgentError;
 use super::launch::{Launch, SessionSpec};
-use super::own::{OwnAgent, OwnAgents};
+use super::own::{ClientAgents, OwnAgent};
 use super::pi;
-use super::pinned::Pinned;
+use super::pinned::{Packages, Pinned};
+use super::version::Version;
 
 /// An agent that sessions can be made with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Agent {
     BuiltIn(BuiltIn),
+    /// A built-in one in another version than the pinned one: nobody has tested it with this agentvm.
+    InVersion(BuiltIn, Version),
     /// One that a client has configured: nothing of it is in the store.
     Own(Arc<OwnAgent>),
 }
@@ -58,17 +61,19 @@ pub(super) enum Program {
 }
 
 impl Agent {
-    /// The agent that `createSession` and `install` call `name`, for a client that has configured
-    /// `own`.
-    pub fn find(name: &str, own: &OwnAgents) -> Result<Self, AgentError> {
+    /// The agent that `createSession` calls `name`, for a client that has `configured` agents.
+    pub fn find(name: &str, configured: &ClientAgents) -> Result<Self, AgentError> {
         if let Some(agent) = BuiltIn::find(name) {
-            return Ok(Self::BuiltIn(agent));
+            return Ok(match configured.version(agent) {
+                Some(version) => agent.in_version(version.clone()),
+                None => Self::BuiltIn(agent),
+            });
         }
-        if let Some(agent) = own.find(name) {
+        if let Some(agent) = configured.find(name) {
             return Ok(Self::Own(agent));
         }
         let built_in = BuiltIn::ALL.iter().map(|agent| agent.name());
-        let known: Vec<&str> = built_in.chain(own.names()).collect();
+        let known: Vec<&str> = built_in.chain(configured.names()).collect();
         let known = known.join(", ");
         Err(if is_planned(name) {
             AgentError::Unsupported {
@@ -83,10 +88,36 @@ impl Agent {
         })
     }
 
+    /// The agent that `install` and `remove` call `pi`, or `pi@0.87.1` in an exact version.
+    pub fn find_version(wanted: &str, configured: &ClientAgents) -> Result<Self, AgentError> {
+        let Some((name, version)) = wanted.split_once('@') else {
+            return Self::find(wanted, configured);
+        };
+        let refused = |problem| AgentError::Version {
+            wanted: wanted.to_owned(),
+            problem,
+        };
+        match Self::find(name, configured)? {
+            Self::BuiltIn(agent) | Self::InVersion(agent, _) => {
+                Ok(agent.in_version(Version::parse(version).map_err(refused)?))
+            }
+            Self::Own(_) => Err(refused("an agent of your own has none")),
+        }
+    }
+
+    /// `None`: a client's own.
+    #[must_use]
+    pub const fn built_in(&self) -> Option<BuiltIn> {
+        match self {
+            Self::BuiltIn(agent) | Self::InVersion(agent, _) => Some(*agent),
+            Self::Own(_) => None,
+        }
+    }
+
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Self::BuiltIn(agent) => agent.name(),
+            Self::BuiltIn(agent) | Self::InVersion(agent, _) => agent.name(),
             Self::Own(agent) => agent.name(),
         }
     }
@@ -95,7 +126,8 @@ impl Agent {
 impl BuiltIn {
     pub const ALL: [Self; 1] = [Self::Pi];
 
-    fn find(name: &str) -> Option<Self> {
+    #[must_use]
+    pub fn find(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|agent| agent.name() == name)
     }
 
@@ -104,10 +136,41 @@ impl BuiltIn {
         self.definition().name
     }
 
-    /// Version of the agent's main package.
+    /// The npm package that is this agent, or that speaks ACP for it.
+    #[must_use]
+    pub fn package(self) -> &'static str {
+        self.definition().packages.package
+    }
+
+    /// The pinned version of [`BuiltIn::package`].
     #[must_use]
     pub fn version(self) -> &'static str {
         self.definition().packages.version
+    }
+
+    fn in_version(self, version: Version) -> Agent {
+        if version.as_str() == self.version() {
+            Agent::BuiltIn(self)
+        } else {
+            Agent::InVersion(self, version)
+        }
+    }
+
+    /// Name of its entry; `version`: another one than the pinned.
+    pub(super) fn entry(self, version: Option<&Version>) -> Result<String, AgentError> {
+        let definition = self.definition();
+        match version {
+            Some(version) => definition.packages.entry_in_version(version),
+            None => Ok(definition.entry.clone()),
+        }
+    }
+
+    pub(super) fn packages(self, version: Option<&Version>) -> Result<Packages, AgentError> {
+        let pinned = &self.definition().packages;
+        version.map_or_else(
+            || Ok(pinned.packages()),
+            |version| pinned.in_version(version),
+        )
     }
 
     pub(super) fn definition(self) -> &'static Definition {
@@ -132,12 +195,51 @@ mod tests {
     use super::*;
     use crate::error::{Code, Error};
 
-    fn find(name: &str, own: &[&str]) -> Result<Agent, Error> {
-        let own = own.iter().map(|name| {
+    fn own(names: &[&str]) -> ClientAgents {
+        let own = names.iter().map(|name| {
             let command = "/srv/bot".to_owned();
             OwnAgent::new((*name).to_owned(), command, Vec::new(), Vec::new()).unwrap()
         });
-        Agent::find(name, &own.collect()).map_err(Error::from)
+        own.collect()
+    }
+
+    fn find(name: &str, names: &[&str]) -> Result<Agent, Error> {
+        Agent::find(name, &own(names)).map_err(Error::from)
+    }
+
+    fn version(text: &str) -> Version {
+        Version::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_client_chooses_the_version_of_a_built_in_agent() {
+        let other = ClientAgents::new([], [(BuiltIn::Pi, version("0.1.0"))]);
+        let in_version = Agent::InVersion(BuiltIn::Pi, version("0.1.0"));
+        assert_eq!(Agent::find("pi", &other).unwrap(), in_version);
+        let same = ClientAgents::new([], [(BuiltIn::Pi, version(BuiltIn::Pi.version()))]);
+        assert_eq!(
+            Agent::find("pi", &same).unwrap(),
+            Agent::BuiltIn(BuiltIn::Pi)
+        );
+    }
+
+    #[test]
+    fn a_version_behind_the_name_is_exact_and_comes_before_the_clients() {
+        let configured = ClientAgents::new([], [(BuiltIn::Pi, version("0.1.0"))]);
+        let find = |wanted| Agent::find_version(wanted, &configured).map_err(Error::from);
+        let in_version = Agent::InVersion(BuiltIn::Pi, version("0.2.0"));
+        assert_eq!(find("pi@0.2.0").unwrap(), in_version);
+        let pinned = format!("pi@{}", BuiltIn::Pi.version());
+        assert_eq!(find(&pinned).unwrap(), Agent::BuiltIn(BuiltIn::Pi));
+        for wrong in ["pi@latest", "pi@^1.0.0", "pi@"] {
+            let error = find(wrong).unwrap_err();
+            assert_eq!(error.code, Code::InvalidArgument);
+            assert!(error.message.contains(wrong), "{error}");
+        }
+        assert_eq!(find("pie@1.0.0").unwrap_err().code, Code::AgentUnknown);
+        let of_own = Agent::find_version("mybot@1.0.0", &own(&["mybot"]));
+        let error = Error::from(of_own.unwrap_err());
+        assert_eq!(error.code, Code::InvalidArgument);
     }
 
     #[test]

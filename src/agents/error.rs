@@ -20,7 +20,21 @@ pub enum AgentError {
         "agent {agent:?} is not installed in {store:?}, and autoInstall is off: run `npx agentvm \
          install {agent}`"
     )]
-    NotInstalled { agent: &'static str, store: PathBuf },
+    NotInstalled { agent: String, store: PathBuf },
+    #[error("agent {wanted:?}: {problem}")]
+    Version {
+        wanted: String,
+        problem: &'static str,
+    },
+    #[error(
+        "not removed from {store:?}: {}. Close the sessions' VMs and wait for installations, then try \
+         again", .kept.join(", ")
+    )]
+    InUse {
+        store: PathBuf,
+        /// Entries, each with who uses it.
+        kept: Vec<String>,
+    },
     /// Neither `AGENTVM_CACHE_DIR` nor `XDG_CACHE_HOME` nor `HOME` is set.
     #[error(
         "no place for the agent store: none of AGENTVM_CACHE_DIR, XDG_CACHE_HOME and HOME is set; set \
@@ -111,6 +125,8 @@ impl From<AgentError> for Error {
             AgentError::Unknown { .. } => Code::AgentUnknown,
             AgentError::Unsupported { .. } => Code::AgentUnsupported,
             AgentError::NotInstalled { .. } => Code::AgentNotInstalled,
+            AgentError::Version { .. } => Code::InvalidArgument,
+            AgentError::InUse { .. } => Code::AgentInUse,
             AgentError::NoCacheDirectory
             | AgentError::Store { .. }
             | AgentError::NoNpm { .. }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::error::AgentError;
 use super::npm::{Failure, Npm};
-use super::pinned::Pinned;
+use super::pinned::Packages;
 
 /// Written last, so that it proves the rest.
 const MARKER: &str = "entry.json";
@@ -54,14 +54,14 @@ pub(super) enum Movement {
     },
 }
 
-/// Installs `pinned` into the store at `root`, unless another installer has done so meanwhile.
+/// Installs `packages` into the store at `root`, unless another installer has done so meanwhile.
 /// `lay_out` adds to the packages what the entry needs besides; a failure of it is the installation's.
 ///
 /// If it fails or is cancelled, nothing of the attempt is left. If the process is killed, the partial
 /// directory stays until the next installation.
 pub(super) async fn install<Finish>(
     root: &Path,
-    pinned: Pinned,
+    packages: Packages,
     npm: &Npm,
     lay_out: Finish,
     cancelled: impl Future<Output = ()> + Send,
@@ -70,35 +70,36 @@ pub(super) async fn install<Finish>(
 where
     Finish: FnOnce(&Path) -> Result<(), AgentError> + Send + 'static,
 {
-    let entry = pinned.entry();
+    let entry = packages.entry.clone();
     let mut cancelled = std::pin::pin!(cancelled);
     let lock = {
         let locked = lock(root, &entry, |since| moved(Movement::Waiting { since }));
         tokio::select! {
             lock = locked => lock?,
-            () = &mut cancelled => return Err(AgentError::Cancelled { title: pinned.title() }),
+            () = &mut cancelled => {
+                return Err(AgentError::Cancelled { title: packages.title });
+            }
         }
     };
     if is_installed(root, &entry) {
         return Ok(());
     }
-    let required = pinned.required().map_err(|source| AgentError::Lockfile {
-        title: pinned.title(),
-        source,
-    })?;
+    let expected = packages.expected()?;
     let partial = {
         let (root, entry) = (root.to_owned(), entry.clone());
         blocking(move || {
-            sweep(&root, &entry, None);
+            sweep(&root, Some(&entry), None);
             Partial::new(&root, &entry, lock)
         })
         .await?
     };
-    let packages = partial.path.clone();
+    let directory = partial.path.clone();
     let started = Instant::now();
-    let total = required.len();
+    let total = expected.len();
     let tick = |bytes| {
-        let arrived = required.iter().filter(|package| package.arrived(&packages));
+        let arrived = expected
+            .iter()
+            .filter(|package| package.arrived(&directory));
         moved(Movement::Installing {
             done: arrived.count(),
             total,
@@ -106,22 +107,22 @@ where
             since: started.elapsed(),
         });
     };
-    let installed = match partial.write_manifests(&pinned) {
+    let installed = match packages.write_manifests(&directory) {
         Ok(()) => npm
-            .ci(&packages, cancelled, tick)
+            .install(&directory, &packages.versions, cancelled, tick)
             .await
-            .map_err(|failure| explain(failure, root, &pinned, npm)),
+            .map_err(|failure| explain(failure, root, &packages, npm)),
         Err(error) => Err(error),
     };
     let root = root.to_owned();
     blocking(move || {
         let finished = installed
-            .and_then(|()| check(&partial.path, &pinned, &required))
+            .and_then(|()| packages.check(&partial.path))
             .and_then(|()| lay_out(&partial.path));
         match finished {
             Ok(()) => {
                 // An npm may have outlived its killed installer by a moment, and made files again.
-                sweep(&root, &entry, Some(&partial.path));
+                sweep(&root, Some(&entry), Some(&partial.path));
                 partial.publish_entry(&root, &entry)
             }
             Err(error) => {
@@ -133,8 +134,8 @@ where
     .await
 }
 
-fn explain(failure: Failure, root: &Path, pinned: &Pinned, npm: &Npm) -> AgentError {
-    let title = pinned.title();
+fn explain(failure: Failure, root: &Path, packages: &Packages, npm: &Npm) -> AgentError {
+    let title = packages.title.clone();
     match failure {
         Failure::Cancelled => AgentError::Cancelled { title },
         Failure::Start(source) => AgentError::NpmStart {
@@ -148,28 +149,6 @@ fn explain(failure: Failure, root: &Path, pinned: &Pinned, npm: &Npm) -> AgentEr
             reason,
             output,
         },
-    }
-}
-
-fn check(
-    packages: &Path,
-    pinned: &Pinned,
-    required: &[super::pinned::LockedPackage],
-) -> Result<(), AgentError> {
-    let incomplete = |missing| AgentError::Incomplete {
-        title: pinned.title(),
-        missing,
-    };
-    for package in required {
-        package.check(packages).map_err(incomplete)?;
-    }
-    match pinned
-        .files
-        .iter()
-        .find(|file| !packages.join(file).is_file())
-    {
-        Some(file) => Err(incomplete(format!("{file} is missing"))),
-        None => Ok(()),
     }
 }
 
@@ -219,15 +198,8 @@ pub(super) fn make_root(root: &Path) -> Result<(), AgentError> {
     Ok(())
 }
 
-fn try_lock(root: &Path, entry: &str) -> Result<Option<Lock>, AgentError> {
-    let locks = root.join(LOCKS);
-    match DirBuilder::new().mode(0o700).create(&locks) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(store("can't make", &locks, error));
-        }
-        _ => {}
-    }
-    let path = locks.join(entry);
+pub(super) fn try_lock(root: &Path, entry: &str) -> Result<Option<Lock>, AgentError> {
+    let path = make_locks(root)?.join(entry);
     let file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -242,9 +214,25 @@ fn try_lock(root: &Path, entry: &str) -> Result<Option<Lock>, AgentError> {
     }
 }
 
-/// Removes the partial directories of installers that are dead: those of the entry `mine`, which the
-/// caller has locked, but for the caller's own, `keep`, and those of others that nobody has locked.
-fn sweep(root: &Path, mine: &str, keep: Option<&Path>) {
+/// Makes the directory of all locks.
+pub(super) fn make_locks(root: &Path) -> Result<PathBuf, AgentError> {
+    let locks = locks(root);
+    match DirBuilder::new().mode(0o700).create(&locks) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(store("can't make", &locks, error))
+        }
+        _ => Ok(locks),
+    }
+}
+
+pub(super) fn locks(root: &Path) -> PathBuf {
+    root.join(LOCKS)
+}
+
+/// Removes the partial directories of installers, and removers, that are dead: those of the entry `mine`,
+/// which the caller has locked, but for the caller's own, `keep`, and those of others that nobody has
+/// locked.
+pub(super) fn sweep(root: &Path, mine: Option<&str>, keep: Option<&Path>) {
     let Ok(found) = fs::read_dir(root) else {
         return;
     };
@@ -253,7 +241,7 @@ fn sweep(root: &Path, mine: &str, keep: Option<&Path>) {
         let Some(entry) = name.to_str().and_then(entry_of_partial) else {
             continue;
         };
-        if entry == mine {
+        if Some(entry) == mine {
             if keep != Some(&found.path()) {
                 remove_tree(&found.path());
             }
@@ -284,13 +272,13 @@ fn displace(root: &Path, entry: &str) -> Result<(), AgentError> {
     }
 }
 
-fn partial_path(root: &Path, entry: &str) -> PathBuf {
+pub(super) fn partial_path(root: &Path, entry: &str) -> PathBuf {
     // A new name each time: an npm that outlives its killed installer for a moment writes into its
     // own directory only.
     root.join(format!("{PARTIAL}{}-{entry}", Uuid::now_v7().simple()))
 }
 
-fn remove_tree(path: &Path) {
+pub(super) fn remove_tree(path: &Path) {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             // Nobody uses it, and the next installation tries again.
@@ -314,17 +302,6 @@ impl Partial {
             .create(&path)
             .map_err(|error| store("can't make", &path, error))?;
         Ok(Self { path, _lock: lock })
-    }
-
-    fn write_manifests(&self, pinned: &Pinned) -> Result<(), AgentError> {
-        for (name, content) in [
-            ("package.json", pinned.manifest),
-            ("package-lock.json", pinned.lock),
-        ] {
-            let file = self.path.join(name);
-            fs::write(&file, content).map_err(|error| store("can't write", &file, error))?;
-        }
-        Ok(())
     }
 
     /// Makes it the entry.
@@ -415,7 +392,7 @@ fn sync_file_system(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 

@@ -13,7 +13,8 @@ use crate::ids::SessionId;
 use crate::vm::namespace::AGENTS;
 use crate::vm::{GuestPath, User, environment};
 
-/// Where agents keep compiled scripts: durable, and `user`'s in every VM.
+/// Where an agent keeps its compiled scripts that has none in the store: durable, and `user`'s in every
+/// VM.
 const COMPILE_CACHE: &str = "/var/cache/agentvm/node";
 
 /// What of a session an agent's start depends on.
@@ -140,12 +141,19 @@ fn launch_from_store(agent: &InStore, session: &SessionSpec<'_>) -> Result<Launc
             std::iter::once(program).chain(args).collect()
         }
     };
-    let defaults = definition
-        .env
-        .iter()
-        .chain(&[("NODE_COMPILE_CACHE", COMPILE_CACHE)])
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let mut launch = plan(argv, defaults.collect(), session);
+    let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let mut defaults: Vec<_> = definition.env.iter().map(owned).collect();
+    if let Some(cache) = &agent.compile_cache {
+        // Read-only: Node takes what is there, and compiles the rest each time.
+        let compiled = text(&store.join(&agent.entry).join(&cache.name));
+        let directory = if cache.is_there {
+            compiled
+        } else {
+            COMPILE_CACHE.to_owned()
+        };
+        defaults.push(("NODE_COMPILE_CACHE".to_owned(), directory));
+    }
+    let mut launch = plan(argv, defaults, session);
     let bin = text(&runtime.join(runtime::BIN));
     if let Some((_, path)) = launch.env.iter_mut().find(|(name, _)| name == "PATH") {
         *path = format!("{path}:{bin}");
@@ -194,6 +202,7 @@ fn text(path: &Path) -> String {
 #[expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 mod tests {
     use super::*;
+    use crate::agents::store::CompileCache;
     use crate::agents::{BuiltIn, OwnAgent};
 
     fn variables(env: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -202,11 +211,18 @@ mod tests {
     }
 
     fn plan(env: &[(&str, &str)]) -> Launch {
+        plan_with(None, env)
+    }
+
+    fn plan_with(compile_cache: Option<CompileCache>, env: &[(&str, &str)]) -> Launch {
         let installed = Installed::BuiltIn(InStore {
             agent: BuiltIn::Pi,
             runtime: "node-1".to_owned(),
             entry: "pi-1".to_owned(),
             program: "adapter-1/main.js".into(),
+            compile_cache,
+            leases: Vec::new(),
+            is_new: false,
         });
         plan_of(&installed, env)
     }
@@ -268,6 +284,20 @@ mod tests {
             variable(&plan(&[("PATH", "/srv/bin")]), "PATH"),
             [own.as_str()]
         );
+    }
+
+    #[test]
+    fn node_takes_compiled_scripts_from_the_store_or_keeps_its_own_in_the_vm() {
+        for (is_there, directory) in [
+            (true, "/opt/agentvm/agents/pi-1/compile-cache-1"),
+            (false, COMPILE_CACHE),
+        ] {
+            let name = "compile-cache-1".to_owned();
+            let launch = plan_with(Some(CompileCache { name, is_there }), &[]);
+            assert_eq!(variable(&launch, "NODE_COMPILE_CACHE"), [directory]);
+        }
+        // A program that Node does not run.
+        assert!(variable(&plan_with(None, &[]), "NODE_COMPILE_CACHE").is_empty());
     }
 
     #[test]

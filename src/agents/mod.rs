@@ -14,31 +14,45 @@
 //!
 //! What is in an entry is pinned by a `package-lock.json` that is part of this crate
 //! (`locks/`): npm checks every package against the hash in it. `<hash>` is derived from that
-//! lockfile, so another lockfile makes another entry and whoever runs on the old one keeps it.
+//! lockfile, so another lockfile makes another entry and whoever runs on the old one keeps it. A version
+//! that somebody asks for by its number has no lockfile here: npm makes one, which stays in the entry,
+//! `<name>-<version>-unpinned-<hash>`.
 //!
 //! An entry appears by one `rename` of a complete, checked and synced directory. Before that it is a
 //! `.partial-*` directory that belongs to the holder of the entry's lock (`.locks/<entry>`); whoever
 //! finds the lock free knows that the partial directories of that entry are left over and removes
 //! them.
+//!
+//! Whoever runs on an entry holds a [`Lease`] of it (`.locks/<entry>.use`). Removal takes the entry's
+//! lock and the whole of its lease, or leaves it, and begins with a rename to a partial directory.
 
 mod adapter;
 #[allow(dead_code)] // until the agents that use the rest are here
 mod catalog;
+mod compile_cache;
 mod error;
 mod install;
+mod inventory;
 #[allow(dead_code)] // see catalog
 mod launch;
+mod lease;
 mod npm;
 mod own;
 mod pi;
 mod pinned;
 mod progress;
+mod removal;
 mod runtime;
 mod store;
+mod version;
 
 pub use self::catalog::{Agent, BuiltIn};
 pub use self::error::AgentError;
+pub use self::inventory::{StoreEntry, Used};
 pub use self::launch::{Content, Launch, SessionSpec, StateFile, launch, state_dir};
-pub use self::own::{Invalid, OwnAgent, OwnAgents};
+pub use self::lease::Lease;
+pub use self::own::{ClientAgents, Invalid, OwnAgent};
 pub use self::progress::{InstallProgress, Step};
-pub use self::store::{AgentStore, Entry, InStore, Installed, default_root};
+pub use self::removal::{Removal, Why};
+pub use self::store::{AgentStore, InStore, Installed, default_root};
+pub use self::version::Version;

@@ -1,4 +1,4 @@
-//! Running `npm ci`: which npm, how far it is, and what its failures mean.
+//! Running `npm ci` and `npm install`: which npm, how far it is, and what its failures mean.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -15,6 +15,8 @@ use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
+
+use super::pinned::Versions;
 
 /// Between two looks at how far npm is.
 const TICK: Duration = Duration::from_secs(1);
@@ -126,17 +128,20 @@ impl Npm {
         }
     }
 
-    /// Installs what `directory/package-lock.json` says, no more and no less, and runs no script of
-    /// any package. `tick` is called every second with the number of bytes written so far. When this
+    /// Installs what `directory/package-lock.json` says, no more and no less, or makes that file if the
+    /// versions are not locked yet. Runs no script of any package. `tick` is called every second with the number of bytes written so far. When this
     /// returns, and also when it is dropped, no process of npm is left running.
-    pub(super) async fn ci(
+    pub(super) async fn install(
         &self,
         directory: &Path,
+        versions: &Versions,
         cancelled: impl Future<Output = ()> + Send,
         tick: impl Fn(u64) + Send + Sync,
     ) -> Result<(), Failure> {
         let (output, writer) = output_pipe().map_err(Failure::Start)?;
-        let mut npm = self.start(directory, writer).map_err(Failure::Start)?;
+        let mut npm = self
+            .start(directory, versions, writer)
+            .map_err(Failure::Start)?;
         let mut output = Output::new(output);
         let mut ticks = tokio::time::interval(TICK);
         let mut cancelled = std::pin::pin!(cancelled);
@@ -158,12 +163,28 @@ impl Npm {
         if status.success() && output.broken_tarball.is_none() {
             Ok(())
         } else {
-            let (reason, output) = output.into_reason(status);
+            let (reason, output) = output.into_reason(versions, status);
             Err(Failure::Npm { reason, output })
         }
     }
 
-    fn start(&self, directory: &Path, output: io::PipeWriter) -> io::Result<Running> {
+    fn start(
+        &self,
+        directory: &Path,
+        versions: &Versions,
+        output: io::PipeWriter,
+    ) -> io::Result<Running> {
+        let command: &[&str] = match versions {
+            Versions::Locked(_) => &["ci"],
+            // Hashes for every package, and of no registry's name.
+            Versions::Resolved { .. } => &[
+                "install",
+                "--lockfile-version=3",
+                "--omit-lockfile-registry-resolved",
+                "--no-package-lock-only",
+                "--no-legacy-peer-deps",
+            ],
+        };
         let mut prefix = OsString::from("--prefix=");
         prefix.push(directory);
         let global_config = self.global_config.as_ref().map(|file| {
@@ -176,7 +197,8 @@ impl Npm {
         // that would change *what* is installed are overridden, whatever ~/.npmrc says.
         let child = Command::new(&self.program)
             .args(&self.script)
-            .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+            .args(command)
+            .args(["--ignore-scripts", "--no-audit", "--no-fund"])
             .args(["--omit=dev", "--include=prod", "--include=optional"])
             .args(["--include=peer", "--install-strategy=hoisted"])
             .args(["--no-dry-run", "--no-global", "--package-lock"])
@@ -340,8 +362,9 @@ impl Output {
     }
 
     /// Why it failed, and what to quote.
-    fn into_reason(self, status: ExitStatus) -> (String, String) {
-        let reason = reason(self.code.as_deref(), self.broken_tarball.as_deref(), status);
+    fn into_reason(self, versions: &Versions, status: ExitStatus) -> (String, String) {
+        let code = self.code.as_deref();
+        let reason = reason(code, self.broken_tarball.as_deref(), versions, status);
         let mut lines: Vec<String> = self.tail.into();
         if lines.is_empty() {
             lines.extend(self.last_request);
@@ -351,7 +374,12 @@ impl Output {
 }
 
 /// One clause that names the cause and the remedy.
-fn reason(code: Option<&str>, broken_tarball: Option<&str>, status: ExitStatus) -> String {
+fn reason(
+    code: Option<&str>,
+    broken_tarball: Option<&str>,
+    versions: &Versions,
+    status: ExitStatus,
+) -> String {
     const FULL: &str = "the disk is full: make room for the agent store and for npm's cache \
         (`npm config get cache`), or set AGENTVM_CACHE_DIR to a directory elsewhere";
     if let Some(line) = broken_tarball {
@@ -384,16 +412,22 @@ fn reason(code: Option<&str>, broken_tarball: Option<&str>, status: ExitStatus) 
         "E401" | "E403" | "ENEEDAUTH" => {
             format!("the npm registry refused access ({code}): check the credentials in ~/.npmrc")
         }
-        "E404" | "ETARGET" | "ENOVERSIONS" => format!(
-            "the npm registry does not have a pinned package ({code}): check `npm config get \
-             registry`, and `before` or `min-release-age` in ~/.npmrc"
-        ),
+        "E404" | "ETARGET" | "ENOVERSIONS" => {
+            let missing = match versions {
+                Versions::Locked(_) => "a pinned package",
+                Versions::Resolved { wanted } => &format!("{wanted}, or a package that it needs"),
+            };
+            format!(
+                "the npm registry does not have {missing} ({code}): check `npm config get \
+                 registry`, and `before` or `min-release-age` in ~/.npmrc"
+            )
+        }
         "EACCES" | "EPERM" | "EROFS" => format!(
             "npm may not write where it must ({code}): the agent store or npm's cache (`npm config \
              get cache`)"
         ),
-        "ENOTCACHED" => "npm is set to work offline, and its cache does not have a pinned package \
-            (ENOTCACHED): take `offline` out of ~/.npmrc"
+        "ENOTCACHED" => "npm is set to work offline, and its cache does not have a package that \
+            is needed (ENOTCACHED): take `offline` out of ~/.npmrc"
             .to_owned(),
         _ if code.contains("CERT") || code.starts_with("UNABLE_TO_") => format!(
             "the certificate of the npm registry or proxy is not trusted ({code}): set \
@@ -469,7 +503,8 @@ mod tests {
                 "npm http fetch GET 200 somewhere\n{prefix} code EINTEGRITY\n{prefix} sha512-x wanted"
             ))
             .await;
-            let (reason, quoted) = output.into_reason(ExitStatus::from_raw(1 << 8));
+            let (reason, quoted) =
+                output.into_reason(&Versions::Locked(""), ExitStatus::from_raw(1 << 8));
             assert!(reason.contains("not the one that agentvm pins"), "{reason}");
             assert_eq!(
                 quoted,
@@ -483,7 +518,7 @@ mod tests {
         let output =
             parsed("npm warn tar TAR_ENTRY_ERROR ENOSPC: no space left on device, write\n").await;
         assert!(output.broken_tarball.is_some());
-        let (reason, _) = output.into_reason(ExitStatus::from_raw(0));
+        let (reason, _) = output.into_reason(&Versions::Locked(""), ExitStatus::from_raw(0));
         assert!(reason.starts_with("the disk is full"), "{reason}");
     }
 

@@ -1,9 +1,11 @@
-//! Agents that a client configures itself: any program of the VM that speaks ACP.
+//! What a client configures of agents: its own, which are any program of the VM that speaks ACP, and
+//! versions of the built-in ones.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::catalog::is_reserved;
+use super::catalog::{BuiltIn, is_reserved};
+use super::version::Version;
 
 /// A program of the VM as an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +45,8 @@ impl OwnAgent {
         if is_reserved(&name) {
             return invalid(
                 None,
-                "this is the name of an agent that agentvm brings itself: choose another one",
+                "this is the name of an agent that agentvm brings itself: choose another one, or give \
+                 nothing but its version",
             );
         }
         let field = Some("command");
@@ -77,25 +80,51 @@ impl OwnAgent {
     }
 }
 
-/// The own agents of a client, by name.
+/// What a client has configured.
 #[derive(Debug, Clone, Default)]
-pub struct OwnAgents(Arc<BTreeMap<String, Arc<OwnAgent>>>);
+pub struct ClientAgents(Arc<Configured>);
 
-impl OwnAgents {
+#[derive(Debug, Default)]
+struct Configured {
+    own: BTreeMap<String, Arc<OwnAgent>>,
+    /// Of built-in agents, by name.
+    versions: BTreeMap<&'static str, Version>,
+}
+
+impl ClientAgents {
+    /// `versions`: of built-in agents that this client runs in another version than the pinned one.
+    #[must_use]
+    pub fn new(
+        own: impl IntoIterator<Item = OwnAgent>,
+        versions: impl IntoIterator<Item = (BuiltIn, Version)>,
+    ) -> Self {
+        let own = own.into_iter();
+        let versions = versions.into_iter();
+        Self(Arc::new(Configured {
+            own: own.map(|own| (own.name.clone(), Arc::new(own))).collect(),
+            versions: versions
+                .map(|(agent, version)| (agent.name(), version))
+                .collect(),
+        }))
+    }
+
     pub(super) fn find(&self, name: &str) -> Option<Arc<OwnAgent>> {
-        self.0.get(name).map(Arc::clone)
+        self.0.own.get(name).map(Arc::clone)
+    }
+
+    /// `None`: the pinned one.
+    pub(super) fn version(&self, agent: BuiltIn) -> Option<&Version> {
+        self.0.versions.get(agent.name())
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.0.own.keys().map(String::as_str)
     }
 }
 
-impl FromIterator<OwnAgent> for OwnAgents {
+impl FromIterator<OwnAgent> for ClientAgents {
     fn from_iter<T: IntoIterator<Item = OwnAgent>>(agents: T) -> Self {
-        let agents = agents.into_iter();
-        let named = agents.map(|agent| (agent.name.clone(), Arc::new(agent)));
-        Self(Arc::new(named.collect()))
+        Self::new(agents, [])
     }
 }
 

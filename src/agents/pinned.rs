@@ -1,11 +1,17 @@
-//! Packages as a lockfile of this crate pins them.
+//! The npm packages of an entry: pinned by a lockfile of this crate, or in another version that somebody
+//! asked for by its number.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
 use uuid::Uuid;
+
+use super::error::AgentError;
+use super::install::store;
+use super::version::Version;
 
 /// Raise when what we make of the same packages changes (see `install.rs`, `runtime.rs`): they then
 /// get entries of new names.
@@ -34,29 +40,165 @@ impl Pinned {
     /// Name of the entry: its directory in the store. Hashes the lockfile: kept by who needs it often.
     pub(super) fn entry(&self) -> String {
         let content = format!("{LAYOUT_VERSION}\0{}\0{}", self.manifest, self.lock);
-        let hash = Uuid::new_v5(&LOCK_NAMESPACE, content.as_bytes()).simple();
-        let hash = &hash.to_string()[..12];
-        format!("{}-{}-{hash}", self.name, self.version)
+        format!("{}-{}-{}", self.name, self.version, hash(&content))
     }
 
+    /// Name of the entry of the same packages with another version of the main one, which this crate has
+    /// no lockfile for.
+    pub(super) fn entry_in_version(&self, version: &Version) -> Result<String, AgentError> {
+        Ok(self.in_version(version)?.entry)
+    }
+
+    /// What npm is to install.
+    pub(super) fn packages(&self) -> Packages {
+        Packages {
+            entry: self.entry(),
+            title: format!("{} {}", self.name, self.version),
+            manifest: Cow::Borrowed(self.manifest),
+            versions: Versions::Locked(self.lock),
+            files: self.files,
+        }
+    }
+
+    /// The same with another version of the main package.
+    pub(super) fn in_version(&self, version: &Version) -> Result<Packages, AgentError> {
+        let title = format!("{} {version}", self.name);
+        let manifest = self.manifest_of(version);
+        let manifest = manifest.map_err(|source| AgentError::Lockfile {
+            title: title.clone(),
+            source,
+        })?;
+        let content = format!("{LAYOUT_VERSION}\0{manifest}");
+        let hash = hash(&content);
+        Ok(Packages {
+            entry: format!("{}-{version}-{UNPINNED}-{hash}", self.name),
+            title,
+            manifest: Cow::Owned(manifest),
+            versions: Versions::Resolved {
+                wanted: format!("{} {version}", self.package),
+            },
+            files: self.files,
+        })
+    }
+
+    fn manifest_of(&self, version: &Version) -> serde_json::Result<String> {
+        let mut manifest: serde_json::Value = serde_json::from_str(self.manifest)?;
+        manifest["dependencies"][self.package] = version.as_str().into();
+        serde_json::to_string_pretty(&manifest)
+    }
+}
+
+/// Part of the name of an entry whose packages no lockfile of this crate pins.
+const UNPINNED: &str = "unpinned";
+
+fn hash(content: &str) -> String {
+    let hash = Uuid::new_v5(&LOCK_NAMESPACE, content.as_bytes()).simple();
+    hash.to_string()[..12].to_owned()
+}
+
+/// What npm is to make an entry of.
+#[derive(Debug, Clone)]
+pub(super) struct Packages {
+    /// Name of the entry.
+    pub(super) entry: String,
     /// For messages.
-    pub(super) fn title(&self) -> String {
-        format!("{} {}", self.name, self.version)
+    pub(super) title: String,
+    manifest: Cow<'static, str>,
+    pub(super) versions: Versions,
+    /// Files without which the entry would be useless.
+    pub(super) files: &'static [&'static str],
+}
+
+/// Where the versions of all packages come from.
+#[derive(Debug, Clone)]
+pub(super) enum Versions {
+    /// From a lockfile of this crate.
+    Locked(&'static str),
+    /// From npm, which writes a lockfile: it stays in the entry. `wanted`: the main package and its
+    /// version, for messages.
+    Resolved { wanted: String },
+}
+
+const LOCKFILE: &str = "package-lock.json";
+
+impl Packages {
+    /// Writes what npm reads.
+    pub(super) fn write_manifests(&self, directory: &Path) -> Result<(), AgentError> {
+        let lock = match &self.versions {
+            Versions::Locked(lock) => Some((LOCKFILE, *lock)),
+            Versions::Resolved { .. } => None,
+        };
+        for (name, content) in [("package.json", &*self.manifest)].into_iter().chain(lock) {
+            let file = directory.join(name);
+            fs::write(&file, content).map_err(|error| store("can't write", &file, error))?;
+        }
+        Ok(())
     }
 
-    /// The packages that must be there after an installation on this platform.
-    pub(super) fn required(&self) -> serde_json::Result<Vec<LockedPackage>> {
-        let lock: Lockfile = serde_json::from_str(self.lock)?;
-        Ok(lock
-            .packages
-            .into_iter()
-            .filter(|(path, package)| !path.is_empty() && package.required())
-            .filter_map(|(path, package)| {
-                let version = package.version?;
-                Some(LockedPackage { path, version })
-            })
-            .collect())
+    /// The packages that must be there after an installation on this platform, as far as that is known
+    /// before it.
+    pub(super) fn expected(&self) -> Result<Vec<LockedPackage>, AgentError> {
+        match &self.versions {
+            Versions::Locked(lock) => {
+                required(lock.as_bytes()).map_err(|source| AgentError::Lockfile {
+                    title: self.title.clone(),
+                    source,
+                })
+            }
+            Versions::Resolved { .. } => Ok(Vec::new()),
+        }
     }
+
+    /// Checks what npm has installed in `directory`: every package of the lockfile, in its version.
+    pub(super) fn check(&self, directory: &Path) -> Result<(), AgentError> {
+        let incomplete = |missing| AgentError::Incomplete {
+            title: self.title.clone(),
+            missing,
+        };
+        let required = match &self.versions {
+            Versions::Locked(_) => self.expected()?,
+            Versions::Resolved { .. } => {
+                let file = directory.join(LOCKFILE);
+                let lock =
+                    fs::read(&file).map_err(|_| incomplete(format!("there is no {LOCKFILE}")))?;
+                let required = required(&lock)
+                    .map_err(|error| incomplete(format!("its {LOCKFILE} is malformed: {error}")))?;
+                if let Some(package) = required.iter().find(|package| !package.hashed) {
+                    let missing = format!("{} has no hash in its {LOCKFILE}", package.path);
+                    return Err(incomplete(missing));
+                }
+                required
+            }
+        };
+        for package in required {
+            package.check(directory).map_err(incomplete)?;
+        }
+        match self
+            .files
+            .iter()
+            .find(|file| !directory.join(file).is_file())
+        {
+            Some(file) => Err(incomplete(format!("{file} is missing"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The packages of a lockfile that must be there after an installation on this platform.
+fn required(lock: &[u8]) -> serde_json::Result<Vec<LockedPackage>> {
+    let lock: Lockfile = serde_json::from_slice(lock)?;
+    Ok(lock
+        .packages
+        .into_iter()
+        .filter(|(path, package)| !path.is_empty() && package.required())
+        .filter_map(|(path, package)| {
+            Some(LockedPackage {
+                path,
+                version: package.version?,
+                hashed: package.integrity.is_some(),
+            })
+        })
+        .collect())
 }
 
 /// A package and where npm puts it.
@@ -65,6 +207,8 @@ pub(super) struct LockedPackage {
     /// Relative to the entry, as `node_modules/chalk`.
     pub(super) path: String,
     version: String,
+    /// Is checked against a hash.
+    hashed: bool,
 }
 
 impl LockedPackage {
@@ -105,6 +249,7 @@ struct Lockfile {
 #[serde(rename_all = "camelCase")]
 struct LockEntry {
     version: Option<String>,
+    integrity: Option<String>,
     /// Comes inside the tarball of another package, under the hash of that one.
     #[serde(default)]
     in_bundle: bool,
@@ -216,13 +361,29 @@ mod tests {
         assert_ne!(pinned.entry(), other.entry());
     }
 
-    fn required(lock: &'static str) -> Vec<String> {
-        let pinned = Pinned {
-            lock,
-            ..pi::PACKAGES
-        };
-        let required = pinned.required().unwrap();
+    fn required_paths(lock: &str) -> Vec<String> {
+        let required = required(lock.as_bytes()).unwrap();
         required.into_iter().map(|package| package.path).collect()
+    }
+
+    #[test]
+    fn another_version_is_an_entry_of_its_own_for_which_npm_makes_the_lockfile() {
+        let pinned = pi::PACKAGES;
+        let version = Version::parse("0.86.0-rc.1").unwrap();
+        let packages = pinned.in_version(&version).unwrap();
+        assert!(
+            packages.entry.starts_with("pi-0.86.0-rc.1-unpinned-"),
+            "{packages:?}"
+        );
+        assert_eq!(packages.title, "pi 0.86.0-rc.1");
+        let directory = tempfile::tempdir().unwrap();
+        packages.write_manifests(directory.path()).unwrap();
+        assert!(!directory.path().join(LOCKFILE).exists());
+        let manifest = fs::read(directory.path().join("package.json")).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        let mut expected: Value = serde_json::from_str(pinned.manifest).unwrap();
+        expected["dependencies"][pinned.package] = "0.86.0-rc.1".into();
+        assert_eq!(manifest, expected);
     }
 
     #[test]
@@ -239,7 +400,7 @@ mod tests {
             "node_modules/plain/node_modules/inside": {"version": "1.0.0", "inBundle": true}
         }}"#;
         assert_eq!(
-            required(lock),
+            required_paths(lock),
             [
                 "node_modules/linux",
                 "node_modules/not-windows",
@@ -254,6 +415,7 @@ mod tests {
         let package = LockedPackage {
             path: "node_modules/a".to_owned(),
             version: "1.0.0".to_owned(),
+            hashed: true,
         };
         assert!(!package.arrived(entry.path()));
         fs::create_dir_all(entry.path().join("node_modules/a")).unwrap();

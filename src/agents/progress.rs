@@ -8,7 +8,7 @@ pub struct InstallProgress {
     pub step: Step,
     /// One line for a person.
     pub message: String,
-    /// Packages that have arrived, of `total`.
+    /// Packages that have arrived, of `total`; both 0 as long as npm has still to find out which.
     pub done: usize,
     pub total: usize,
     /// Bytes that npm has written to its cache and to the store in this step: it moves while one big

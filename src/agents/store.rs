@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +9,19 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::adapter;
-use super::catalog::{Agent, BuiltIn, Definition, Program};
+use super::catalog::{Agent, BuiltIn, Program};
+use super::compile_cache;
 use super::error::AgentError;
-use super::install::{self, Movement, blocking, is_installed, store};
+use super::install::{self, Movement, blocking, is_installed, store, sweep};
+use super::inventory::{self, StoreEntry, Used};
+use super::lease::Lease;
 use super::npm::Npm;
 use super::own::OwnAgent;
-use super::pinned::Pinned;
+use super::pinned::Packages;
 use super::progress::{InstallProgress, Step};
+use super::removal::{self, Removal};
 use super::runtime::{self, RUNTIME};
+use super::version::Version;
 
 /// Where the store is unless the caller says otherwise: `$AGENTVM_CACHE_DIR/agents`, else
 /// `$XDG_CACHE_HOME/agentvm/agents`, else `~/.cache/agentvm/agents`. `env` reads a variable.
@@ -67,17 +71,40 @@ pub struct InStore {
     pub(super) entry: String,
     /// What speaks ACP: relative to `entry`.
     pub(super) program: PathBuf,
+    /// Of a program that the runtime's Node runs: whether the store has its compiled scripts.
+    pub(super) compile_cache: Option<CompileCache>,
+    /// To be held for as long as anything in a VM may run on it.
+    pub leases: Vec<Lease>,
+    /// Whether its packages have only now been installed.
+    pub is_new: bool,
 }
 
-/// Something in the store.
+/// Place of an agent's compiled scripts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Its directory's name: `<name>-<version>-<hash>`.
-    pub name: String,
-    /// Size of its files when it was installed.
-    pub bytes: u64,
-    /// What this version of agentvm uses; others belong to other versions.
-    pub current: bool,
+pub(super) struct CompileCache {
+    /// Directory relative to the entry.
+    pub(super) name: String,
+    pub(super) is_there: bool,
+}
+
+impl Installed {
+    /// What keeps it in the store.
+    #[must_use]
+    pub fn leases(&self) -> &[Lease] {
+        match self {
+            Self::BuiltIn(agent) => &agent.leases,
+            Self::Own(_) => &[],
+        }
+    }
+}
+
+impl InStore {
+    /// It would start faster with compiled scripts, and has none.
+    #[must_use]
+    pub fn lacks_compile_cache(&self) -> bool {
+        let cache = self.compile_cache.as_ref();
+        cache.is_some_and(|cache| !cache.is_there)
+    }
 }
 
 impl AgentStore {
@@ -113,67 +140,123 @@ impl AgentStore {
         auto_install: bool,
         progress: &(dyn Fn(InstallProgress) + Send + Sync),
     ) -> Result<Installed, AgentError> {
-        let agent = match agent {
-            Agent::BuiltIn(agent) => *agent,
+        let (agent, version) = match agent {
+            Agent::BuiltIn(agent) => (*agent, None),
+            Agent::InVersion(agent, version) => (*agent, Some(version)),
             Agent::Own(agent) => return Ok(Installed::Own(Arc::clone(agent))),
         };
-        let definition = agent.definition();
-        let installed = |entry: &str| is_installed(self.root(), entry);
-        if !(installed(&runtime::ENTRY) && installed(&definition.entry)) {
+        let entry = agent.entry(version)?;
+        if !(auto_install || self.has(&entry)) {
+            return Err(AgentError::NotInstalled {
+                agent: version.map_or_else(
+                    || agent.name().to_owned(),
+                    |version| format!("{}@{version}", agent.name()),
+                ),
+                store: self.root().to_owned(),
+            });
+        }
+        install::make_root(self.root())?;
+        // Before it is looked for: what is there now, or comes now, stays.
+        let mut leases = vec![
+            Lease::take(self.root(), &runtime::ENTRY).await?,
+            Lease::take(self.root(), &entry).await?,
+        ];
+        let is_new = !self.has(&entry);
+        if is_new {
+            // Also if it has been removed since it was looked for: that is a missing one.
             if !auto_install {
                 return Err(AgentError::NotInstalled {
-                    agent: definition.name,
+                    agent: agent.name().to_owned(),
                     store: self.root().to_owned(),
                 });
             }
-            self.install(definition, progress).await?;
+            self.install(agent, version, progress).await?;
         }
-        install::make_root(self.root())?;
-        let entry = definition.entry.clone();
-        let program = match definition.program {
+        let (program, on_node) = match agent.definition().program {
             Program::Adapter(directory) => {
-                let dist = self.places.package.join("adapters").join(directory);
-                let dist = dist.join("dist");
-                let adapter = adapter::ensure(self.root(), &entry, definition.name, dist).await?;
-                Path::new(&adapter).join(adapter::MAIN)
+                let dist = adapter::dist(&self.places.package, directory);
+                let adapter = adapter::ensure(self.root(), &entry, agent.name(), dist).await?;
+                leases.push(Lease::take(self.root(), &format!("{entry}/{adapter}")).await?);
+                (Path::new(&adapter).join(adapter::MAIN), true)
             }
-            Program::Script(path) | Program::Executable { path, .. } => path.into(),
+            Program::Script(path) => (path.into(), true),
+            Program::Executable { path, .. } => (path.into(), false),
         };
+        let compile_cache = on_node.then(|| {
+            let name = compile_cache::name(&runtime::ENTRY, &program);
+            let is_there = self.root().join(&entry).join(&name).exists();
+            CompileCache { name, is_there }
+        });
         Ok(Installed::BuiltIn(InStore {
             agent,
             runtime: runtime::ENTRY.clone(),
             entry,
             program,
+            compile_cache,
+            leases,
+            is_new,
         }))
     }
 
-    /// What is installed, by name; of all versions.
-    pub async fn list(&self) -> Result<Vec<Entry>, AgentError> {
-        let root = self.root().to_owned();
+    fn has(&self, entry: &str) -> bool {
+        is_installed(self.root(), &runtime::ENTRY) && is_installed(self.root(), entry)
+    }
+
+    /// Keeps the compiled scripts of an agent, which a VM has written that ran nothing but it. Paths are
+    /// relative to its `NODE_COMPILE_CACHE`.
+    pub async fn keep_compile_cache(
+        &self,
+        agent: &InStore,
+        files: Vec<(PathBuf, Vec<u8>)>,
+    ) -> Result<(), AgentError> {
+        match &agent.compile_cache {
+            Some(cache) => compile_cache::keep(self.root(), &agent.entry, &cache.name, files).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What is in the store, of all versions of agentvm.
+    pub async fn list(&self) -> Result<Vec<StoreEntry>, AgentError> {
+        let places = Arc::clone(&self.places);
+        blocking(move || inventory::list(&places.root, &places.package)).await
+    }
+
+    /// Removes an agent: all that the store has of it, or one version. The runtime stays, which others
+    /// need too. What is not there is as good as removed.
+    ///
+    /// What a running VM uses, of whatever process, and what is just being installed, stays and is an
+    /// error; the rest is removed nevertheless.
+    pub async fn remove(
+        &self,
+        agent: BuiltIn,
+        version: Option<&str>,
+    ) -> Result<Removal, AgentError> {
+        let mut entries = self.list().await?;
+        entries.retain(|entry| {
+            // With an entry go its parts.
+            entry.agent == agent.name()
+                && !entry.name.contains('/')
+                && version.is_none_or(|version| entry.version == version)
+        });
+        let places = Arc::clone(&self.places);
         blocking(move || {
-            let current = BuiltIn::ALL.map(|agent| agent.definition().entry.as_str());
-            let failed = |error| store("can't read", &root, error);
-            let found = match fs::read_dir(&root) {
-                Ok(found) => found,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-                Err(error) => return Err(failed(error)),
-            };
-            let mut entries = Vec::new();
-            for found in found {
-                let found = found.map_err(failed)?;
-                let name = found.file_name().to_string_lossy().into_owned();
-                if !name.starts_with('.')
-                    && let Some(marker) = install::marker(&found.path())
-                {
-                    entries.push(Entry {
-                        current: current.contains(&name.as_str()) || name == *runtime::ENTRY,
-                        bytes: marker.bytes,
-                        name,
-                    });
-                }
+            let root = &places.root;
+            removal::remove(root, entries, false)?.complete(root)
+        })
+        .await
+    }
+
+    /// Removes what this version of agentvm never uses, and what killed installers have left. What a
+    /// running VM uses, and what is just being installed, stays. `pretend`: removes nothing.
+    pub async fn prune(&self, pretend: bool) -> Result<Removal, AgentError> {
+        let mut entries = self.list().await?;
+        entries.retain(|entry| entry.used == Used::Never);
+        let places = Arc::clone(&self.places);
+        blocking(move || {
+            if !pretend {
+                sweep(&places.root, None, None);
             }
-            entries.sort_by(|a, b| a.name.cmp(&b.name));
-            Ok(entries)
+            removal::remove(&places.root, entries, pretend)
         })
         .await
     }
@@ -182,7 +265,8 @@ impl AgentStore {
     /// waits for its end and clears up.
     async fn install(
         &self,
-        definition: &'static Definition,
+        agent: BuiltIn,
+        version: Option<&Version>,
         progress: &(dyn Fn(InstallProgress) + Send + Sync),
     ) -> Result<(), AgentError> {
         // Dropped with this future.
@@ -190,7 +274,8 @@ impl AgentStore {
         // A slow listener sees the latest state, not every one.
         let (moved, mut moving) = watch::channel(None);
         let places = Arc::clone(&self.places);
-        let task = tokio::spawn(install_missing(places, definition, moved, gone));
+        let packages = agent.packages(version)?;
+        let task = tokio::spawn(install_missing(places, agent.name(), packages, moved, gone));
         while moving.changed().await.is_ok() {
             let latest = moving.borrow_and_update().clone();
             if let Some(latest) = latest {
@@ -204,43 +289,42 @@ impl AgentStore {
 
 async fn install_missing(
     places: Arc<Places>,
-    definition: &'static Definition,
+    agent: &'static str,
+    packages: Packages,
     moved: watch::Sender<Option<InstallProgress>>,
     mut caller: oneshot::Receiver<Infallible>,
 ) -> Result<(), AgentError> {
-    let report = |step, pinned: &Pinned, movement| {
-        moved.send_replace(Some(describe(definition.name, step, pinned, movement)));
+    // Also when its caller is gone: until npm has ended, it runs on it.
+    let _npm = Lease::take(&places.root, &runtime::ENTRY).await?;
+    let report = |step, title: &str, movement| {
+        moved.send_replace(Some(describe(agent, step, title, movement)));
     };
     let env = |name: &str| std::env::var_os(name);
     let mut cancelled = async || drop((&mut caller).await);
     if !is_installed(&places.root, &runtime::ENTRY) {
         let npm = Npm::of_host(&places.node, env).map_err(|tried| AgentError::NoNpm {
-            title: definition.packages.title(),
+            title: packages.title.clone(),
             tried,
         })?;
         let lay_out = |entry: &Path| {
             runtime::lay_out(entry).map_err(|error| store("can't set up", entry, error))?;
             runtime::try_out(entry)
         };
-        let moved = |movement| report(Step::Runtime, &RUNTIME, movement);
-        install::install(&places.root, RUNTIME, &npm, lay_out, cancelled(), moved).await?;
+        let packages = RUNTIME.packages();
+        let title = packages.title.clone();
+        let moved = |movement| report(Step::Runtime, &title, movement);
+        install::install(&places.root, packages, &npm, lay_out, cancelled(), moved).await?;
     }
     // npm with its own Node: under an older one it would refuse, or choose other packages.
     let runtime = places.root.join(&*runtime::ENTRY);
     let (node, cli) = (runtime::node(&runtime), runtime::npm_cli(&runtime));
     let npm = Npm::of_runtime(node, cli, &places.node, env);
-    let packages = definition.packages;
-    let moved = |movement| report(Step::Agent, &packages, movement);
+    let title = packages.title.clone();
+    let moved = |movement| report(Step::Agent, &title, movement);
     install::install(&places.root, packages, &npm, |_| Ok(()), cancelled(), moved).await
 }
 
-fn describe(
-    agent: &'static str,
-    step: Step,
-    pinned: &Pinned,
-    movement: Movement,
-) -> InstallProgress {
-    let title = pinned.title();
+fn describe(agent: &'static str, step: Step, title: &str, movement: Movement) -> InstallProgress {
     let seconds = |since: Duration| since.as_secs();
     match movement {
         Movement::Waiting { since } => InstallProgress {
@@ -262,11 +346,18 @@ fn describe(
         } => InstallProgress {
             agent,
             step,
-            message: format!(
-                "installing {title}: {done} of {total} packages, {} MB written ({} s)",
-                bytes / 1_000_000,
-                seconds(since)
-            ),
+            message: {
+                let packages = match total {
+                    // npm has still to find out.
+                    0 => String::new(),
+                    total => format!("{done} of {total} packages, "),
+                };
+                format!(
+                    "installing {title}: {packages}{} MB written ({} s)",
+                    bytes / 1_000_000,
+                    seconds(since)
+                )
+            },
             done,
             total,
             bytes,

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 pub(super) use super::argument::parse;
 use super::argument::{MAX_SAFE, Whole, WholeOrFalse};
-use crate::agents::{AgentStore, OwnAgent, OwnAgents};
+use crate::agents::{AgentStore, BuiltIn, ClientAgents, OwnAgent, Version};
 use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::session::{
@@ -37,7 +37,7 @@ struct RawClientOptions {
     max_message_bytes: Option<Whole<1024, MAX_MESSAGE_BYTES>>,
     /// By name.
     #[serde(default)]
-    agents: BTreeMap<String, RawOwnAgent>,
+    agents: BTreeMap<String, RawAgent>,
     additional_instructions: Option<String>,
     sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
     cancel_grace_ms: Option<Whole<0, MAX_SAFE>>,
@@ -48,12 +48,12 @@ const MAX_MESSAGE_BYTES: u64 = 1 << 30;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RawOwnAgent {
-    command: String,
-    #[serde(default)]
-    args: Vec<String>,
-    #[serde(default)]
-    env: BTreeMap<String, String>,
+struct RawAgent {
+    /// Of a built-in agent, and then alone.
+    version: Option<String>,
+    command: Option<String>,
+    args: Option<Vec<String>>,
+    env: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -86,7 +86,7 @@ pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Res
         }
     }
     let mut settings = Settings::new(AgentStore::new(raw.agent_store_dir, package, node));
-    settings.own_agents = own_agents(raw.agents)?;
+    settings.configured_agents = client_agents(raw.agents)?;
     settings.auto_install = raw.auto_install;
     settings.durability = match raw.durability {
         RawDurability::Normal => Durability::Normal,
@@ -111,18 +111,53 @@ pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Res
     })
 }
 
-fn own_agents(raw: BTreeMap<String, RawOwnAgent>) -> Result<OwnAgents> {
-    let agents = raw.into_iter().map(|(name, raw)| {
+fn client_agents(raw: BTreeMap<String, RawAgent>) -> Result<ClientAgents> {
+    let mut own = Vec::new();
+    let mut versions = Vec::new();
+    for (name, raw) in raw {
         let field = format!("agents.{name}");
-        check_environment(&format!("{field}.env"), &raw.env)?;
-        OwnAgent::new(name, raw.command, raw.args, raw.env.into_iter().collect()).map_err(|wrong| {
-            let field = wrong
-                .field
-                .map_or_else(|| field.clone(), |own| format!("{field}.{own}"));
-            Error::invalid_argument(&field, wrong.problem)
-        })
-    });
-    agents.collect()
+        match BuiltIn::find(&name) {
+            Some(agent) if raw.is_version() => {
+                if let Some(version) = raw.version {
+                    let version = Version::parse(&version).map_err(|problem| {
+                        Error::invalid_argument(&format!("{field}.version"), problem)
+                    })?;
+                    versions.push((agent, version));
+                }
+            }
+            _ => own.push(own_agent(name, raw, &field)?),
+        }
+    }
+    Ok(ClientAgents::new(own, versions))
+}
+
+impl RawAgent {
+    const fn is_version(&self) -> bool {
+        self.command.is_none() && self.args.is_none() && self.env.is_none()
+    }
+}
+
+fn own_agent(name: String, raw: RawAgent, field: &str) -> Result<OwnAgent> {
+    let env = raw.env.unwrap_or_default();
+    check_environment(&format!("{field}.env"), &env)?;
+    let args = raw.args.unwrap_or_default();
+    let command = raw.command.clone().unwrap_or_default();
+    let agent = OwnAgent::new(name, command, args, env.into_iter().collect());
+    let invalid = |own: Option<&str>, problem: &str| {
+        let field = own.map_or_else(|| field.to_owned(), |own| format!("{field}.{own}"));
+        Error::invalid_argument(&field, problem)
+    };
+    match agent {
+        // What the name is for comes first.
+        Err(wrong) if wrong.field.is_none() => Err(invalid(None, wrong.problem)),
+        _ if raw.command.is_none() => Err(invalid(None, "\"command\" is missing")),
+        _ if raw.version.is_some() => Err(invalid(
+            Some("version"),
+            "is for the agents that agentvm brings itself: your own has none",
+        )),
+        Err(wrong) => Err(invalid(wrong.field, wrong.problem)),
+        Ok(agent) => Ok(agent),
+    }
 }
 
 pub(super) fn session_options(json: &str) -> Result<SessionOptions> {

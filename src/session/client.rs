@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::awake::Awake;
+use super::compile_cache;
 use super::control::SessionView;
 use super::emission::{ShutdownReason, Subscription};
 use super::kept::Resume;
@@ -18,7 +19,9 @@ use super::machine::Machine;
 use super::options::SessionOptions;
 use super::sessions::CreatedSession;
 use super::turn::TurnResult;
-use crate::agents::{Agent, AgentStore, InstallProgress, OwnAgents};
+use crate::agents::{
+    Agent, AgentStore, ClientAgents, InstallProgress, Installed, Removal, StoreEntry,
+};
 use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmId, VmKey};
 use crate::net::Policy;
@@ -38,8 +41,8 @@ pub struct ClientOptions {
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub agents: AgentStore,
-    /// The client's own, beside the built-in ones.
-    pub own_agents: OwnAgents,
+    /// The client's own, beside the built-in ones, and versions of these.
+    pub configured_agents: ClientAgents,
     /// Install an agent that a session needs.
     pub auto_install: bool,
     pub durability: Durability,
@@ -61,7 +64,7 @@ impl Settings {
     pub fn new(agents: AgentStore) -> Self {
         Self {
             agents,
-            own_agents: OwnAgents::default(),
+            configured_agents: ClientAgents::default(),
             auto_install: true,
             durability: Durability::Normal,
             loopback_exempt_ports: Vec::new(),
@@ -77,9 +80,31 @@ impl Settings {
         Policy::new(&self.loopback_exempt_ports)
     }
 
+    /// An agent that is ready to be launched. If it had to be installed for that, with its compile cache.
+    pub(super) async fn installed(
+        &self,
+        agent: &Agent,
+        progress: &(dyn Fn(InstallProgress) + Send + Sync),
+    ) -> Result<Installed> {
+        let installed = self
+            .agents
+            .ensure(agent, self.auto_install, progress)
+            .await?;
+        match &installed {
+            Installed::BuiltIn(new) if new.is_new && new.lacks_compile_cache() => {
+                compile_cache::prepare(self, agent.clone(), new.clone()).await;
+                Ok(self
+                    .agents
+                    .ensure(agent, self.auto_install, progress)
+                    .await?)
+            }
+            _ => Ok(installed),
+        }
+    }
+
     /// The agent that `createSession` calls `name`.
     pub(super) fn agent(&self, name: &str) -> Result<Agent> {
-        Ok(Agent::find(name, &self.own_agents)?)
+        Ok(Agent::find(name, &self.configured_agents)?)
     }
 }
 
@@ -164,7 +189,7 @@ impl Client {
         })
     }
 
-    /// Puts an agent into the store, if it is not there yet.
+    /// Puts an agent into the store, if it is not there yet: `pi`, or `pi@0.87.1` in an exact version.
     pub async fn install(
         &self,
         agent: &str,
@@ -172,9 +197,43 @@ impl Client {
     ) -> Result<()> {
         self.inner.check_open()?;
         let settings = &self.inner.settings;
-        let agent = settings.agent(agent)?;
-        settings.agents.ensure(&agent, true, progress).await?;
+        let agent = Agent::find_version(agent, &settings.configured_agents)?;
+        let installed = settings.agents.ensure(&agent, true, progress).await?;
+        if let Installed::BuiltIn(installed) = installed
+            && installed.lacks_compile_cache()
+        {
+            compile_cache::prepare(settings, agent, installed).await;
+        }
         Ok(())
+    }
+
+    /// What is in the agent store.
+    pub async fn installed(&self) -> Result<Vec<StoreEntry>> {
+        self.inner.check_open()?;
+        Ok(self.inner.settings.agents.list().await?)
+    }
+
+    /// Removes an agent from the store: `pi` in all versions, or `pi@0.87.1`.
+    pub async fn uninstall(&self, agent: &str) -> Result<Removal> {
+        self.inner.check_open()?;
+        let Settings {
+            agents,
+            configured_agents,
+            ..
+        } = &self.inner.settings;
+        let named = Agent::find_version(agent, configured_agents)?;
+        let built_in = named.built_in().ok_or_else(|| {
+            let problem = format!("{agent:?} is an agent of your own: it is not in the store");
+            Error::invalid_argument("agent", problem)
+        })?;
+        let version = agent.split_once('@').map(|(_, version)| version);
+        Ok(agents.remove(built_in, version).await?)
+    }
+
+    /// Removes from the store what this version of agentvm never uses. `pretend`: removes nothing.
+    pub async fn prune(&self, pretend: bool) -> Result<Removal> {
+        self.inner.check_open()?;
+        Ok(self.inner.settings.agents.prune(pretend).await?)
     }
 
     /// Ends what this client's VMs run, unless another client has them open too. Deletes nothing.

@@ -12,6 +12,7 @@ use super::awake::{Awake, Ending, Gate};
 use super::client::Settings;
 use super::emission::{Emission, Notice, ShutdownReason};
 use super::sessions::Slot;
+use crate::agents::{Installed, Lease};
 use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmKey};
 use crate::net::Policy;
@@ -47,6 +48,8 @@ struct Running {
     store: Option<Store>,
     /// Makes this process the only writer of the store, also when the VM has died on its own.
     lock: Option<HostLock>,
+    /// What the agents of the running VM, and what they left in its background, may run on.
+    leases: Vec<Lease>,
 }
 
 impl Machine {
@@ -240,6 +243,16 @@ impl Machine {
         Ok((vm, store))
     }
 
+    /// Keeps in the agent store what an agent of this VM runs on, until the VM has ended.
+    pub(super) async fn keep_installed(&self, installed: &Installed) {
+        let mut running = self.running.lock().await;
+        for lease in installed.leases() {
+            if !running.leases.contains(lease) {
+                running.leases.push(lease.clone());
+            }
+        }
+    }
+
     /// Clears away sessions whose host process died while they were made.
     async fn clear_half_made(&self, vm: &DynVm, store: &Store) -> Result<()> {
         for record in store.history().sessions().await? {
@@ -392,6 +405,7 @@ async fn end(running: &mut Running, emission: &Emission, reason: ShutdownReason)
         }
     }
     running.lock = None;
+    running.leases.clear();
     closed.map_err(Error::from)
 }
 

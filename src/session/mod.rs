@@ -9,6 +9,7 @@
 mod awake;
 mod calls;
 mod client;
+mod compile_cache;
 mod configuration;
 mod control;
 mod emission;

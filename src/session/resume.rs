@@ -86,6 +86,7 @@ impl Machine {
             error = &mut stop => return Err(error),
         }
         let (vm, store) = self.open_for_writing(settings).await?;
+        self.keep_installed(&installed).await;
         if was_given && kept.persist_env {
             environment::save(&self.dir, session, &secrets).await?;
         }

@@ -72,6 +72,7 @@ impl Machine {
         };
         // Not cut short: a boot that is dropped half-way would leave the VM busy for a moment.
         let (vm, store) = self.open_for_writing(settings).await?;
+        self.keep_installed(&installed).await;
         vm.create_dir_all(&options.cwd, User::User)
             .await
             .map_err(start::bad_cwd)?;
@@ -213,11 +214,7 @@ impl Machine {
     ) -> Result<agents::Installed> {
         let emission = Arc::clone(&self.emission);
         let progress = move |progress| emission.notify(&Notice::InstallProgress(progress));
-        let installed = settings
-            .agents
-            .ensure(agent, settings.auto_install, &progress)
-            .await?;
-        Ok(installed)
+        settings.installed(agent, &progress).await
     }
 
     pub(super) async fn prompt(

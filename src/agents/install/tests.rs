@@ -8,6 +8,8 @@ use std::process::Command;
 
 use tokio::sync::oneshot;
 
+use super::super::pinned::Pinned;
+use super::super::version::Version;
 use super::*;
 use crate::error::{Code, Error};
 
@@ -49,8 +51,12 @@ fn npm_script(directory: &Path, script: &str) -> Npm {
 }
 
 async fn installed(root: &Path, pinned: Pinned, npm: &Npm) -> Result<(), AgentError> {
+    installed_packages(root, pinned.packages(), npm).await
+}
+
+async fn installed_packages(root: &Path, packages: Packages, npm: &Npm) -> Result<(), AgentError> {
     let never = std::future::pending();
-    install(root, pinned, npm, |_| Ok(()), never, |_| {}).await
+    install(root, packages, npm, |_| Ok(()), never, |_| {}).await
 }
 
 /// Names of what is in the store, without the locks.
@@ -151,7 +157,15 @@ async fn a_cancelled_installation_ends_npm_and_what_it_started_and_leaves_nothin
         alive.read_line(&mut String::new()).unwrap()
     });
     let cancelled = async { cancelled.await.unwrap() };
-    let result = install(root.path(), SMALL, &npm, |_| Ok(()), cancelled, |_| {}).await;
+    let result = install(
+        root.path(),
+        SMALL.packages(),
+        &npm,
+        |_| Ok(()),
+        cancelled,
+        |_| {},
+    )
+    .await;
     assert_eq!(Error::from(result.unwrap_err()).code, Code::Aborted);
     assert!(content(root.path()).is_empty());
     assert_eq!(watched.await.unwrap(), 0, "the end of the pipe");
@@ -190,4 +204,66 @@ async fn an_installed_entry_is_not_touched() {
     installed(root.path(), SMALL, &npm).await.unwrap();
     let npm = npm_script(host.path(), "exit 1");
     installed(root.path(), SMALL, &npm).await.unwrap();
+}
+
+/// The packages of `SMALL` with its main one in another version.
+fn in_version(version: &str) -> Packages {
+    SMALL.in_version(&Version::parse(version).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn another_version_comes_with_a_lockfile_that_has_hashes_and_names_no_registry() {
+    let root = tempfile::tempdir().unwrap();
+    let packages = in_version("3.1.1");
+    let entry = root.path().join(&packages.entry);
+    installed_packages(root.path(), packages, &host_npm())
+        .await
+        .unwrap();
+    let manifest = fs::read_to_string(entry.join("node_modules/isexe/package.json")).unwrap();
+    assert!(manifest.contains("\"version\": \"3.1.1\""), "{manifest}");
+    let lock = fs::read_to_string(entry.join("package-lock.json")).unwrap();
+    assert!(lock.contains("\"integrity\": \"sha512-"), "{lock}");
+    assert!(!lock.contains("://registry."), "{lock}");
+}
+
+#[tokio::test]
+async fn a_version_that_does_not_exist_is_told_by_its_number_and_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let result = installed_packages(root.path(), in_version("99.99.99"), &host_npm()).await;
+    let error = Error::from(result.unwrap_err());
+    assert_eq!(error.code, Code::InstallFailed);
+    assert!(
+        error.message.contains("does not have isexe 99.99.99"),
+        "{error}"
+    );
+    assert!(content(root.path()).is_empty());
+}
+
+#[tokio::test]
+async fn an_unpinned_package_without_a_hash_is_refused() {
+    let (root, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let lock = r#"echo '{"packages": {"node_modules/isexe": {"version": "2.0.0"}}}'"#;
+    let script = format!("{INSTALLS} {lock} > \"$package/package-lock.json\"");
+    let npm = npm_script(host.path(), &script);
+    let result = installed_packages(root.path(), in_version("2.0.0"), &npm).await;
+    let error = Error::from(result.unwrap_err());
+    assert_eq!(error.code, Code::InstallFailed);
+    assert!(error.message.contains("isexe has no hash"), "{error}");
+    assert!(content(root.path()).is_empty());
+}
+
+#[tokio::test]
+async fn npm_is_told_to_run_no_script_of_a_package() {
+    let (root, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let script = format!(
+        "echo \"$@\" > {}/arguments; {INSTALLS}",
+        host.path().display()
+    );
+    let npm = npm_script(host.path(), &script);
+    for packages in [SMALL.packages(), in_version("2.0.1")] {
+        // The stand-in makes no lockfile, which the second one misses.
+        drop(installed_packages(root.path(), packages, &npm).await);
+        let arguments = fs::read_to_string(host.path().join("arguments")).unwrap();
+        assert!(arguments.contains("--ignore-scripts"), "{arguments}");
+    }
 }

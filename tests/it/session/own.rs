@@ -1,13 +1,13 @@
 //! Agents that a client configures itself.
 
-use agentvm::agents::{AgentStore, OwnAgent, OwnAgents};
+use agentvm::agents::{AgentStore, ClientAgents, OwnAgent};
 use agentvm::error::Code;
 use agentvm::session::Settings;
 use agentvm::vm::{GuestPath, User};
 
 use super::fixture::{World, code, options, within};
 
-fn own(name: &str, command: &str, args: &[&str], env: &[(&str, &str)]) -> OwnAgents {
+fn own(name: &str, command: &str, args: &[&str], env: &[(&str, &str)]) -> ClientAgents {
     let args = args.iter().map(|arg| (*arg).to_owned()).collect();
     let env = env
         .iter()
@@ -19,13 +19,13 @@ fn own(name: &str, command: &str, args: &[&str], env: &[(&str, &str)]) -> OwnAge
 
 /// `agent.js` as an agent of the client's own, at `/home/user/bot.mjs`. There is no agent store, and
 /// none can be made.
-async fn world_with(agents: OwnAgents) -> World {
+async fn world_with(agents: ClientAgents) -> World {
     let directory = tempfile::tempdir().unwrap();
     let no_directory = directory.path().join("file");
     std::fs::write(&no_directory, "").unwrap();
     let store = AgentStore::new(no_directory.join("agents"), "/none".into(), "/none".into());
     let settings = Settings {
-        own_agents: agents,
+        configured_agents: agents,
         auto_install: false,
         ..Settings::new(store)
     };
@@ -106,7 +106,7 @@ async fn a_session_whose_agent_is_configured_no_more_names_the_option() {
     let session = session(&world, &[]).await;
     within(world.client.close()).await.unwrap();
     let mut settings = world.settings.clone();
-    settings.own_agents = OwnAgents::default();
+    settings.configured_agents = ClientAgents::default();
     let data = world.data.clone();
     let without = World::with(tempfile::tempdir().unwrap(), data, settings);
     let error = without.run(session, "say x").await.unwrap_err();
