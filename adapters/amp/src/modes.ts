@@ -1,6 +1,6 @@
 /** Amp's agent modes: each is a choice of model, system prompt and tools. */
 
-import { fields, string } from "./shared/acp.js";
+import { modeIdOf } from "./shared/acp.js";
 import { invalidParams } from "./shared/errors.js";
 
 /** Amp's own default, which its service and the user's settings decide. */
@@ -21,7 +21,7 @@ export function modeState(currentModeId: string): object {
 
 /** Of `session/set_mode`. */
 export function modeOf(params: unknown): string {
-  const mode = string(fields(params), "modeId");
+  const mode = modeIdOf(params);
   if (MODES.some(({ id }) => id === mode)) return mode;
   const ids = MODES.map(({ id }) => id).join(", ");
   throw invalidParams(`modeId can't be "${mode}"; it can be: ${ids}`);

@@ -1,6 +1,7 @@
 /** One Amp session and its turns: each turn is a run of Amp's program on the session's thread. */
 
 import { randomUUID } from "node:crypto";
+import { setImmediate } from "node:timers/promises";
 import { AmpProcess, type End } from "./amp-process.js";
 import { mcpConfig, settingsFile } from "./configuration.js";
 import { instructionsPart } from "./instructions.js";
@@ -64,6 +65,7 @@ export class Session {
   readonly #permissions: Permissions;
   #socket: PermissionSocket | undefined;
   #turn: Turn | undefined;
+  #turnEnded: Promise<StopReason> | undefined;
 
   private constructor({ env, connection, directory, settings }: SessionOptions) {
     this.settings = settings;
@@ -127,6 +129,27 @@ export class Session {
       asking: Promise.resolve(),
     };
     this.#turn = turn;
+    this.#turnEnded = this.#take(turn, blocks);
+    return await this.#turnEnded;
+  }
+
+  /** The pending {@link prompt} answers `cancelled` once everything of the turn has ended. */
+  async cancel(): Promise<void> {
+    this.#turn?.cancel.abort();
+    await this.#turn?.amp?.stop();
+  }
+
+  /** Ends the turn, if one is running, and lets its prompt be answered. */
+  async close(): Promise<void> {
+    await this.cancel();
+    await this.#turnEnded?.catch(() => {}); // told to whoever has prompted
+    await setImmediate();
+    this.#socket?.close();
+    this.#directory.removeFile(MCP_FILE);
+    this.#directory.removeFile(SETTINGS_FILE);
+  }
+
+  async #take(turn: Turn, blocks: ContentBlock[]): Promise<StopReason> {
     const { signal } = turn.cancel;
     try {
       requireKey(this.#env);
@@ -143,19 +166,6 @@ export class Session {
       turn.cancel.abort(); // what Amp still asks is of no interest any more
       this.#turn = undefined;
     }
-  }
-
-  /** The pending {@link prompt} answers `cancelled` once everything of the turn has ended. */
-  async cancel(): Promise<void> {
-    this.#turn?.cancel.abort();
-    await this.#turn?.amp?.stop();
-  }
-
-  async close(): Promise<void> {
-    await this.cancel();
-    this.#socket?.close();
-    this.#directory.removeFile(MCP_FILE);
-    this.#directory.removeFile(SETTINGS_FILE);
   }
 
   async #configure(): Promise<void> {

@@ -149,7 +149,9 @@ function diffs({ name, input, oldText }: ShownCall, cwd: string): ToolContent[] 
     if (name === "create_file") {
       const [passage] = change.passages;
       if (oldText === undefined || passage === undefined) return [];
-      return [{ type: "diff", path, oldText, newText: passage.newText }];
+      const { newText } = passage;
+      // Amp does not wait for us, unless it asks: what we have read may be what it has written.
+      return [{ type: "diff", path, oldText: oldText === newText ? null : oldText, newText }];
     }
     return change.passages.map((passage): ToolContent => ({ type: "diff", path, ...passage }));
   });

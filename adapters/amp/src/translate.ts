@@ -94,22 +94,10 @@ export class Translator {
   ): Promise<void> {
     const open = this.#open.get(toolCallId);
     if (open) return await open.announced;
-    const { promise: announced, resolve } = Promise.withResolvers<void>();
-    const call: OpenCall = { name, input, oldText: undefined, announced };
+    const call: OpenCall = { name, input, oldText: undefined, announced: Promise.resolve() };
     this.#open.set(toolCallId, call);
-    const overwritten = overwrittenFile(name, input, this.#cwd);
-    if (overwritten !== undefined) call.oldText = await readOldText(overwritten);
-    this.#emit({
-      sessionUpdate: "tool_call",
-      toolCallId,
-      status: "pending",
-      ...describeToolCall(name, input, this.#cwd),
-      ...(parent === null ? {} : { _meta: { agentvm: { parentToolCallId: parent } } }),
-    });
-    const entries = planOf(name, input);
-    if (entries) this.#emit({ sessionUpdate: "plan", entries });
-    if (this.#startsAtOnce(name)) this.startCall(toolCallId);
-    resolve();
+    call.announced = this.#announce(toolCallId, call, parent);
+    await call.announced;
   }
 
   startCall(toolCallId: string): void {
@@ -136,6 +124,22 @@ export class Translator {
     const { input_tokens: input, output_tokens: output, max_tokens: size } = this.#usage ?? {};
     if (input === undefined || output === undefined || size === undefined) return;
     this.#emit({ sessionUpdate: "usage_update", used: input + output, size });
+  }
+
+  async #announce(toolCallId: string, call: OpenCall, parent: string | null): Promise<void> {
+    const { name, input } = call;
+    const overwritten = overwrittenFile(name, input, this.#cwd);
+    if (overwritten !== undefined) call.oldText = await readOldText(overwritten);
+    this.#emit({
+      sessionUpdate: "tool_call",
+      toolCallId,
+      status: "pending",
+      ...describeToolCall(name, input, this.#cwd),
+      ...(parent === null ? {} : { _meta: { agentvm: { parentToolCallId: parent } } }),
+    });
+    const entries = planOf(name, input);
+    if (entries) this.#emit({ sessionUpdate: "plan", entries });
+    if (this.#startsAtOnce(name)) this.startCall(toolCallId);
   }
 
   #answer(block: Block, messageId: string): void {
