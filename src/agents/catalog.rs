@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use super::amp;
 use super::error::AgentError;
 use super::launch::{Launch, SessionSpec};
 use super::own::{ClientAgents, OwnAgent};
@@ -24,10 +25,11 @@ pub enum Agent {
 #[non_exhaustive]
 pub enum BuiltIn {
     Pi,
+    Amp,
 }
 
 /// Documented names that this version does not run yet.
-const PLANNED: [&str; 4] = ["claude", "codex", "opencode", "amp"];
+const PLANNED: [&str; 3] = ["claude", "codex", "opencode"];
 
 /// What the rest of this module needs to know about a built-in agent.
 pub(super) struct Definition {
@@ -63,7 +65,7 @@ pub(super) enum Program {
 impl Agent {
     /// The agent that `createSession` calls `name`, for a client that has `configured` agents.
     pub fn find(name: &str, configured: &ClientAgents) -> Result<Self, AgentError> {
-        if let Some(agent) = BuiltIn::find(name) {
+        if let Some(agent) = BuiltIn::find(name).filter(|agent| agent.runs_here()) {
             return Ok(match configured.version(agent) {
                 Some(version) => agent.in_version(version.clone()),
                 None => Self::BuiltIn(agent),
@@ -72,10 +74,11 @@ impl Agent {
         if let Some(agent) = configured.find(name) {
             return Ok(Self::Own(agent));
         }
-        let built_in = BuiltIn::ALL.iter().map(|agent| agent.name());
+        let here = BuiltIn::ALL.iter().filter(|agent| agent.runs_here());
+        let built_in = here.map(|agent| agent.name());
         let known: Vec<&str> = built_in.chain(configured.names()).collect();
         let known = known.join(", ");
-        Err(if is_planned(name) {
+        Err(if is_reserved(name) {
             AgentError::Unsupported {
                 name: name.to_owned(),
                 known,
@@ -124,11 +127,16 @@ impl Agent {
 }
 
 impl BuiltIn {
-    pub const ALL: [Self; 1] = [Self::Pi];
+    pub const ALL: [Self; 2] = [Self::Pi, Self::Amp];
 
     #[must_use]
     pub fn find(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|agent| agent.name() == name)
+    }
+
+    /// Whether its packages are there for this processor.
+    fn runs_here(self) -> bool {
+        self != Self::Amp || cfg!(target_arch = "x86_64")
     }
 
     #[must_use]
@@ -176,17 +184,14 @@ impl BuiltIn {
     pub(super) fn definition(self) -> &'static Definition {
         match self {
             Self::Pi => &pi::PI,
+            Self::Amp => &amp::AMP,
         }
     }
 }
 
 /// Whether a name is that of a built-in agent, now or in a later version.
 pub(super) fn is_reserved(name: &str) -> bool {
-    BuiltIn::find(name).is_some() || is_planned(name)
-}
-
-fn is_planned(name: &str) -> bool {
-    PLANNED.contains(&name)
+    BuiltIn::find(name).is_some() || PLANNED.contains(&name)
 }
 
 #[cfg(test)]
@@ -252,7 +257,7 @@ mod tests {
     fn an_unknown_name_is_answered_with_the_known_ones_and_the_option_that_adds_one() {
         let error = find("pie", &["mybot"]).unwrap_err();
         assert_eq!(error.code, Code::AgentUnknown);
-        for named in ["\"pie\"", "pi, mybot", "client option agents"] {
+        for named in ["\"pie\"", "pi, ", ", mybot", "client option agents"] {
             assert!(error.message.contains(named), "{error}");
         }
     }

@@ -14,7 +14,9 @@ pub enum AgentError {
          client option agents: {{ {name:?}: {{ command, args?, env? }} }}"
     )]
     Unknown { name: String, known: String },
-    #[error("agent {name:?} is not in this version of agentvm yet: this client runs {known}")]
+    #[error(
+        "agent {name:?} is not in this version of agentvm for this processor: this client runs {known}"
+    )]
     Unsupported { name: String, known: String },
     #[error(
         "agent {agent:?} is not installed in {store:?}, and autoInstall is off: run `npx agentvm \

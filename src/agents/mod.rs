@@ -27,6 +27,7 @@
 //! lock and the whole of its lease, or leaves it, and begins with a rename to a partial directory.
 
 mod adapter;
+mod amp;
 #[allow(dead_code)] // until the agents that use the rest are here
 mod catalog;
 mod compile_cache;
