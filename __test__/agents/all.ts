@@ -1,4 +1,5 @@
+import { codex } from "./codex.js";
 import { pi } from "./pi.js";
 import type { TestedAgent } from "./tested-agent.js";
 
-export const AGENTS: TestedAgent[] = [pi];
+export const AGENTS: TestedAgent[] = [pi, codex];

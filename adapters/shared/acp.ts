@@ -60,6 +60,7 @@ export type SessionUpdate =
   | { sessionUpdate: "plan"; entries: PlanEntry[] }
   | { sessionUpdate: "config_option_update"; configOptions: ConfigOption[] }
   | { sessionUpdate: "available_commands_update"; availableCommands: AvailableCommand[] }
+  | { sessionUpdate: "session_info_update"; _meta: Record<string, unknown> }
   | {
       sessionUpdate: "usage_update";
       /** Tokens in the context, and how many it can hold. */

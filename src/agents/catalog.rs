@@ -3,6 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use super::amp;
+use super::codex;
 use super::error::AgentError;
 use super::launch::{Launch, SessionSpec};
 use super::own::{ClientAgents, OwnAgent};
@@ -25,11 +26,12 @@ pub enum Agent {
 #[non_exhaustive]
 pub enum BuiltIn {
     Pi,
+    Codex,
     Amp,
 }
 
 /// Documented names that this version does not run yet.
-const PLANNED: [&str; 3] = ["claude", "codex", "opencode"];
+const PLANNED: [&str; 2] = ["claude", "opencode"];
 
 /// What the rest of this module needs to know about a built-in agent.
 pub(super) struct Definition {
@@ -127,7 +129,7 @@ impl Agent {
 }
 
 impl BuiltIn {
-    pub const ALL: [Self; 2] = [Self::Pi, Self::Amp];
+    pub const ALL: [Self; 3] = [Self::Pi, Self::Codex, Self::Amp];
 
     #[must_use]
     pub fn find(name: &str) -> Option<Self> {
@@ -184,6 +186,7 @@ impl BuiltIn {
     pub(super) fn definition(self) -> &'static Definition {
         match self {
             Self::Pi => &pi::PI,
+            Self::Codex => &codex::CODEX,
             Self::Amp => &amp::AMP,
         }
     }

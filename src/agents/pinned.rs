@@ -311,9 +311,15 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::agents::{amp, pi, runtime};
+    use crate::agents::{amp, codex, pi, runtime};
 
-    const ALL: [Pinned; 4] = [pi::PACKAGES, amp::PACKAGES, runtime::X64, runtime::ARM64];
+    const ALL: [Pinned; 5] = [
+        pi::PACKAGES,
+        codex::PACKAGES,
+        amp::PACKAGES,
+        runtime::X64,
+        runtime::ARM64,
+    ];
 
     fn packages(pinned: &Pinned) -> Vec<(String, Value)> {
         let lock: Value = serde_json::from_str(pinned.lock).unwrap();
