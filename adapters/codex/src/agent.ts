@@ -4,7 +4,7 @@ import { AppServer } from "./app-server.js";
 import type { Json, Model, Notification, Notifications, OpenedThread, Question } from "./codex.js";
 import { prepareHome } from "./home.js";
 import { mcpConfig } from "./mcp.js";
-import { overridesOf, QUIET, toArguments } from "./overrides.js";
+import { type Overrides, overridesOf, QUIET, toArguments } from "./overrides.js";
 import { codexProgram, codexVersion } from "./program.js";
 import { noKey, type Provider, providerOf, wholeNumber } from "./provider.js";
 import { permissionsOf, Session } from "./session.js";
@@ -37,11 +37,11 @@ export class Agent {
     this.#connection = connection;
     this.#env = env;
     const home = prepareHome(env);
-    this.#provider = providerOf(env, home);
-    const overrides = { ...QUIET, ...this.#provider.overrides, ...overridesOf(env) };
+    const setup = setUp(env, home);
+    this.#provider = setup.provider;
     this.#server = new AppServer({
       program: codexProgram(),
-      args: toArguments(overrides),
+      args: toArguments(setup.overrides),
       env: { ...env, CODEX_HOME: home },
       onNotification: (method, params) => this.#observe({ method, params } as Notification),
       onRequest: (method, params) => this.#answer({ method, params } as Question),
@@ -49,7 +49,7 @@ export class Agent {
     this.lost = new Promise((resolve) => {
       void this.#server.ended.then((end) => this.#closing || resolve(end));
     });
-    this.#ready = this.#shakeHands();
+    this.#ready = setup.problem ? Promise.reject(setup.problem) : this.#shakeHands();
     this.#ready.catch(() => {}); // reported to whoever asks for a session
   }
 
@@ -229,6 +229,23 @@ export class Agent {
     const session = this.#sessions.get(sessionId);
     if (session) return session;
     throw notOpen(sessionId);
+  }
+}
+
+interface Setup {
+  provider: Provider;
+  overrides: Overrides;
+  /** Of the environment. Codex is started all the same: there are requests to answer. */
+  problem?: unknown;
+}
+
+function setUp(env: NodeJS.ProcessEnv, home: string): Setup {
+  try {
+    const provider = providerOf(env, home);
+    return { provider, overrides: { ...QUIET, ...provider.overrides, ...overridesOf(env) } };
+  } catch (problem) {
+    const provider = { id: undefined, overrides: {}, maxRetries: undefined };
+    return { provider, overrides: QUIET, problem };
   }
 }
 

@@ -115,7 +115,8 @@ export function describeResult(item: ToolItem): ToolCallFields {
       return {
         ...ended(item.status),
         content: texts([item.aggregatedOutput]),
-        rawOutput: { output: item.aggregatedOutput ?? "", exitCode: item.exitCode },
+        // Without the output, which may be a megabyte.
+        rawOutput: { exitCode: item.exitCode },
       };
     case "fileChange":
       return { ...ended(item.status), content: item.changes.flatMap(diffs), rawOutput: null };
