@@ -1,6 +1,7 @@
 import { expect } from "vitest";
 import { failureOf } from "../fixtures.js";
-import { newAgentSession } from "./fixtures.js";
+import { newSseMcpService } from "../mcp-service.js";
+import { newAgentSession, newAgentVm } from "./fixtures.js";
 import type { Limit, TestedAgent } from "./tested-agent.js";
 
 /** Its newer models write programs that call the tools: `codex.test.ts` has them. */
@@ -39,6 +40,17 @@ export const codex: TestedAgent = {
   },
 
   limits: {
+    "mcp sse": {
+      because: "because it does not speak it",
+      async instead(it) {
+        const { url, port } = await newSseMcpService();
+        const { session } = await newAgentVm(it, {}, { loopbackExemptPorts: [port] });
+        const mcpServers = [{ type: "remote" as const, name: "greeter", url }];
+        const error = await failureOf(() => session({ mcpServers }));
+        expect(error.code).toBe("AGENT_UNSUPPORTED");
+        expect(error.message).toContain("greeter");
+      },
+    },
     "error 429": inItsOwnWords(429, "HTTP 429"),
     "error 500": inItsOwnWords(500, "high demand"),
   },
