@@ -4,6 +4,7 @@ import type { CreateSessionOptions } from "agentvm";
 import { expect, test } from "vitest";
 import { failureOf, newModel, newVm, told } from "./fixtures.js";
 import type { Reply, Script } from "./model-server.js";
+import { watchNetwork } from "./network-watch.js";
 
 const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
 
@@ -153,11 +154,14 @@ test("what the user keeps in ~/.codex counts, and each session has the rest for 
   expect(decode(await agent.readFile(".codex/AGENTS.md"))).toBe("Speak as a pirate.");
 });
 
-test("without a key and a login there is no session, and the variable is named", async () => {
+test("without a key and a login nobody is asked, there is no session, and the variable is named", async () => {
   const { agent } = await newCodexVm([]);
+  await agent.wake();
+  const watch = await watchNetwork(agent);
   const error = await failureOf(() => agent.createSession("codex"));
   expect(error.code).toBe("AUTH_REQUIRED");
   expect(error.message).toContain("OPENAI_API_KEY");
+  expect(await watch.attempts()).toEqual([]);
 });
 
 test("a key that is refused is not tried again", async () => {
