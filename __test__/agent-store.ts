@@ -16,7 +16,7 @@ declare module "vitest" {
 
 const ROOT = resolve(import.meta.dirname, "..");
 
-const AGENTS = ["pi"];
+const AGENTS = ["pi", "amp"];
 
 export default function setUp(project: TestProject): void {
   const cache = cacheDirectories().find((cache) => AGENTS.every((agent) => install(agent, cache)));
