@@ -16,7 +16,8 @@ declare module "vitest" {
 
 const ROOT = resolve(import.meta.dirname, "..");
 
-const AGENTS = ["pi", "amp"];
+/** Amp is there for x64 alone. */
+const AGENTS = process.arch === "x64" ? ["pi", "amp"] : ["pi"];
 
 export default function setUp(project: TestProject): void {
   const cache = cacheDirectories().find((cache) => AGENTS.every((agent) => install(agent, cache)));

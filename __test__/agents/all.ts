@@ -3,4 +3,5 @@ import { codex } from "./codex.js";
 import { pi } from "./pi.js";
 import type { TestedAgent } from "./tested-agent.js";
 
-export const AGENTS: TestedAgent[] = [pi, codex, amp];
+/** Amp is there for x64 alone. */
+export const AGENTS: TestedAgent[] = process.arch === "x64" ? [pi, codex, amp] : [pi, codex];

@@ -21,10 +21,14 @@ interface Rule {
  * For `--settings-file`, which Amp reads in place of the user's own.
  *
  * `asker`: the program that is asked about every call but those that only look; without one nothing is
- * asked (`--dangerously-allow-all`).
+ * asked.
  */
 export function settingsFile(env: NodeJS.ProcessEnv, asker: string | undefined): string {
-  const settings: Settings = { ...userSettings(env), "amp.updates.mode": "disabled" };
+  const settings: Settings = {
+    ...userSettings(env),
+    "amp.updates.mode": "disabled",
+    "amp.dangerouslyAllowAll": asker === undefined,
+  };
   if (asker !== undefined) {
     settings["amp.permissions"] = rules(settings["amp.permissions"], asker);
     // Amp's own guard of some files asks a terminal, and there is none: it would refuse them.

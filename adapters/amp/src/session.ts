@@ -37,6 +37,9 @@ const UNUSABLE = new Set([
   ...["failed", "error", "connection-failed", "denied", "disabled", "blocked-by-registry"],
 ]);
 
+/** How long a question that does not name its call waits for one that it can be about. */
+const UNSEEN_CALL_MS = 2000;
+
 const SETTINGS_FILE = "settings.json";
 const MCP_FILE = "mcp.json";
 
@@ -198,7 +201,10 @@ export class Session {
       ...(mode === DEFAULT_MODE ? [] : ["--mode", mode]),
       ...["--settings-file", `${path}/${SETTINGS_FILE}`],
       ...(mcpServers.length > 0 ? ["--mcp-config", `${path}/${MCP_FILE}`] : []),
+      // The settings say it too; a project's own could say otherwise.
       ...(this.#asks ? [] : ["--dangerously-allow-all"]),
+      // Amp's permissions are one of its plugins: no turn without it.
+      ...(this.#asks ? ["--plugin-ready-timeout", "300"] : []),
     ];
   }
 
@@ -278,9 +284,11 @@ export class Session {
     { name, toolCallId, input }: Question,
     signal: AbortSignal,
   ): Promise<string | undefined> {
-    // Amp may ask before the message with the call has come through the stream.
-    const id = toolCallId || translator.callLike(name, input) || randomUUID();
-    await translator.openCall(id, name, input);
+    // Amp may ask before the message with the call has come through the stream. It does not always say
+    // which call it asks about.
+    if (toolCallId) await translator.openCall(toolCallId, name, input);
+    const id =
+      toolCallId || (await translator.callLike(name, input, UNSEEN_CALL_MS)) || randomUUID();
     await this.#connection.drained();
     const refusal = await this.#permissions.refusal({ toolCallId: id, name, args: input }, signal);
     if (refusal === undefined) translator.startCall(id);

@@ -4,6 +4,7 @@ import { randomUUID } from "node:crypto";
 import { isDeepStrictEqual } from "node:util";
 import { INSTRUCTIONS_TAG } from "./instructions.js";
 import type { SessionUpdate } from "./shared/acp.js";
+import { within } from "./shared/deadline.js";
 import { readOldText } from "./shared/old-text.js";
 import type { AssistantMessage, Block, ToolResultBlock, Usage, UserMessage } from "./stream.js";
 import {
@@ -17,6 +18,8 @@ import {
 interface OpenCall extends ShownCall {
   /** Resolves when the client has been told of it. */
   announced: Promise<void>;
+  /** A question that did not name its call has been about it. */
+  isAsked: boolean;
 }
 
 export class Translator {
@@ -24,6 +27,8 @@ export class Translator {
   readonly #emit: (update: SessionUpdate) => void;
   readonly #startsAtOnce: (name: string) => boolean;
   readonly #open = new Map<string, OpenCall>();
+  /** For the next call. */
+  readonly #waiting = new Set<() => void>();
   #lastAnswer: AssistantMessage["message"] | undefined;
   #usage: Usage | undefined;
 
@@ -94,10 +99,17 @@ export class Translator {
   ): Promise<void> {
     const open = this.#open.get(toolCallId);
     if (open) return await open.announced;
-    const call: OpenCall = { name, input, oldText: undefined, announced: Promise.resolve() };
+    const call: OpenCall = {
+      name,
+      input,
+      oldText: undefined,
+      announced: Promise.resolve(),
+      isAsked: false,
+    };
     this.#open.set(toolCallId, call);
     call.announced = this.#announce(toolCallId, call, parent);
     await call.announced;
+    for (const opened of this.#waiting) opened();
   }
 
   startCall(toolCallId: string): void {
@@ -105,12 +117,18 @@ export class Translator {
     this.#emit({ sessionUpdate: "tool_call_update", toolCallId, status: "in_progress" });
   }
 
-  /** The open call that looks like this, for a question that does not say which one it is about. */
-  callLike(name: string, input: unknown): string | undefined {
-    for (const [toolCallId, call] of this.#open) {
-      if (call.name === name && isDeepStrictEqual(call.input, input)) return toolCallId;
+  /** The call that a question is about which does not name it, if one comes in time. */
+  async callLike(name: string, input: unknown, timeoutMs: number): Promise<string | undefined> {
+    const deadline = Date.now() + timeoutMs;
+    for (;;) {
+      for (const [toolCallId, call] of this.#open) {
+        if (call.isAsked || call.name !== name || !isDeepStrictEqual(call.input, input)) continue;
+        call.isAsked = true;
+        await call.announced;
+        return toolCallId;
+      }
+      if (!(await within(deadline - Date.now(), this.#nextCall()))) return undefined;
     }
-    return undefined;
   }
 
   /** Calls that will get no result any more have failed. */
@@ -124,6 +142,16 @@ export class Translator {
     const { input_tokens: input, output_tokens: output, max_tokens: size } = this.#usage ?? {};
     if (input === undefined || output === undefined || size === undefined) return;
     this.#emit({ sessionUpdate: "usage_update", used: input + output, size });
+  }
+
+  #nextCall(): Promise<void> {
+    return new Promise((resolve) => {
+      const opened = () => {
+        this.#waiting.delete(opened);
+        resolve();
+      };
+      this.#waiting.add(opened);
+    });
   }
 
   async #announce(toolCallId: string, call: OpenCall, parent: string | null): Promise<void> {

@@ -95,6 +95,22 @@ test("calls of one message are asked about one after the other", async () => {
   expect(server.requests[1]?.toolResults).toHaveLength(2);
 });
 
+test("a question that does not name its call is about the one that looks like it", async () => {
+  await using server = await startModelServer({
+    script: [{ toolCalls: [RUN, { ...RUN, id: "again" }] }, { text: "Done." }],
+  });
+  await using amp = await Adapter.start({
+    env: { ...service(server), STAND_IN_NAMES_NO_CALL: "1" },
+  });
+  const turn = amp.prompt(await amp.newSession(ASK), "Run twice");
+  amp.select(await amp.asked(), "allow_once");
+  amp.select(await amp.asked(1), "reject_once");
+  await turn;
+  const ids = amp.requests.map(({ params }) => params.toolCall.toolCallId);
+  expect(ids).toEqual(["run", "again"]);
+  expect(amp.updatesOf("tool_call")).toHaveLength(2);
+});
+
 test("tools that only look do not ask, those of a subagent do", async () => {
   const read = { id: "r", name: "Read", input: { path: "a.txt" } };
   const task = { id: "task", name: "Task", input: { prompt: "Run" } };
@@ -134,6 +150,7 @@ test("what the user's settings forbid is not even asked about, and they stay as 
         { "tool": "shell_*", "action": "reject", "message": "no // shells" },
         { "tool": "*", "action": "allow" },
       ],
+      "amp.dangerouslyAllowAll": true,
     }`,
   );
   const sessionId = await amp.newSession(ASK);

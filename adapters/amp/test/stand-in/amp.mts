@@ -29,6 +29,7 @@ const OPTIONS = {
   "no-archive-after-execute": { type: "boolean" },
   mode: { type: "string" },
   "settings-file": { type: "string" },
+  "plugin-ready-timeout": { type: "string" },
   "mcp-config": { type: "string" },
   version: { type: "boolean" },
 } as const;
@@ -47,21 +48,25 @@ class Run {
   readonly #thread: Thread;
   readonly #options: ReturnType<typeof commandLine>["values"];
   readonly #rules: Rule[];
+  readonly #allowsAll: boolean;
   readonly #mcp: McpServers;
   readonly #start = Date.now();
   #turns = 0;
   #begun = false;
   #result = "";
 
-  constructor(thread: Thread, options: Run["options"], rules: Rule[], mcp: McpServers) {
+  constructor(
+    thread: Thread,
+    options: ReturnType<typeof commandLine>["values"],
+    settings: Record<string, unknown>,
+    mcp: McpServers,
+  ) {
     this.#thread = thread;
     this.#options = options;
-    this.#rules = rules;
+    this.#rules = (settings["amp.permissions"] ?? []) as Rule[];
+    this.#allowsAll =
+      options["dangerously-allow-all"] === true || settings["amp.dangerouslyAllowAll"] === true;
     this.#mcp = mcp;
-  }
-
-  get options(): ReturnType<typeof commandLine>["values"] {
-    return this.#options;
   }
 
   async prompt(content: Block[]): Promise<void> {
@@ -158,7 +163,7 @@ class Run {
     });
     const tool = tools.find((candidate) => candidate.name === name);
     if (!tool) return result(`Tool ${name} not found`, true);
-    if (!this.#options["dangerously-allow-all"]) {
+    if (!this.#allowsAll) {
       const about = { toolUseId: id, threadId: this.#thread.id };
       const refusal = await decide(this.#rules, name, input, about);
       if (refusal !== undefined) {
@@ -227,7 +232,7 @@ if (positionals[1] === "export") {
 if (!options.execute || !options["stream-json-input"]) fail("the stand-in has no other mode");
 const settings = options["settings-file"] ? readJson(options["settings-file"]) : {};
 const mcp = await McpServers.connect(options["mcp-config"] ? readJson(options["mcp-config"]) : {});
-const run = new Run(thread, options, (settings["amp.permissions"] ?? []) as Rule[], mcp);
+const run = new Run(thread, options, settings, mcp);
 let error: string | undefined;
 try {
   for (const line of (await text(stdin)).split("\n")) {

@@ -35,7 +35,8 @@ export async function decide(
         AGENT: "amp",
         AMP_THREAD_ID: threadId,
         AGENT_TOOL_NAME: name,
-        AGENT_TOOL_USE_ID: toolUseId,
+        // Some versions leave it out.
+        ...(process.env.STAND_IN_NAMES_NO_CALL ? {} : { AGENT_TOOL_USE_ID: toolUseId }),
       };
       const child = spawn(rule.to ?? "", [], { env: { ...process.env, ...env } });
       child.stdin.on("error", () => {});
