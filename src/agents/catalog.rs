@@ -3,6 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use super::amp;
+use super::claude;
 use super::codex;
 use super::error::AgentError;
 use super::launch::{Launch, SessionSpec};
@@ -26,12 +27,13 @@ pub enum Agent {
 #[non_exhaustive]
 pub enum BuiltIn {
     Pi,
+    Claude,
     Codex,
     Amp,
 }
 
 /// Documented names that this version does not run yet.
-const PLANNED: [&str; 2] = ["claude", "opencode"];
+const PLANNED: [&str; 1] = ["opencode"];
 
 /// What the rest of this module needs to know about a built-in agent.
 pub(super) struct Definition {
@@ -129,7 +131,7 @@ impl Agent {
 }
 
 impl BuiltIn {
-    pub const ALL: [Self; 3] = [Self::Pi, Self::Codex, Self::Amp];
+    pub const ALL: [Self; 4] = [Self::Pi, Self::Claude, Self::Codex, Self::Amp];
 
     #[must_use]
     pub fn find(name: &str) -> Option<Self> {
@@ -186,6 +188,7 @@ impl BuiltIn {
     pub(super) fn definition(self) -> &'static Definition {
         match self {
             Self::Pi => &pi::PI,
+            Self::Claude => &claude::CLAUDE,
             Self::Codex => &codex::CODEX,
             Self::Amp => &amp::AMP,
         }

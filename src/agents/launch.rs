@@ -77,6 +77,12 @@ pub enum Content {
 }
 
 impl Launch {
+    /// What a variable is set to; empty if it is not.
+    pub(super) fn variable(&self, name: &str) -> &str {
+        let named = self.env.iter().find(|(own, _)| own == name);
+        named.map_or("", |(_, value)| value)
+    }
+
     /// Sets a variable, unless the session has one of that name.
     pub(super) fn default_variable(
         &mut self,

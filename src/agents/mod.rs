@@ -30,6 +30,7 @@ mod adapter;
 mod amp;
 #[allow(dead_code)] // until the agents that use the rest are here
 mod catalog;
+mod claude;
 mod codex;
 mod compile_cache;
 mod error;

@@ -311,10 +311,11 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::agents::{amp, codex, pi, runtime};
+    use crate::agents::{amp, claude, codex, pi, runtime};
 
-    const ALL: [Pinned; 5] = [
+    const ALL: [Pinned; 6] = [
         pi::PACKAGES,
+        claude::PACKAGES,
         codex::PACKAGES,
         amp::PACKAGES,
         runtime::X64,

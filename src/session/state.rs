@@ -25,7 +25,11 @@ pub(super) async fn prepare(vm: &DynVm, launch: &Launch, instructions: Option<&s
     if links.is_empty() {
         return Ok(());
     }
-    let link = |(target, path): &(&String, String)| format!("ln -sfnT -- '{target}' '{path}'");
+    // The session's environment may have a say in a target.
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    let link = |(target, path): &(&String, String)| {
+        format!("ln -sfnT -- {} {}", quoted(target), quoted(path))
+    };
     let commands: Vec<_> = links.iter().map(link).collect();
     let made = exec(vm, &commands.join(" && "), ExecOptions::default()).await?;
     match made {

@@ -1,0 +1,151 @@
+/** Between the client and Claude Code's adapter: what passes, and what becomes of it. */
+
+import type { ClaudeAcpAgent } from "@agentclientprotocol/claude-agent-acp/dist/acp-agent.js";
+import { allConnected } from "./mcp.js";
+import type { Message } from "./message.js";
+import { ModelRequests, WATCHED } from "./retries.js";
+import { describe, ErrorCode, RpcError } from "./shared/errors.js";
+
+/** Requests that open a conversation. */
+const OPENING = new Set(["session/new", "session/load", "session/resume"]);
+
+/** Updates that the answer to such a request makes superfluous. */
+const SETTINGS = new Set(["current_mode_update", "config_option_update"]);
+
+/** Claude Code's name for 'ask before everything that changes something', and for 'never ask'. */
+const ASK = "default";
+const NEVER_ASK = "bypassPermissions";
+
+type Agent = Pick<ClaudeAcpAgent, "sessions" | "setSessionMode" | "closeSession">;
+type Send = (message: Message) => void | Promise<void>;
+
+export class Bridge {
+  readonly #agent: () => Agent;
+  readonly #toClient: Send;
+  readonly #toAgent: Send;
+  /** By JSON-RPC id. */
+  readonly #openings = new Map<unknown, Message>();
+  /** Session of each prompt, by JSON-RPC id. */
+  readonly #prompts = new Map<unknown, string>();
+  /** Sessions whose opening is not answered yet. */
+  readonly #beingOpened = new Set<string>();
+  readonly #modelRequests = new Map<string, ModelRequests>();
+
+  constructor(agent: () => Agent, toClient: Send, toAgent: Send) {
+    this.#agent = agent;
+    this.#toClient = toClient;
+    this.#toAgent = toAgent;
+  }
+
+  /** A message of the client. */
+  async fromClient(message: Message): Promise<void> {
+    const { id, method = "", params } = message;
+    if (method === "initialize") {
+      // Otherwise a warning is a piece of the answer's text.
+      const { session, ...capabilities } = params.clientCapabilities ?? {};
+      params.clientCapabilities = { ...capabilities, session: { ...session, notices: {} } };
+    } else if (OPENING.has(method)) {
+      const { claudeCode, ...meta } = params._meta ?? {};
+      params._meta = { ...meta, claudeCode: { ...claudeCode, emitRawSDKMessages: WATCHED } };
+      this.#openings.set(id, message);
+    } else if (method === "session/prompt") {
+      this.#prompts.set(id, params.sessionId);
+    }
+    await this.#toAgent(message);
+  }
+
+  /** A message of the adapter. */
+  async fromAgent(message: Message): Promise<void> {
+    if (message.method === undefined) {
+      await this.#answer(message);
+    } else if (message.method === "_claude/sdkMessage") {
+      const { sessionId, message: sdkMessage } = message.params;
+      const retry = this.#requestsOf(sessionId).observe(sdkMessage);
+      if (retry) await this.#notify("_agentvm/retry", { sessionId, ...retry });
+    } else if (!this.#isSuperfluous(message)) {
+      await this.#toClient(message);
+    }
+  }
+
+  async #answer(message: Message): Promise<void> {
+    const { id, error } = message;
+    const opening = this.#openings.get(id);
+    const prompted = this.#prompts.get(id);
+    this.#openings.delete(id);
+    this.#prompts.delete(id);
+    if (opening && !error) {
+      // What it waits for needs messages that come after this one.
+      void this.#finishOpening(opening, message);
+      return;
+    }
+    const words = prompted === undefined ? "" : this.#requestsOf(prompted).failure;
+    if (error?.code === ErrorCode.authRequired && words !== "") {
+      error.message = `${error.message}: ${words}`;
+    }
+    await this.#toClient(message);
+  }
+
+  async #finishOpening(opening: Message, answer: Message): Promise<void> {
+    const { id, result } = answer;
+    const { method, params } = opening;
+    const sessionId: string = result.sessionId ?? params.sessionId;
+    this.#beingOpened.add(sessionId);
+    try {
+      await allConnected(this.#session(sessionId), params.mcpServers ?? []);
+      if (method === "session/new") await this.#chooseMode(sessionId, params);
+      const { modes, configOptions } = this.#session(sessionId);
+      const opened = { ...result, modes, configOptions };
+      await this.#toClient({ jsonrpc: "2.0", id: id ?? null, result: opened });
+    } catch (problem) {
+      await this.#agent().closeSession({ sessionId });
+      await this.#toClient({ jsonrpc: "2.0", id: id ?? null, error: rpcError(problem) });
+    } finally {
+      this.#beingOpened.delete(sessionId);
+    }
+  }
+
+  /**
+   * The mode of a new session follows its permission policy, not the settings files that lie about: left
+   * to itself Claude Code begins in `auto`, where a model judges what is allowed.
+   */
+  async #chooseMode(sessionId: string, params: Message["params"]): Promise<void> {
+    const { modes } = this.#session(sessionId);
+    const policy = params._meta?.agentvm?.permissionPolicy ?? "ask";
+    // Settings may forbid it; then the client answers what is asked.
+    const offered = modes.availableModes.some(({ id }) => id === NEVER_ASK);
+    const modeId = policy === "allow" && offered ? NEVER_ASK : ASK;
+    if (modes.currentModeId !== modeId) await this.#agent().setSessionMode({ sessionId, modeId });
+  }
+
+  #session(sessionId: string) {
+    const session = this.#agent().sessions[sessionId];
+    if (!session) throw new RpcError(ErrorCode.internalError, "The session was closed meanwhile");
+    return session;
+  }
+
+  #isSuperfluous({ method, params }: Message): boolean {
+    if (method !== "session/update" || !this.#beingOpened.has(params.sessionId)) return false;
+    return SETTINGS.has(params.update.sessionUpdate);
+  }
+
+  #requestsOf(sessionId: string): ModelRequests {
+    let requests = this.#modelRequests.get(sessionId);
+    if (!requests) {
+      requests = new ModelRequests();
+      this.#modelRequests.set(sessionId, requests);
+    }
+    return requests;
+  }
+
+  async #notify(method: string, params: object): Promise<void> {
+    await this.#toClient({ jsonrpc: "2.0", method, params });
+  }
+}
+
+function rpcError(problem: unknown): NonNullable<Message["error"]> {
+  if (!(problem instanceof RpcError)) {
+    return { code: ErrorCode.internalError, message: describe(problem) };
+  }
+  const { code, message, data } = problem;
+  return data === undefined ? { code, message } : { code, message, data };
+}
