@@ -16,8 +16,10 @@ declare module "vitest" {
 
 const ROOT = resolve(import.meta.dirname, "..");
 
+const EVERYWHERE = ["pi", "claude", "codex"];
+
 /** Amp is there for x64 alone. */
-const AGENTS = process.arch === "x64" ? ["pi", "amp"] : ["pi"];
+const AGENTS = process.arch === "x64" ? [...EVERYWHERE, "amp"] : EVERYWHERE;
 
 export default function setUp(project: TestProject): void {
   const cache = cacheDirectories().find((cache) => AGENTS.every((agent) => install(agent, cache)));

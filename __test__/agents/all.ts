@@ -1,7 +1,10 @@
 import { amp } from "./amp.js";
+import { claude } from "./claude.js";
 import { codex } from "./codex.js";
 import { pi } from "./pi.js";
 import type { TestedAgent } from "./tested-agent.js";
 
+const EVERYWHERE: TestedAgent[] = [pi, claude, codex];
+
 /** Amp is there for x64 alone. */
-export const AGENTS: TestedAgent[] = process.arch === "x64" ? [pi, codex, amp] : [pi, codex];
+export const AGENTS = process.arch === "x64" ? [...EVERYWHERE, amp] : EVERYWHERE;

@@ -66,6 +66,7 @@ const OF_THE_USER: [&str; 9] = [
 
 /// Each session has a directory of its own, with links to what is the user's: it goes with the session,
 /// and no session writes over what another one remembers.
+#[expect(clippy::unnecessary_wraps, reason = "other agents refuse sessions")]
 fn configure(session: &SessionSpec<'_>, launch: &mut Launch) -> Result<(), AgentError> {
     if session.variable(CONFIG_DIR).is_some() {
         return Ok(());
