@@ -16,7 +16,7 @@ declare module "vitest" {
 
 const ROOT = resolve(import.meta.dirname, "..");
 
-const EVERYWHERE = ["pi", "claude", "codex"];
+const EVERYWHERE = ["pi", "claude", "codex", "opencode"];
 
 /** Amp is there for x64 alone. */
 const AGENTS = process.arch === "x64" ? [...EVERYWHERE, "amp"] : EVERYWHERE;

@@ -7,6 +7,7 @@ use super::claude;
 use super::codex;
 use super::error::AgentError;
 use super::launch::{Launch, SessionSpec};
+use super::opencode;
 use super::own::{ClientAgents, OwnAgent};
 use super::pi;
 use super::pinned::{Packages, Pinned};
@@ -29,11 +30,9 @@ pub enum BuiltIn {
     Pi,
     Claude,
     Codex,
+    OpenCode,
     Amp,
 }
-
-/// Documented names that this version does not run yet.
-const PLANNED: [&str; 1] = ["opencode"];
 
 /// What the rest of this module needs to know about a built-in agent.
 pub(super) struct Definition {
@@ -131,7 +130,13 @@ impl Agent {
 }
 
 impl BuiltIn {
-    pub const ALL: [Self; 4] = [Self::Pi, Self::Claude, Self::Codex, Self::Amp];
+    pub const ALL: [Self; 5] = [
+        Self::Pi,
+        Self::Claude,
+        Self::Codex,
+        Self::OpenCode,
+        Self::Amp,
+    ];
 
     #[must_use]
     pub fn find(name: &str) -> Option<Self> {
@@ -190,14 +195,15 @@ impl BuiltIn {
             Self::Pi => &pi::PI,
             Self::Claude => &claude::CLAUDE,
             Self::Codex => &codex::CODEX,
+            Self::OpenCode => &opencode::OPENCODE,
             Self::Amp => &amp::AMP,
         }
     }
 }
 
-/// Whether a name is that of a built-in agent, now or in a later version.
+/// Whether a name is that of a built-in agent, here or on another processor.
 pub(super) fn is_reserved(name: &str) -> bool {
-    BuiltIn::find(name).is_some() || PLANNED.contains(&name)
+    BuiltIn::find(name).is_some()
 }
 
 #[cfg(test)]
@@ -266,11 +272,5 @@ mod tests {
         for named in ["\"pie\"", "pi, ", ", mybot", "client option agents"] {
             assert!(error.message.contains(named), "{error}");
         }
-    }
-
-    #[test]
-    fn a_documented_agent_of_a_later_version_is_told_apart_from_an_unknown_one() {
-        let error = find("claude", &[]).unwrap_err();
-        assert_eq!(error.code, Code::AgentUnsupported);
     }
 }

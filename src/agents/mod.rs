@@ -28,7 +28,6 @@
 
 mod adapter;
 mod amp;
-#[allow(dead_code)] // until the agents that use the rest are here
 mod catalog;
 mod claude;
 mod codex;
@@ -36,10 +35,10 @@ mod compile_cache;
 mod error;
 mod install;
 mod inventory;
-#[allow(dead_code)] // see catalog
 mod launch;
 mod lease;
 mod npm;
+mod opencode;
 mod own;
 mod pi;
 mod pinned;

@@ -311,12 +311,15 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::agents::{amp, claude, codex, pi, runtime};
+    use crate::agents::{amp, claude, codex, opencode, pi, runtime};
 
-    const ALL: [Pinned; 6] = [
+    const ALL: [Pinned; 9] = [
         pi::PACKAGES,
         claude::PACKAGES,
         codex::PACKAGES,
+        opencode::X64,
+        opencode::X64_BASELINE,
+        opencode::ARM64,
         amp::PACKAGES,
         runtime::X64,
         runtime::ARM64,
