@@ -177,3 +177,17 @@ test("the history of a session can be read without booting anything", async () =
   expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
   expect(JSON.parse(stdout)).toEqual(events);
 });
+
+test("locks that a killed Pi has left are gone at the next start, and those of a living one stay", async () => {
+  const { agent, session } = await newPiVm([]);
+  const dir = "/home/user/.pi/agent";
+  await agent.exec(`mkdir -p ${dir}/settings.json.lock ${dir}/auth.json.lock ${dir}/kept`);
+  // As after a SIGKILL of the host process: nothing of the VM runs any more, its files stay.
+  await agent.sleep();
+  await agent.exec(`mkdir ${dir}/mine.lock`);
+  await session();
+  const { stdout } = await agent.exec(`ls ${dir}`);
+  expect(stdout.split("\n")).toEqual(expect.arrayContaining(["kept", "mine.lock"]));
+  expect(stdout).not.toContain("settings.json.lock");
+  expect(stdout).not.toContain("auth.json.lock");
+});

@@ -52,6 +52,10 @@ pub struct Launch {
     /// The file, in `state_dir`, from which the agent reads the session's instructions; `None`: it takes
     /// them when a conversation is opened.
     pub instructions: Option<&'static str>,
+    /// Directories of the VM in which an agent that was killed leaves locks, `*.lock`, which would keep the
+    /// next one waiting. What lies there since before the VM booted is nobody's: to be removed before the
+    /// start.
+    pub lock_dirs: Vec<String>,
     /// For the `_meta` of the requests that open a conversation.
     pub meta: Map<String, Value>,
     /// The Node, in the VM, with which is found out what transport a remote MCP server speaks, if its
@@ -187,6 +191,7 @@ fn plan(argv: Vec<String>, defaults: Vec<(String, String)>, session: &SessionSpe
         state_dir,
         files: Vec::new(),
         instructions: None,
+        lock_dirs: Vec::new(),
         meta: Map::new(),
         transports_are_found_by: None,
     }

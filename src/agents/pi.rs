@@ -3,7 +3,10 @@
 use std::sync::LazyLock;
 
 use super::catalog::{Definition, Program};
+use super::error::AgentError;
+use super::launch::{Launch, SessionSpec};
 use super::pinned::Pinned;
+use crate::vm::GuestPath;
 
 pub(super) const PACKAGES: Pinned = Pinned {
     name: "pi",
@@ -26,5 +29,16 @@ pub(super) static PI: Definition = Definition {
         ("PI_TELEMETRY", "0"),
     ],
     finds_transports: true,
-    configure: |_, _| Ok(()),
+    configure,
 };
+
+fn configure(session: &SessionSpec<'_>, launch: &mut Launch) -> Result<(), AgentError> {
+    let home = session.variable("HOME").unwrap_or(GuestPath::HOME);
+    let own = session.variable("PI_CODING_AGENT_DIR");
+    launch.lock_dirs = vec![
+        own.map_or_else(|| format!("{home}/.pi/agent"), str::to_owned),
+        // Of the project.
+        format!("{}/.pi", session.cwd.as_str()),
+    ];
+    Ok(())
+}

@@ -9,6 +9,7 @@ use crate::vm::{DynVm, Exit, GuestPath, User, VmError, file};
 /// Makes the directory of a launch plan, and what has to be in it.
 pub(super) async fn prepare(vm: &DynVm, launch: &Launch, instructions: Option<&str>) -> Result<()> {
     vm.create_dir_all(&launch.state_dir, User::User).await?;
+    remove_stale_locks(vm, launch).await?;
     let mut links = Vec::new();
     for wanted in &launch.files {
         match &wanted.content {
@@ -43,6 +44,32 @@ pub(super) async fn prepare(vm: &DynVm, launch: &Launch, instructions: Option<&s
         )),
         _ => Ok(()),
     }
+}
+
+/// Removes the locks whose holders died with an earlier run of the VM. Those of agents that run now are
+/// younger than its root, which was made when it booted and has not changed since.
+async fn remove_stale_locks(vm: &DynVm, launch: &Launch) -> Result<()> {
+    const STALE: &str =
+        "-mindepth 1 -maxdepth 1 -name '*.lock' ! -newer /opt/agentvm -exec rm -rf -- {} +";
+    let absolute = launch.lock_dirs.iter().filter(|dir| dir.starts_with('/'));
+    // Paths as the session's environment names them: not for a shell to read.
+    let env: Vec<_> = absolute
+        .enumerate()
+        .map(|(number, dir)| (format!("DIR{number}"), dir.clone()))
+        .collect();
+    if env.is_empty() {
+        return Ok(());
+    }
+    let dirs = (0..env.len()).fold(String::new(), |dirs, number| {
+        format!("{dirs} \"$DIR{number}\"")
+    });
+    let options = ExecOptions {
+        env,
+        ..ExecOptions::default()
+    };
+    // What can't be removed, or is not there, does not keep an agent from its start.
+    exec(vm, &format!("find{dirs} {STALE} 2> /dev/null"), options).await?;
+    Ok(())
 }
 
 async fn write(vm: &DynVm, launch: &Launch, relative: &str, text: &str) -> Result<()> {
