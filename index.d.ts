@@ -68,13 +68,19 @@ export interface ClientOptions {
    */
   cancelGraceMs?: number;
   /**
-   * Agents of your own, by the name that `createSession` takes: letters, digits, `-` and `_`.
+   * Agents of your own, by the name that `createSession` takes: letters, digits, `-` and `_`. Under the
+   * name of an agent that agentvm brings itself: the version of it that this client runs.
    *
    * ```ts
-   * createClient({ agents: { mybot: { command: "node", args: ["/home/user/mybot.js"] } } });
+   * createClient({
+   *   agents: {
+   *     mybot: { command: "node", args: ["/home/user/mybot.js"] },
+   *     pi: { version: "0.87.0" },
+   *   },
+   * });
    * ```
    */
-  agents?: Readonly<Record<string, AgentDefinition>>;
+  agents?: Readonly<Record<string, AgentDefinition | AgentVersion>>;
   /** For the agents of all sessions, before the session's own. Default: none. */
   additionalInstructions?: string;
 }
@@ -88,7 +94,17 @@ export interface AgentDefinition {
   env?: Readonly<Record<string, string>>;
 }
 
+/**
+ * Another version of a built-in agent than the one that this agentvm pins, and is tested with. A session
+ * runs the version of the client that starts or resumes it; which one it was is in its `agentInfo`.
+ */
+export interface AgentVersion {
+  /** An exact version of the npm package that `client.agents.list()` names: no range, no tag. */
+  version: string;
+}
+
 export interface Client extends AsyncDisposable {
+  readonly agents: AgentStore;
   readonly vm: {
     /**
      * The VM of this key, the same one after a restart of the process. `"a"` equals `["a"]`. Does no
@@ -757,13 +773,96 @@ export interface AgentEvents {
   installProgress: InstallProgress;
 }
 
+/** The agents that are installed on this host, for all data directories of this user. */
+export interface AgentStore {
+  /** The agents that agentvm brings, and everything that is in the store. */
+  list(): Promise<AgentListing>;
+
+  /**
+   * Installs an agent, if it is not installed yet: Node and npm, its packages, its compiled scripts.
+   * `createSession` does the same. If it fails, nothing of it is left.
+   *
+   * @param agent a name, as `"pi"`, or a name and an exact version, as `"pi@0.87.0"`: one that this
+   * agentvm does not pin is resolved by npm now, and kept as it is
+   * @throws {AgentVmError} `INSTALL_FAILED`, `AGENT_UNKNOWN`, `INVALID_ARGUMENT` for what is no exact
+   * version, `ABORTED`, …
+   */
+  install(agent: string, options?: InstallOptions): Promise<void>;
+
+  /**
+   * Removes an agent in all versions, as `"pi"`, or in one, as `"pi@0.87.0"`. What is not there is as good
+   * as removed.
+   *
+   * @returns what was removed
+   * @throws {AgentVmError} `AGENT_IN_USE` if a running VM of any process uses some of it, or if it is
+   * just being installed: that stays, the rest is removed
+   */
+  remove(agent: string): Promise<AgentStoreEntry[]>;
+
+  /**
+   * Removes what this version of agentvm never uses: agents and Nodes of other versions, old adapters,
+   * what killed installers left. What a running VM uses, or is just being installed, stays.
+   */
+  prune(options?: PruneOptions): Promise<PruneResult>;
+}
+
+export interface InstallOptions {
+  onProgress?: (progress: InstallProgress) => void;
+  /** Aborting rejects with `ABORTED` and leaves nothing of the installation. */
+  signal?: AbortSignal;
+}
+
+export interface PruneOptions {
+  /** Only tell what would be removed. Default: `false`. */
+  dryRun?: boolean;
+}
+
+export interface AgentListing {
+  agents: AvailableAgent[];
+  entries: AgentStoreEntry[];
+}
+
+export interface AvailableAgent {
+  /** As `createSession` takes it. */
+  name: string;
+  /** The npm package that is this agent, or that speaks ACP for it. */
+  package: string;
+  /** The version of the package that this client runs. */
+  version: string;
+  /** Whether it is the version that this agentvm pins, and is tested with. */
+  pinned: boolean;
+  installed: boolean;
+}
+
+export interface AgentStoreEntry {
+  /** Its directory below `agentStoreDir`. */
+  name: string;
+  /** The agent that it belongs to; `"node"` for the Node and npm that all agents share. */
+  agent: string;
+  version: string;
+  bytes: number;
+  /**
+   * What this version of agentvm does with it: `"pinned"`, it runs; `"on-request"`, it runs for a client
+   * that asks for this version; `"unused"`, nothing.
+   */
+  use: "pinned" | "on-request" | "unused";
+  /** Whether a VM, of any process, runs on it at this moment. */
+  running: boolean;
+}
+
+export interface PruneResult {
+  /** What was removed, or would be. */
+  removed: AgentStoreEntry[];
+  kept: (AgentStoreEntry & { reason: "in-use" | "installing" })[];
+}
+
 export interface InstallProgress {
   agentType: string;
   /** `"waiting"` for another installer; `"runtime"`: Node and npm; `"agent"`: its packages. */
   step: "waiting" | "runtime" | "agent";
   /** One line for a person. */
   message: string;
-  /** Packages that have arrived, of `total`. */
+  /** Packages that have arrived, of `total`; both 0 while npm has still to find out which. */
   done: number;
   total: number;
   /** Bytes written so far in this step. */
@@ -776,6 +875,7 @@ export type ErrorCode =
   | "SESSION_BUSY"
   | "AGENT_UNKNOWN"
   | "AGENT_NOT_INSTALLED"
+  | "AGENT_IN_USE"
   | "INSTALL_FAILED"
   | "AGENT_EXITED"
   | "AGENT_PROTOCOL"

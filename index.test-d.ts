@@ -3,6 +3,8 @@ import {
   type AddedEvent,
   type Agent,
   type AgentEvents,
+  type AgentListing,
+  type AgentStoreEntry,
   AgentVmError,
   type CancelResult,
   type Client,
@@ -25,6 +27,7 @@ import {
   type PersistedEvent,
   type PersistedSession,
   type PromptResult,
+  type PruneResult,
   type SequencedEvent,
   type Session,
   type SessionEventIterator,
@@ -57,6 +60,28 @@ expectAssignable<ClientOptions>({ sleepAfterMs: false });
 expectNotAssignable<ClientOptions>({ sleepAfterMs: true });
 expectNotAssignable<ClientOptions>({ agents: { mybot: "node" } });
 expectNotAssignable<ClientOptions>({ agents: { mybot: { args: [] } } });
+expectAssignable<ClientOptions>({ agents: { pi: { version: "0.87.0" } } });
+expectNotAssignable<ClientOptions>({ agents: { pi: { version: 1 } } });
+
+// Installed agents
+
+const { agents } = createClient();
+expectType<Promise<AgentListing>>(agents.list());
+expectType<Promise<void>>(agents.install("pi"));
+expectType<Promise<void>>(
+  agents.install("pi@0.87.0", {
+    onProgress: ({ message, done }) => {
+      expectType<string>(message);
+      expectType<number>(done);
+    },
+    signal: new AbortController().signal,
+  }),
+);
+expectError(agents.install());
+expectError(agents.install("pi", { progress: () => {} }));
+expectType<Promise<AgentStoreEntry[]>>(agents.remove("pi"));
+expectType<Promise<PruneResult>>(agents.prune());
+expectType<Promise<PruneResult>>(agents.prune({ dryRun: true }));
 
 const client = createClient();
 expectType<Agent>(client.vm.getOrCreate("key"));

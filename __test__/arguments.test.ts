@@ -38,6 +38,13 @@ test.for<[string, Untyped, string]>([
   ["a negative time", { cancelGraceMs: -1 }, "cancelGraceMs"],
   ["an agent without a command", { agents: { own: {} } }, "agents.own"],
   ["an agent of a name that is taken", { agents: { pi: { command: "pi" } } }, "agents.pi"],
+  ["a version that is a tag", { agents: { pi: { version: "latest" } } }, "agents.pi.version"],
+  ["a version and more", { agents: { pi: { version: "1.0.0", args: [] } } }, "agents.pi"],
+  [
+    "a version of an own agent",
+    { agents: { own: { command: "own", version: "1.0.0" } } },
+    "agents.own.version",
+  ],
   ["an agent that is lost in JSON", { agents: { own: undefined } }, "agents.own"],
   ["a variable that is not set", agentWith({ KEY: undefined }), "agents.own.env.KEY"],
   ["instructions that are no text", { additionalInstructions: 7 }, "additionalInstructions"],

@@ -10,7 +10,7 @@ test.for(["--help", "-h", "install --help"])("%s explains the commands", async (
   const { code, stdout, stderr } = await agentvm(...command.split(" "));
   expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
   expect(stdout).toContain("Usage: agentvm");
-  expect(stdout).toContain("install <agent>");
+  expect(stdout).toContain("install <agent>[@version]");
 });
 
 test("--version prints the version", async () => {
@@ -20,8 +20,12 @@ test("--version prints the version", async () => {
 test.for([
   ["no command", [], "Usage: agentvm"],
   ["an unknown command", ["instal"], "Unknown command: instal"],
-  ["install without an agent", ["install"], "the name of one agent"],
-  ["install with two", ["install", "pi", "pi"], "the name of one agent"],
+  ["install without an agent", ["install"], "the names of agents"],
+  ["install of all and one", ["install", "--all", "pi"], "the names of agents"],
+  ["install with an unknown option", ["install", "--fast", "pi"], "--fast"],
+  ["remove without an agent", ["remove"], "the names of agents"],
+  ["agents with a name", ["agents", "pi"], "pi"],
+  ["prune with a name", ["prune", "pi"], "pi"],
 ] as const)("%s is an error of usage", async ([, args, message]) => {
   const { code, stdout, stderr } = await agentvm(...args);
   expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
@@ -30,6 +34,7 @@ test.for([
 
 test.for([
   ["pie", "AGENT_UNKNOWN"],
+  ["pi@latest", "INVALID_ARGUMENT"],
   ["claude", "AGENT_UNSUPPORTED"],
 ] as const)("install %s fails with %s", async ([name, expected]) => {
   const { code, stdout, stderr } = await agentvm("install", name);
@@ -38,10 +43,11 @@ test.for([
 });
 
 test("install pi is done at once where Pi is installed", async () => {
-  const { code, stderr } = await runProgram(["dist/cli.js", "install", "pi"], {
+  const { code, stderr } = await runProgram(["dist/cli.js", "install", "pi", "pi"], {
     AGENTVM_CACHE_DIR: dirname(agentStoreDir),
   });
-  expect({ code, stderr }).toEqual({ code: 0, stderr: `pi is installed in ${agentStoreDir}\n` });
+  const said = `pi is installed in ${agentStoreDir}\n`;
+  expect({ code, stderr }).toEqual({ code: 0, stderr: said + said });
 });
 
 test("a store that can't be made is an error that names it", async () => {

@@ -1,67 +1,196 @@
 #!/usr/bin/env node
 /** `npx agentvm …` */
 
-import { defaultAgentStoreDir, openNative } from "./client";
-import { AgentVmError, call } from "./errors";
+import { parseArgs } from "node:util";
+import type * as Api from "../index";
+import { createClient, defaultAgentStoreDir } from "./client";
+import { AgentVmError } from "./errors";
 
 const USAGE = `Usage: agentvm <command>
 
-  install <agent>   Put a pinned agent with its own Node and npm into the agent store.
-                    Agents: pi. createSession does the same when one is missing.
-  --version         Print the version.
-  -h, --help        Print this.
+  install <agent>[@version] …   Put agents, with a Node and npm of their own, into the agent store;
+                                createSession does the same with one that is missing.
+                                Without a version: the pinned one. --all: every agent.
+  agents [--json]               List the agents, and what is in the store.
+  remove <agent>[@version] …    Remove agents from the store. Without a version: all of them.
+  prune [--dry-run]             Remove from the store what this version of agentvm does not use.
+  --version                     Print the version.
+  -h, --help                    Print this.
+
+What running VMs use is never removed. A version that is not the pinned one is resolved by npm when it
+is installed, and is not tested with this agentvm.
 
 The store is $AGENTVM_CACHE_DIR/agents, else $XDG_CACHE_HOME/agentvm/agents, else
 ~/.cache/agentvm/agents.
 `;
 
-interface Progress {
-  message: string;
-  step: string;
-}
+/** A command line that makes no sense. */
+class UsageError extends Error {}
 
-async function install(agent: string): Promise<void> {
-  const show = progressLine();
-  const client = openNative({});
-  await call(client.installAgent(agent, (json: string) => show(JSON.parse(json))));
-  process.stderr.write(
-    `${process.stderr.isTTY ? "\n" : ""}${agent} is installed in ${defaultAgentStoreDir()}\n`,
-  );
+const print = (line: string) => process.stdout.write(`${line}\n`);
+const tell = (line: string) => process.stderr.write(`${line}\n`);
+
+async function install(args: string[]): Promise<void> {
+  const { values, positionals } = parse(args, { all: { type: "boolean" } });
+  if (values["all"] ? positionals.length > 0 : positionals.length === 0) {
+    throw new UsageError("install takes the names of agents, for example: pi; or --all");
+  }
+  const client = createClient();
+  const wanted = values["all"]
+    ? (await client.agents.list()).agents.map(({ name }) => name)
+    : positionals;
+  // Nothing half-made is left where a person gives up.
+  const interrupted = new AbortController();
+  process.once("SIGINT", () => interrupted.abort());
+  for (const agent of wanted) {
+    const show = progressLine();
+    await client.agents.install(agent, { onProgress: show, signal: interrupted.signal });
+    tell(`${process.stderr.isTTY ? "\n" : ""}${agent} is installed in ${defaultAgentStoreDir()}`);
+  }
 }
 
 /** One line for each step, which changes on a terminal; elsewhere a line for each message. */
-function progressLine(): (progress: Progress) => void {
+function progressLine(): (progress: Api.InstallProgress) => void {
   let last = "";
   return ({ message, step }) => {
     if (process.stderr.isTTY) {
       process.stderr.write(`${step === last ? "\r\x1b[K" : "\n"}${message}`);
     } else {
-      process.stderr.write(`${message}\n`);
+      tell(message);
     }
     last = step;
   };
 }
 
-async function main([command, ...rest]: string[]): Promise<number> {
-  const [agent] = rest;
-  if ([command, ...rest].some((word) => word === "--help" || word === "-h")) {
+async function agents(args: string[]): Promise<void> {
+  const { values } = parse(args, { json: { type: "boolean" } }, 0);
+  const listing = await createClient().agents.list();
+  if (values["json"]) {
+    print(JSON.stringify({ store: defaultAgentStoreDir(), ...listing }, null, 2));
+    return;
+  }
+  const rows = listing.agents.map((agent) => [
+    agent.name,
+    agent.version,
+    agent.package,
+    agent.installed ? "installed" : "-",
+  ]);
+  table([["AGENT", "VERSION", "PACKAGE", "STATE"], ...rows]);
+  const { entries } = listing;
+  print(`\nIn ${defaultAgentStoreDir()}, ${size(sum(entries))}:\n`);
+  if (entries.length > 0) {
+    const rows = entries.map((entry) => [entry.name, size(entry.bytes), useOf(entry)]);
+    table([["ENTRY", "SIZE", "USE"], ...rows]);
+  }
+}
+
+function useOf({ use, running }: Api.AgentStoreEntry): string {
+  const words = { pinned: "this agentvm", "on-request": "on request", unused: "unused" };
+  return running ? `${words[use]}, a VM runs on it` : words[use];
+}
+
+async function remove(args: string[]): Promise<void> {
+  const { positionals } = parse(args, {});
+  if (positionals.length === 0) {
+    throw new UsageError("remove takes the names of agents, for example: pi or pi@0.87.0");
+  }
+  const client = createClient();
+  for (const agent of positionals) {
+    const removed = await client.agents.remove(agent);
+    if (removed.length === 0) {
+      print(`${agent} is not installed`);
+    }
+    tellRemoved("removed", removed);
+  }
+}
+
+async function prune(args: string[]): Promise<void> {
+  const { values } = parse(args, { "dry-run": { type: "boolean" } }, 0);
+  const dryRun = values["dry-run"] === true;
+  const { removed, kept } = await createClient().agents.prune({ dryRun });
+  const verb = dryRun ? "would remove" : "removed";
+  tellRemoved(verb, removed);
+  for (const { name, reason } of kept) {
+    print(`kept ${name}: ${reason === "in-use" ? "a VM runs on it" : "it is being installed"}`);
+  }
+  print(`${verb} ${removed.length} of ${removed.length + kept.length}, ${size(sum(removed))}`);
+}
+
+function tellRemoved(verb: string, removed: Api.AgentStoreEntry[]): void {
+  for (const { name, bytes } of removed) {
+    print(`${verb} ${name}, ${size(bytes)}`);
+  }
+}
+
+const sum = (entries: Api.AgentStoreEntry[]) =>
+  entries.reduce((bytes, entry) => bytes + entry.bytes, 0);
+
+const size = (bytes: number) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
+
+function table(rows: string[][]): void {
+  const widths = rows.reduce<number[]>(
+    (widths, row) => row.map((cell, column) => Math.max(widths[column] ?? 0, cell.length)),
+    [],
+  );
+  for (const row of rows) {
+    print(
+      row
+        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+        .join("  ")
+        .trimEnd(),
+    );
+  }
+}
+
+/** `most`: how many words there may be, besides options. */
+function parse(
+  args: string[],
+  options: Record<string, { type: "boolean" }>,
+  most = Number.POSITIVE_INFINITY,
+) {
+  try {
+    const parsed = parseArgs({ args, options, allowPositionals: true });
+    const extra = parsed.positionals[most];
+    if (extra !== undefined) {
+      throw new Error(`Unexpected argument '${extra}'`);
+    }
+    return parsed;
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
+}
+
+const COMMANDS: Record<string, (args: string[]) => Promise<void>> = {
+  install,
+  agents,
+  remove,
+  prune,
+};
+
+async function main(args: string[]): Promise<number> {
+  const [command, ...rest] = args;
+  if (args.some((word) => word === "--help" || word === "-h")) {
     process.stdout.write(USAGE);
     return 0;
   }
-  switch (command) {
-    case "install":
-      if (rest.length !== 1 || !agent) {
-        process.stderr.write("agentvm install takes the name of one agent, for example: pi\n");
-        return 2;
-      }
-      await install(agent);
-      return 0;
-    case "--version":
-      process.stdout.write(`${require("../package.json").version}\n`);
-      return 0;
-    default:
-      process.stderr.write(command ? `Unknown command: ${command}\n\n${USAGE}` : USAGE);
-      return 2;
+  if (command === "--version") {
+    print(require("../package.json").version);
+    return 0;
+  }
+  const run = command !== undefined && Object.hasOwn(COMMANDS, command) && COMMANDS[command];
+  if (!run) {
+    process.stderr.write(command ? `Unknown command: ${command}\n\n${USAGE}` : USAGE);
+    return 2;
+  }
+  try {
+    await run(rest);
+    return 0;
+  } catch (error) {
+    if (!(error instanceof UsageError)) {
+      throw error;
+    }
+    tell(`agentvm ${error.message}`);
+    return 2;
   }
 }
 
@@ -70,8 +199,7 @@ main(process.argv.slice(2)).then(
     process.exitCode = code;
   },
   (error: unknown) => {
-    const text = error instanceof AgentVmError ? `${error.code}: ${error.message}` : String(error);
-    process.stderr.write(`${text}\n`);
+    tell(error instanceof AgentVmError ? `${error.code}: ${error.message}` : String(error));
     process.exitCode = 1;
   },
 );

@@ -2,6 +2,7 @@ import { homedir } from "node:os";
 import { join } from "node:path";
 import type * as Api from "../index";
 import { Agent } from "./agent";
+import { AgentStore } from "./agent-store";
 import { json, requireOptions } from "./arguments";
 import { call, callSync, invalidArgument } from "./errors";
 import { native, packageDir } from "./native";
@@ -15,7 +16,7 @@ const LONE_SURROGATE = /\p{Surrogate}/u;
 type NativeClient = InstanceType<typeof native.NativeClient>;
 
 /** The addon's client, with the defaults that only this side knows. */
-export function openNative(options: Api.ClientOptions): NativeClient {
+function openNative(options: Api.ClientOptions): NativeClient {
   const {
     dataDir = defaultDataDir(),
     agentStoreDir = defaultAgentStoreDir(),
@@ -27,12 +28,14 @@ export function openNative(options: Api.ClientOptions): NativeClient {
 
 class Client implements Api.Client {
   readonly vm: Api.Client["vm"];
+  readonly agents: AgentStore;
   readonly #native: NativeClient;
   /** One object for each key, so that every caller's listeners share one cursor. */
   readonly #agents = new Map<string, Agent>();
 
   constructor(options: Api.ClientOptions) {
     this.#native = openNative(options);
+    this.agents = new AgentStore(this.#native);
     this.vm = { getOrCreate: (key) => this.#getOrCreate(key) };
   }
 

@@ -144,7 +144,7 @@ impl BuiltIn {
     }
 
     /// Whether its packages are there for this processor.
-    fn runs_here(self) -> bool {
+    pub(super) fn runs_here(self) -> bool {
         self != Self::Amp || cfg!(target_arch = "x86_64")
     }
 

@@ -56,5 +56,5 @@ pub use self::lease::Lease;
 pub use self::own::{ClientAgents, Invalid, OwnAgent};
 pub use self::progress::{InstallProgress, Step};
 pub use self::removal::{Removal, Why};
-pub use self::store::{AgentStore, InStore, Installed, default_root};
+pub use self::store::{AgentStore, Available, InStore, Installed, default_root};
 pub use self::version::Version;

@@ -128,7 +128,8 @@ impl Packages {
             Versions::Locked(lock) => Some((LOCKFILE, *lock)),
             Versions::Resolved { .. } => None,
         };
-        for (name, content) in [("package.json", &*self.manifest)].into_iter().chain(lock) {
+        let manifest = ("package.json", &*self.manifest);
+        for (name, content) in std::iter::once(manifest).chain(lock) {
             let file = directory.join(name);
             fs::write(&file, content).map_err(|error| store("can't write", &file, error))?;
         }
@@ -178,7 +179,12 @@ impl Packages {
             .iter()
             .find(|file| !directory.join(file).is_file())
         {
-            Some(file) => Err(incomplete(format!("{file} is missing"))),
+            Some(file) => Err(incomplete(match &self.versions {
+                Versions::Locked(_) => format!("{file} is missing"),
+                Versions::Resolved { wanted } => {
+                    format!("{wanted} has no {file}, which agentvm needs of it")
+                }
+            })),
             None => Ok(()),
         }
     }

@@ -16,7 +16,7 @@ use super::install::{self, Movement, blocking, is_installed, store, sweep};
 use super::inventory::{self, StoreEntry, Used};
 use super::lease::Lease;
 use super::npm::Npm;
-use super::own::OwnAgent;
+use super::own::{ClientAgents, OwnAgent};
 use super::pinned::Packages;
 use super::progress::{InstallProgress, Step};
 use super::removal::{self, Removal};
@@ -55,7 +55,7 @@ struct Places {
 }
 
 /// An agent that is ready to be launched.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Installed {
     BuiltIn(InStore),
     /// Whether its program is there is for the VM to say.
@@ -63,7 +63,7 @@ pub enum Installed {
 }
 
 /// A built-in agent that is ready to be launched in every VM that has the store mounted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct InStore {
     pub agent: BuiltIn,
     /// Directories relative to the store.
@@ -85,6 +85,18 @@ pub(super) struct CompileCache {
     /// Directory relative to the entry.
     pub(super) name: String,
     pub(super) is_there: bool,
+}
+
+/// A built-in agent as a client runs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Available {
+    pub name: &'static str,
+    /// The npm package that is this agent, or speaks ACP for it.
+    pub package: &'static str,
+    pub version: String,
+    /// Whether it is the version that this agentvm is tested with.
+    pub is_pinned: bool,
+    pub is_installed: bool,
 }
 
 impl Installed {
@@ -213,6 +225,24 @@ impl AgentStore {
             Some(cache) => compile_cache::keep(self.root(), &agent.entry, &cache.name, files).await,
             None => Ok(()),
         }
+    }
+
+    /// The built-in agents, for a client that has `configured` agents.
+    pub async fn available(&self, configured: &ClientAgents) -> Result<Vec<Available>, AgentError> {
+        let (store, configured) = (self.clone(), configured.clone());
+        let available = move |agent: BuiltIn| {
+            let version = configured.version(agent);
+            let pinned = agent.version();
+            Ok(Available {
+                name: agent.name(),
+                package: agent.package(),
+                version: version.map_or(pinned, Version::as_str).to_owned(),
+                is_pinned: version.is_none(),
+                is_installed: store.has(&agent.entry(version)?),
+            })
+        };
+        let here = BuiltIn::ALL.into_iter().filter(|agent| agent.runs_here());
+        blocking(move || here.map(available).collect()).await
     }
 
     /// What is in the store, of all versions of agentvm.

@@ -7,13 +7,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use napi::Env;
 use napi::bindgen_prelude::{PromiseRaw, spawn};
-use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
-use napi::{Env, Status};
 use napi_derive::napi;
 
 use super::error::{promise, rejection};
-use super::events::progress_json;
 use super::options::client_options;
 use super::vm::NativeVm;
 use crate::ids::VmKey;
@@ -22,7 +20,7 @@ use crate::session::Client;
 /// A client as `lib/client.ts` uses it.
 #[napi]
 pub struct NativeClient {
-    client: Client,
+    pub(super) client: Client,
     /// What is closed when the JavaScript environment ends; nothing once [`NativeClient::close`] was
     /// called.
     open: Arc<Mutex<Option<Client>>>,
@@ -66,31 +64,8 @@ impl NativeClient {
         let client = self.client.clone();
         promise(env, async move { client.close().await })
     }
-
-    /// Puts an agent into the store, if it is not there yet. `progress` is called with JSON.
-    #[napi]
-    pub fn install_agent<'env>(
-        &self,
-        env: &'env Env,
-        agent_type: String,
-        progress: ProgressCallback,
-    ) -> napi::Result<PromiseRaw<'env, ()>> {
-        let client = self.client.clone();
-        promise(env, async move {
-            let tell = move |step| {
-                progress.call(
-                    progress_json(&step).to_string(),
-                    ThreadsafeFunctionCallMode::NonBlocking,
-                );
-            };
-            client.install(&agent_type, &tell).await
-        })
-    }
 }
 
 fn take(open: &Mutex<Option<Client>>) -> Option<Client> {
     open.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
-
-/// Does not keep Node alive; the promise of the call does.
-type ProgressCallback = ThreadsafeFunction<String, (), String, Status, false, true>;

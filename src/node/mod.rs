@@ -4,6 +4,7 @@
 //! text, which V8 parses faster than it builds objects through Node-API, and errors as JSON in the
 //! reason (see [`error::rejection`]). `lib/` turns both into what `index.d.ts` describes.
 
+mod agents;
 mod argument;
 mod client;
 mod error;

@@ -52,13 +52,13 @@ impl NativeAbort {
 }
 
 impl NativeAbort {
-    fn signal(&self) -> watch::Receiver<bool> {
+    pub(super) fn signal(&self) -> watch::Receiver<bool> {
         self.aborted.subscribe()
     }
 }
 
 /// Resolves when the call is aborted.
-async fn aborting(mut abort: watch::Receiver<bool>) {
+pub(super) async fn aborting(mut abort: watch::Receiver<bool>) {
     // Without a sender nobody can abort any more.
     if abort.wait_for(|aborted| *aborted).await.is_err() {
         std::future::pending::<()>().await;

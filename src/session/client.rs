@@ -20,7 +20,7 @@ use super::options::SessionOptions;
 use super::sessions::CreatedSession;
 use super::turn::TurnResult;
 use crate::agents::{
-    Agent, AgentStore, ClientAgents, InstallProgress, Installed, Removal, StoreEntry,
+    Agent, AgentStore, Available, ClientAgents, InstallProgress, Installed, Removal, StoreEntry,
 };
 use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmId, VmKey};
@@ -205,6 +205,17 @@ impl Client {
             compile_cache::prepare(settings, agent, installed).await;
         }
         Ok(())
+    }
+
+    /// The built-in agents, as this client runs them.
+    pub async fn available(&self) -> Result<Vec<Available>> {
+        self.inner.check_open()?;
+        let Settings {
+            agents,
+            configured_agents,
+            ..
+        } = &self.inner.settings;
+        Ok(agents.available(configured_agents).await?)
     }
 
     /// What is in the agent store.

@@ -24,7 +24,7 @@ use crate::vm::{GuestPath, User};
 const DIRECTORY: &str = "/home/user/compile-cache";
 
 /// An agent that has not begun its session by then gets no cache. Nothing but speed is lost.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// More is no compile cache of an agent.
 const MAX_FILES: usize = 10_000;

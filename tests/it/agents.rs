@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use agentvm::agents::{Agent, AgentError, AgentStore, BuiltIn, InstallProgress, Installed, launch};
-use agentvm::agents::{SessionSpec, Step};
+use agentvm::agents::{Agent, AgentError, AgentStore, BuiltIn, ClientAgents, InstallProgress};
+use agentvm::agents::{Installed, Launch, SessionSpec, Step, Used, launch};
 use agentvm::error::{Code, Error};
 use agentvm::ids::SessionId;
 use agentvm::net::Policy;
@@ -67,6 +67,17 @@ pub(super) async fn shared() -> (AgentStore, Installed, tempfile::TempDir) {
     let store = AgentStore::new(root, package(own.path()), node());
     let installed = store.ensure(&PI, true, &|_| {}).await.unwrap();
     (store, installed, own)
+}
+
+/// How an agent is started for some session: tells one installation from another.
+fn plan_of(installed: &Installed) -> Launch {
+    let session = SessionSpec {
+        id: SessionId::parse("0190f5fe-7c00-7000-8000-000000000001").unwrap(),
+        cwd: &GuestPath::home(),
+        env: &[],
+        asks: false,
+    };
+    launch(installed, &session).unwrap()
 }
 
 /// A store in which only Pi is missing.
@@ -130,7 +141,7 @@ async fn an_installed_agent_needs_no_second_installation() {
         .ensure(&PI, false, &|now| progress.lock().unwrap().push(now))
         .await
         .unwrap();
-    assert_eq!(again, installed);
+    assert_eq!(plan_of(&again), plan_of(&installed));
     assert!(progress.lock().unwrap().is_empty());
 }
 
@@ -138,10 +149,16 @@ async fn an_installed_agent_needs_no_second_installation() {
 async fn the_store_lists_what_is_in_it_with_sizes() {
     let (store, _, _own) = shared().await;
     let entries = store.list().await.unwrap();
-    let current: Vec<_> = entries.iter().filter(|entry| entry.current).collect();
-    assert!(current[0].name.starts_with("node-22.23.3-"), "{current:?}");
-    assert!(current[1].name.starts_with("pi-0.87.1-"), "{current:?}");
-    assert!(current.iter().all(|entry| entry.bytes > 50_000_000));
+    let pinned: Vec<_> = entries
+        .iter()
+        .filter(|entry| entry.used == Used::Pinned)
+        .collect();
+    assert!(pinned[0].name.starts_with("node-22.23.3-"), "{pinned:?}");
+    assert!(pinned[1].name.starts_with("pi-0.87.1-"), "{pinned:?}");
+    assert!(pinned.iter().all(|entry| entry.bytes > 50_000_000));
+    let available = store.available(&ClientAgents::default()).await.unwrap();
+    let pi = available.iter().find(|agent| agent.name == "pi").unwrap();
+    assert!(pi.is_installed && pi.is_pinned, "{pi:?}");
 }
 
 #[tokio::test]
@@ -249,7 +266,8 @@ async fn a_store_that_was_taken_for_a_private_directory_becomes_readable() {
     let (shared, installed, _own) = shared().await;
     drop(shared);
     fs::set_permissions(store.root(), fs::Permissions::from_mode(0o700)).unwrap();
-    assert_eq!(store.ensure(&PI, true, &|_| {}).await.unwrap(), installed);
+    let own = store.ensure(&PI, true, &|_| {}).await.unwrap();
+    assert_eq!(plan_of(&own), plan_of(&installed));
     let mode = fs::metadata(store.root()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o755);
 }
