@@ -214,3 +214,14 @@ test("an installed agent starts with the compiled scripts of the store", async (
   expect(Number(await list(`${cache}`))).toBeGreaterThan(10);
   expect(await list("/var/cache/agentvm")).toBe("0");
 });
+
+test("no program of a VM can open the locks of the store, and so hold up an installation", async () => {
+  const cache = await newCache();
+  const client = await newClient({ agentStoreDir: join(cache, "agents") });
+  const vm = client.vm.getOrCreate("vm");
+  await vm.createSession("pi", { env: { ANTHROPIC_API_KEY: "none" } });
+  const { stdout } = await vm.exec("cat /opt/agentvm/agents/.locks/* 2>&1");
+  const lines = stdout.trim().split("\n");
+  expect(lines.filter((line) => !line.endsWith("Permission denied"))).toEqual([]);
+  expect(lines.length).toBeGreaterThan(0);
+});

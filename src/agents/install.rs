@@ -19,6 +19,10 @@ use super::pinned::Packages;
 const MARKER: &str = "entry.json";
 
 const LOCKS: &str = ".locks";
+
+/// Of a lock file. Where VMs run as the caller, their programs see it on a read-only mount, and could
+/// lock whatever they may open: this they may open neither for reading nor, there, for writing.
+pub(super) const LOCK_MODE: u32 = 0o200;
 const PARTIAL: &str = ".partial-";
 
 /// How often an entry's lock is tried while another installer has it.
@@ -204,7 +208,7 @@ pub(super) fn try_lock(root: &Path, entry: &str) -> Result<Option<Lock>, AgentEr
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o600)
+        .mode(LOCK_MODE)
         .open(&path)
         .map_err(|error| store("can't open", &path, error))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::error::AgentError;
-use super::install::{blocking, locks, make_locks, store};
+use super::install::{LOCK_MODE, blocking, locks, make_locks, store};
 
 /// How often a lock is tried while somebody removes what it stands for.
 const POLL: Duration = Duration::from_millis(20);
@@ -19,8 +19,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// Keeps something of the store from being removed, by whatever process, until the last clone is
 /// dropped or the process ends.
 ///
-/// It is a shared `flock` on a file beside the store's entries, which no program of a VM may open. Who
-/// removes takes it exclusively.
+/// It is a shared `flock` on a file beside the store's entries. Who removes takes it exclusively.
 #[derive(Debug, Clone)]
 pub struct Lease {
     /// Of the lock.
@@ -73,7 +72,7 @@ pub(super) fn take_away(root: &Path, name: &str) -> Result<Option<Flock<File>>, 
 
 /// Whether somebody runs on it at this moment.
 pub(super) fn is_in_use(root: &Path, name: &str) -> bool {
-    let file = File::open(path(root, name));
+    let file = OpenOptions::new().write(true).open(path(root, name));
     // No file: nobody ever has.
     file.is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err())
 }
@@ -96,7 +95,7 @@ fn lock(root: &Path, name: &str, how: FlockArg) -> Result<Taken, AgentError> {
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o600)
+        .mode(LOCK_MODE)
         .open(&path);
     let file = match opened {
         Ok(file) => file,

@@ -3,8 +3,7 @@
 use std::sync::LazyLock;
 
 use super::catalog::{Definition, Program};
-use super::error::AgentError;
-use super::launch::{Launch, SessionSpec};
+use super::launch::SessionSpec;
 use super::pinned::Pinned;
 use crate::vm::GuestPath;
 
@@ -29,16 +28,18 @@ pub(super) static PI: Definition = Definition {
         ("PI_TELEMETRY", "0"),
     ],
     finds_transports: true,
-    configure,
+    configure: |session, launch| {
+        launch.lock_dirs = lock_dirs(session).into();
+        Ok(())
+    },
 };
 
-fn configure(session: &SessionSpec<'_>, launch: &mut Launch) -> Result<(), AgentError> {
+fn lock_dirs(session: &SessionSpec<'_>) -> [String; 2] {
     let home = session.variable("HOME").unwrap_or(GuestPath::HOME);
     let own = session.variable("PI_CODING_AGENT_DIR");
-    launch.lock_dirs = vec![
+    [
         own.map_or_else(|| format!("{home}/.pi/agent"), str::to_owned),
         // Of the project.
         format!("{}/.pi", session.cwd.as_str()),
-    ];
-    Ok(())
+    ]
 }
