@@ -6,7 +6,7 @@ import { expect, onTestFinished, test } from "vitest";
 import { amp as standIn } from "./agents/amp.js";
 import { newAgentVm } from "./agents/fixtures.js";
 import { failureOf, newClient } from "./fixtures.js";
-import { newMcpService } from "./mcp-service.js";
+import { newMcpService, newSseMcpService } from "./mcp-service.js";
 import { watchNetwork } from "./network-watch.js";
 
 const AMP = "/opt/agentvm/agents/amp-*/node_modules/@ampcode/cli-linux-x64/amp";
@@ -73,24 +73,30 @@ test("Amp takes the adapter's arguments, and says that its service can't be reac
   }
 });
 
-test("Amp finds the session's MCP servers, with their variables and headers", async () => {
-  const service = await newMcpService();
-  const client = await newClient({ loopbackExemptPorts: [service.port] });
-  const agent = client.vm.getOrCreate("vm");
-  const headers = { Authorization: "Bearer my-token" };
-  const { sessionId } = await agent.createSession("amp", {
-    env: { AMP_API_KEY: "key" },
-    mcpServers: [{ type: "remote", name: "greeter", url: service.url, headers }],
-  });
-  const state = `/var/lib/agentvm/sessions/${sessionId}/amp/*`;
+test.for([
+  ["streamable HTTP", newMcpService],
+  ["SSE, which it finds out", newSseMcpService],
+] as const)(
+  "Amp reaches the session's MCP servers over %s, with their headers",
+  async ([, serve]) => {
+    const service = await serve();
+    const client = await newClient({ loopbackExemptPorts: [service.port] });
+    const agent = client.vm.getOrCreate("vm");
+    const headers = { Authorization: "Bearer my-token" };
+    const { sessionId } = await agent.createSession("amp", {
+      env: { AMP_API_KEY: "key" },
+      mcpServers: [{ type: "remote", name: "greeter", url: service.url, headers }],
+    });
+    const state = `/var/lib/agentvm/sessions/${sessionId}/amp/*`;
 
-  const { stdout } = await agent.exec(`${AMP} --mcp-config ${state}/mcp.json tools list`, {
-    env: { AMP_API_KEY: "key", AMP_URL: NOWHERE },
-  });
+    const { stdout } = await agent.exec(`${AMP} --mcp-config ${state}/mcp.json tools list`, {
+      env: { AMP_API_KEY: "key", AMP_URL: NOWHERE },
+    });
 
-  expect(stdout).toContain("mcp__greeter__greet");
-  expect([...service.authorizations]).toEqual(["Bearer my-token"]);
-});
+    expect(stdout).toContain("mcp__greeter__greet");
+    expect([...service.authorizations]).toEqual(["Bearer my-token"]);
+  },
+);
 
 test("Amp asks us about a tool call, and does as it is told", async () => {
   // Within a turn of the stand-in, because who asks between turns is refused.

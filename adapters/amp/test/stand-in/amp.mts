@@ -250,3 +250,4 @@ try {
 }
 run.end(error);
 mcp.close();
+stdout.write("", () => process.exit()); // a stream of an MCP server may still be open

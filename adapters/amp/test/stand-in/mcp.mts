@@ -1,4 +1,4 @@
-/** A client of the Model Context Protocol: tools over stdio, or streamable HTTP without sessions. */
+/** A client of the Model Context Protocol: tools over stdio, HTTP without sessions, or SSE. */
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { createInterface } from "node:readline";
@@ -10,6 +10,7 @@ interface Config {
   env?: Record<string, string>;
   url?: string;
   headers?: Record<string, string>;
+  transport?: string;
 }
 
 // biome-ignore-start lint/suspicious/noExplicitAny: results of many shapes
@@ -45,7 +46,7 @@ export class McpServers {
   }
 
   async #add(server: string, config: Config): Promise<void> {
-    const call = config.url === undefined ? await this.#stdio(config) : http(config);
+    const call = config.url === undefined ? await this.#stdio(config) : await remote(config);
     await call("initialize", INITIALIZE);
     await call("notifications/initialized", {});
     const { tools } = await call("tools/list", {});
@@ -71,25 +72,79 @@ export class McpServers {
     });
     this.#children.push(child);
     await new Promise((resolve, reject) => child.once("spawn", resolve).once("error", reject));
-    const waiting = new Map<number, PromiseWithResolvers<unknown>>();
-    createInterface({ input: child.stdout }).on("line", (line) => {
-      const { id, result, error } = JSON.parse(line);
-      if (error) waiting.get(id)?.reject(new Error(error.message));
-      else waiting.get(id)?.resolve(result);
-    });
-    child.once("exit", () => {
-      for (const { reject } of waiting.values()) reject(new Error("the server has ended"));
-    });
-    let nextId = 1;
+    const answers = new Answers();
+    createInterface({ input: child.stdout }).on("line", (line) => answers.take(line));
+    child.once("exit", () => answers.end());
+    return answers.caller((message) => void child.stdin.write(`${message}\n`));
+  }
+}
+
+/** Of a transport whose answers come on a stream. */
+class Answers {
+  readonly #waiting = new Map<number, PromiseWithResolvers<unknown>>();
+  #nextId = 1;
+
+  caller(send: (message: string) => void | Promise<void>): Call {
     return async (method, params) => {
       const isRequest = !method.startsWith("notifications/");
-      const id = isRequest ? { id: nextId++ } : {};
+      const id = isRequest ? { id: this.#nextId++ } : {};
       const answer = Promise.withResolvers<unknown>();
-      if (id.id !== undefined) waiting.set(id.id, answer);
-      child.stdin.write(`${JSON.stringify({ jsonrpc: "2.0", ...id, method, params })}\n`);
+      if (id.id !== undefined) this.#waiting.set(id.id, answer);
+      await send(JSON.stringify({ jsonrpc: "2.0", ...id, method, params }));
       return isRequest ? await answer.promise : undefined;
     };
   }
+
+  take(text: string): void {
+    const { id, result, error } = JSON.parse(text);
+    if (error) this.#waiting.get(id)?.reject(new Error(error.message));
+    else this.#waiting.get(id)?.resolve(result);
+  }
+
+  end(): void {
+    for (const { reject } of this.#waiting.values()) reject(new Error("the server has ended"));
+  }
+}
+
+/** Streamable HTTP, or the older SSE where the server does not know it. */
+async function remote(config: Config): Promise<Call> {
+  if (config.transport !== "sse") {
+    const call = http(config);
+    try {
+      await call("initialize", INITIALIZE);
+      return call;
+    } catch (error) {
+      if (!/^HTTP 40[045]$/.test((error as Error).message)) throw error;
+    }
+  }
+  return await sse(config);
+}
+
+async function sse({ url = "", headers = {} }: Config): Promise<Call> {
+  const answers = new Answers();
+  const response = await fetch(url, { headers: { accept: "text/event-stream", ...headers } });
+  if (!response.ok || response.body === null) throw new Error(`HTTP ${response.status}`);
+  const endpoint = Promise.withResolvers<URL>();
+  const follow = async (body: ReadableStream<Uint8Array>) => {
+    let pending = "";
+    for await (const piece of body.pipeThrough(new TextDecoderStream())) {
+      const frames = (pending + piece).split("\n\n");
+      pending = frames.pop() ?? "";
+      for (const frame of frames) {
+        const data = /^data: (.*)$/m.exec(frame)?.[1] ?? "";
+        if (/^event: endpoint$/m.test(frame)) endpoint.resolve(new URL(data, url));
+        else answers.take(data);
+      }
+    }
+  };
+  follow(response.body)
+    .catch(() => {})
+    .finally(() => answers.end());
+  const address = await endpoint.promise;
+  return answers.caller(async (body) => {
+    const type = { "content-type": "application/json" };
+    await fetch(address, { method: "POST", headers: { ...type, ...headers }, body });
+  });
 }
 
 function http({ url = "", headers = {} }: Config): Call {
