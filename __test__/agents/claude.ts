@@ -1,4 +1,7 @@
+import { expect } from "vitest";
+import { failureOf } from "../fixtures.js";
 import type { ModelRequest } from "../model-server.js";
+import { newAgentSession } from "./fixtures.js";
 import type { TestedAgent } from "./tested-agent.js";
 
 export const claude: TestedAgent = {
@@ -32,7 +35,22 @@ export const claude: TestedAgent = {
     high: ({ body }) => body.output_config?.effort === "high",
   },
 
-  limits: {},
+  limits: {
+    "error 401": {
+      because: "but in words of its own where the service complains about the key",
+      async instead(it) {
+        const refused = { status: 401, type: "authentication_error", message: "invalid x-api-key" };
+        const { agent, sessionId } = await newAgentSession(it, {
+          Fail: [{ error: refused }],
+          "Are you there?": [{ text: "Still here." }],
+        });
+        const error = await failureOf(() => agent.sendPrompt(sessionId, "Fail"));
+        expect(error.code).toBe("AUTH_REQUIRED");
+        expect(error.message).toContain("(HTTP 401): Invalid API key");
+        expect((await agent.sendPrompt(sessionId, "Are you there?")).text).toBe("Still here.");
+      },
+    },
+  },
 };
 
 function isOf(family: string): (request: ModelRequest) => boolean {

@@ -79,7 +79,7 @@ const TITLE: Reply = { text: '{"title":"A test"}' };
 async function replyTo(request: ModelRequest, conversation: Conversation): Promise<Reply> {
   const { messages } = request;
   const users = messages.map(({ role, text }) =>
-    role === "user" ? lastOf(text, conversation) : undefined,
+    role === "user" || role === "beside" ? lastOf(text, conversation) : undefined,
   );
   const at = users.findLastIndex((words) => words !== undefined);
   const words = users[at];

@@ -22,11 +22,12 @@ export const anthropicMessages: ModelApi = {
       } else if (role === "assistant") {
         messages.push({ role: "model", text: textOf(content) });
       } else {
-        // What stands beside a tool's result is the agent's remark on it, not the user's word.
         const parts = Array.isArray(content) ? content : [];
         const results = parts.filter((part: any) => part.type === "tool_result");
         for (const { content } of results) messages.push({ role: "tool", text: textOf(content) });
-        if (results.length === 0) messages.push({ role: "user", text: textOf(content) });
+        const text = textOf(content);
+        if (results.length === 0) messages.push({ role: "user", text });
+        else if (text !== "") messages.push({ role: "beside", text });
       }
     }
     return { system, messages, toolNames: [...tools] };

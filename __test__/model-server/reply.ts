@@ -65,7 +65,11 @@ export interface ModelRequest {
 }
 
 export interface Message {
-  role: "user" | "model" | "tool";
+  /**
+   * `beside`: in one message with results of tools, as a remark of the agent on them, or as what the user
+   * says after a cancel.
+   */
+  role: "user" | "model" | "tool" | "beside";
   text: string;
 }
 

@@ -3,7 +3,8 @@
 import type { ClaudeAcpAgent } from "@agentclientprotocol/claude-agent-acp/dist/acp-agent.js";
 import { allConnected } from "./mcp.js";
 import type { Message } from "./message.js";
-import { ModelRequests, WATCHED } from "./retries.js";
+import { Permissions } from "./permissions.js";
+import { type Failure, ModelRequests, WATCHED } from "./retries.js";
 import { describe, ErrorCode, RpcError } from "./shared/errors.js";
 
 /** Requests that open a conversation. */
@@ -17,6 +18,7 @@ const ASK = "default";
 const NEVER_ASK = "bypassPermissions";
 
 type Agent = Pick<ClaudeAcpAgent, "sessions" | "setSessionMode" | "closeSession">;
+type RpcErrorObject = NonNullable<Message["error"]>;
 type Send = (message: Message) => void | Promise<void>;
 
 export class Bridge {
@@ -30,6 +32,9 @@ export class Bridge {
   /** Sessions whose opening is not answered yet. */
   readonly #beingOpened = new Set<string>();
   readonly #modelRequests = new Map<string, ModelRequests>();
+  readonly #permissions = new Map<string, Permissions>();
+  /** Session of each permission request, by its JSON-RPC id. */
+  readonly #asked = new Map<unknown, string>();
 
   constructor(agent: () => Agent, toClient: Send, toAgent: Send) {
     this.#agent = agent;
@@ -39,7 +44,14 @@ export class Bridge {
 
   /** A message of the client. */
   async fromClient(message: Message): Promise<void> {
-    const { id, method = "", params } = message;
+    const { id, method, params } = message;
+    if (method === undefined) {
+      const asking = this.#asked.get(id);
+      this.#asked.delete(id);
+      const permissions = asking === undefined ? undefined : this.#permissions.get(asking);
+      await this.#toAgent(permissions?.answer(message) ?? message);
+      return;
+    }
     if (method === "initialize") {
       // Otherwise a warning is a piece of the answer's text.
       const { session, ...capabilities } = params.clientCapabilities ?? {};
@@ -50,6 +62,7 @@ export class Bridge {
       this.#openings.set(id, message);
     } else if (method === "session/prompt") {
       this.#prompts.set(id, params.sessionId);
+      this.#requestsOf(params.sessionId).failure = undefined;
     }
     await this.#toAgent(message);
   }
@@ -62,6 +75,8 @@ export class Bridge {
       const { sessionId, message: sdkMessage } = message.params;
       const retry = this.#requestsOf(sessionId).observe(sdkMessage);
       if (retry) await this.#notify("_agentvm/retry", { sessionId, ...retry });
+    } else if (message.method === "session/request_permission") {
+      await this.#ask(message);
     } else if (!this.#isSuperfluous(message)) {
       await this.#toClient(message);
     }
@@ -78,11 +93,22 @@ export class Bridge {
       void this.#finishOpening(opening, message);
       return;
     }
-    const words = prompted === undefined ? "" : this.#requestsOf(prompted).failure;
-    if (error?.code === ErrorCode.authRequired && words !== "") {
-      error.message = `${error.message}: ${words}`;
+    const failure = prompted === undefined ? undefined : this.#requestsOf(prompted).failure;
+    await this.#toClient(
+      error && failure ? { ...message, error: explain(error, failure) } : message,
+    );
+  }
+
+  async #ask(message: Message): Promise<void> {
+    const { sessionId } = message.params;
+    const permissions = memo(this.#permissions, sessionId, () => new Permissions());
+    const request = permissions.request(message);
+    if ("answer" in request) {
+      await this.#toAgent(request.answer);
+      return;
     }
-    await this.#toClient(message);
+    this.#asked.set(message.id, sessionId);
+    await this.#toClient(request.ask);
   }
 
   async #finishOpening(opening: Message, answer: Message): Promise<void> {
@@ -129,12 +155,7 @@ export class Bridge {
   }
 
   #requestsOf(sessionId: string): ModelRequests {
-    let requests = this.#modelRequests.get(sessionId);
-    if (!requests) {
-      requests = new ModelRequests();
-      this.#modelRequests.set(sessionId, requests);
-    }
-    return requests;
+    return memo(this.#modelRequests, sessionId, () => new ModelRequests());
   }
 
   async #notify(method: string, params: object): Promise<void> {
@@ -142,7 +163,27 @@ export class Bridge {
   }
 }
 
-function rpcError(problem: unknown): NonNullable<Message["error"]> {
+/** The adapter's error for a prompt whose model request failed, with what is known of that. */
+function explain(error: RpcErrorObject, failure: Failure): RpcErrorObject {
+  const refused = failure.status === 401 || failure.status === 403;
+  const status = failure.status === undefined ? "" : ` (HTTP ${failure.status})`;
+  return {
+    code: refused ? ErrorCode.authRequired : error.code,
+    message: `The model request failed${status}: ${failure.message}`,
+    data: failure,
+  };
+}
+
+function memo<K, V>(map: Map<K, V>, key: K, make: () => V): V {
+  let value = map.get(key);
+  if (value === undefined) {
+    value = make();
+    map.set(key, value);
+  }
+  return value;
+}
+
+function rpcError(problem: unknown): RpcErrorObject {
   if (!(problem instanceof RpcError)) {
     return { code: ErrorCode.internalError, message: describe(problem) };
   }

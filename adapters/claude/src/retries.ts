@@ -34,8 +34,10 @@ export type SdkMessage =
   | {
       type: "assistant";
       parent_tool_use_id: string | null;
-      /** Of a request that is not repeated any more: the message says what failed. */
+      /** Kind of a failure that is final: the message has the words for it. */
       error?: string;
+      /** HTTP status. */
+      api_error_status?: number | null;
       message: { content: string | { type: string; text?: string }[] };
     };
 
@@ -48,10 +50,17 @@ export interface Retry {
   error: { status?: number; type?: string; message: string };
 }
 
+/** A request that is not repeated any more. */
+export interface Failure {
+  status?: number;
+  type: string;
+  message: string;
+}
+
 /** What happens to the model requests of one session. */
 export class ModelRequests {
-  /** Words for the last request that failed for good. */
-  failure = "";
+  /** In the turn that is under way. */
+  failure: Failure | undefined;
   /** The message that broke off, until it is known what becomes of it. */
   #abandoned: string | undefined;
   /** Repetitions since a message was complete. */
@@ -76,7 +85,9 @@ export class ModelRequests {
     if (message.parent_tool_use_id !== null) return undefined;
     if (message.type === "assistant") {
       if (message.error !== undefined) {
-        this.failure = textOf(message.message.content);
+        const { error, api_error_status: status } = message;
+        const words = textOf(message.message.content);
+        this.failure = { ...(status ? { status } : {}), type: error, message: words };
         this.#abandoned = undefined; // and its prompt fails
         return undefined;
       }
