@@ -146,8 +146,11 @@ impl Machine {
         let session = record.id;
         let kept_id = record.agent_session_id.as_deref().unwrap_or_default();
         let mut opened = starting.reopen(kept_id).await?;
+        // Some agents keep nothing of a conversation before its first prompt; nor is anything lost.
+        let history = store.history();
+        let last_turn = history.last_event(session, event::TURN_START).await?;
         let mut report = Restored {
-            from_transcript: opened.forgot.take(),
+            from_transcript: opened.forgot.take().filter(|_| last_turn.is_some()),
             not_restored: Vec::new(),
         };
         let live = live_session(self, settings, session, opened, starting, store);
