@@ -4,7 +4,7 @@ export default defineConfig({
   cacheDir: "../../target/vitest/claude",
   test: {
     include: ["test/**/*.test.ts"],
-    testTimeout: 10_000,
+    testTimeout: 60_000,
     retry: 0,
     allowOnly: false,
   },
