@@ -1,20 +1,23 @@
 /** JSON-RPC on pipes: one message per line. */
 
-import { createInterface } from "node:readline";
 import type { Readable, Writable } from "node:stream";
 import type { Message } from "./message.js";
+import { lines } from "./shared/protocol.js";
 
 export async function* readMessages(input: Readable): AsyncGenerator<Message> {
-  for await (const line of createInterface({ input, crlfDelay: Number.POSITIVE_INFINITY })) {
-    if (line.trim() === "") continue;
-    let message: unknown;
-    try {
-      message = JSON.parse(line);
-    } catch {
-      console.error("a line on standard input is no JSON");
-      continue;
-    }
-    if (typeof message === "object" && message !== null) yield message as Message;
+  for await (const line of lines(input)) {
+    const message = line === "too long" ? undefined : parse(line);
+    if (message) yield message;
+    else console.error("standard input: a line is no message, or too long");
+  }
+}
+
+function parse(line: Buffer): Message | undefined {
+  try {
+    const message: unknown = JSON.parse(line.toString("utf8"));
+    return typeof message === "object" && message !== null ? (message as Message) : undefined;
+  } catch {
+    return undefined;
   }
 }
 
