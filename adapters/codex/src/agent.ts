@@ -27,7 +27,7 @@ export class Agent {
   readonly #provider: Provider;
   readonly #server: AppServer;
   readonly #ready: Promise<void>;
-  #models: Promise<Model[]> | undefined;
+  readonly #models: Promise<Model[]>;
   readonly #sessions = new Map<string, Session>();
   /** Threads of subagents, and the session that each works for. */
   readonly #children = new Map<string, string>();
@@ -50,7 +50,10 @@ export class Agent {
       void this.#server.ended.then((end) => this.#closing || resolve(end));
     });
     this.#ready = setup.problem ? Promise.reject(setup.problem) : this.#shakeHands();
-    this.#ready.catch(() => {}); // reported to whoever asks for a session
+    this.#models = this.#ready.then(() => this.#listModels());
+    for (const begun of [this.#ready, this.#models]) {
+      begun.catch(() => {}); // reported to whoever asks for a session
+    }
   }
 
   handlers(): Handlers {
@@ -83,6 +86,12 @@ export class Agent {
       capabilities: { experimentalApi: true, requestAttestation: false },
     });
     this.#server.notify("initialized");
+  }
+
+  async #listModels(): Promise<Model[]> {
+    const params = { includeHidden: true, limit: 1000 };
+    const { data } = await this.#server.request<{ data: Model[] }>("model/list", params);
+    return data;
   }
 
   #initialize(): object {
@@ -186,9 +195,6 @@ export class Agent {
   }
 
   async #open(settings: SessionSettings, thread: OpenedThread): Promise<Session> {
-    this.#models ??= this.#server
-      .request<{ data: Model[] }>("model/list", { includeHidden: true })
-      .then(({ data }) => data);
     const [server, connection, models] = [this.#server, this.#connection, await this.#models];
     const { maxRetries } = this.#provider;
     const session = new Session({ server, connection, settings, maxRetries, models, thread });

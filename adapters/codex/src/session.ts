@@ -30,6 +30,7 @@ interface Turn {
   completed: PromiseWithResolvers<CompletedTurn>;
   /** The end that this adapter has made of it. */
   failure: ModelFailure | undefined;
+  /** Of the request to the model that is under way. */
   retries: number;
   interrupting: Promise<void> | undefined;
 }
@@ -56,7 +57,7 @@ export function permissionsOf({ permissionPolicy }: SessionSettings): Record<str
 
 export class Session {
   readonly id: string;
-  readonly settings: SessionSettings;
+  readonly #settings: SessionSettings;
   readonly #server: AppServer;
   readonly #connection: Connection;
   readonly #maxRetries: number | undefined;
@@ -68,16 +69,12 @@ export class Session {
 
   constructor({ server, connection, settings, maxRetries, models, thread }: SessionOptions) {
     this.id = thread.thread.id;
-    this.settings = settings;
+    this.#settings = settings;
     this.#server = server;
     this.#connection = connection;
     this.#maxRetries = maxRetries;
     this.#questions = new Questions(connection, this.id, settings.permissionPolicy);
     this.#configuration = new Configuration(models, thread);
-  }
-
-  get busy(): boolean {
-    return this.#turn !== undefined;
   }
 
   /** Whether the turn of this id is under way. */
@@ -160,6 +157,8 @@ export class Session {
         this.#observeError(notification.params, turn);
         break;
       default:
+        // It is told with the end of each answer of the model.
+        if (notification.method === "thread/tokenUsage/updated") turn.retries = 0;
         turn.translator.translate(notification);
     }
   }
@@ -174,7 +173,7 @@ export class Session {
     const answer = await this.#server.request<{ turn: { id: string } }>("turn/start", {
       threadId: this.id,
       input,
-      ...permissionsOf(this.settings),
+      ...permissionsOf(this.#settings),
       sandboxPolicy: { type: "dangerFullAccess" },
       ...this.#configuration.forTurn(),
     });
@@ -184,8 +183,8 @@ export class Session {
 
   #stopReason(turn: Turn, { status, error }: CompletedTurn): StopReason {
     if (turn.cancel.signal.aborted) return "cancelled";
-    const failure = error ? readTurnError(error, this.#configuration.model) : turn.failure;
-    if (failure) throw modelError(failure);
+    if (turn.failure) throw modelError(turn.failure);
+    if (error) throw modelError(readTurnError(error, this.#configuration.model));
     if (status === "completed") return "end_turn";
     throw new RpcError(ErrorCode.internalError, `Codex ended the turn as ${status}`);
   }
