@@ -175,6 +175,45 @@ test("a key that is refused is not tried again", async () => {
   expect(model.requests).toHaveLength(1);
 });
 
+test("a turn outlives a rate limit, without repeating what it has done", async () => {
+  const limited: Reply = {
+    error: { status: 429, type: "rate_limit_exceeded", message: "slow down" },
+  };
+  const { agent, model, env, session } = await newCodexVm([
+    program(shell("echo once >> made")),
+    limited,
+    limited,
+    { text: "Done." },
+  ]);
+  const patience = { AGENTVM_MAX_RETRIES: "2", AGENTVM_RETRY_DELAY_MS: "10" };
+  const sessionId = await session({ env: { ...env, ...patience } });
+
+  expect((await agent.sendPrompt(sessionId, "Make it")).text).toBe("Done.");
+
+  expect(decode(await agent.readFile("made"))).toBe("once\n");
+  const retries = await agent.getEvents(sessionId, { method: "_agentvm/retry" });
+  expect(retries.map(({ params }) => [params.attempt, params.delayMs])).toEqual([
+    [1, 10],
+    [2, 20],
+  ]);
+  const users = model.requests[3]?.messages.filter(({ role }) => role === "user");
+  expect(users?.map(({ text }) => text).at(-1)).toBe("Make it");
+});
+
+test("a turn that waits for a rate limit to pass can be cancelled", async () => {
+  const { agent, env, session } = await newCodexVm(() => ({
+    error: { status: 429, type: "rate_limit_exceeded", message: "slow down" },
+  }));
+  const patience = { AGENTVM_MAX_RETRIES: "1", AGENTVM_RETRY_DELAY_MS: "600000" };
+  const sessionId = await session({ env: { ...env, ...patience } });
+  const waiting = told(agent, "sessionEvent", ({ event }) => event.method === "_agentvm/retry");
+  const turn = agent.sendPrompt(sessionId, "Hello");
+  await waiting;
+
+  expect(await agent.cancelPrompt(sessionId)).toEqual({ cancelled: true });
+  expect((await turn).stopReason).toBe("cancelled");
+});
+
 test("text of an answer that broke off is void when the model starts again", async () => {
   const { agent, env, session } = await newCodexVm([
     { text: "To be or", chunkSize: 4, dropConnection: { afterChunks: 1 } },

@@ -196,8 +196,8 @@ export class Agent {
 
   async #open(settings: SessionSettings, thread: OpenedThread): Promise<Session> {
     const [server, connection, models] = [this.#server, this.#connection, await this.#models];
-    const { maxRetries } = this.#provider;
-    const session = new Session({ server, connection, settings, maxRetries, models, thread });
+    const { retry } = this.#provider;
+    const session = new Session({ server, connection, settings, retry, models, thread });
     this.#sessions.set(session.id, session);
     return session;
   }
@@ -250,7 +250,7 @@ function setUp(env: NodeJS.ProcessEnv, home: string): Setup {
     const provider = providerOf(env, home);
     return { provider, overrides: { ...QUIET, ...provider.overrides, ...overridesOf(env) } };
   } catch (problem) {
-    const provider = { id: undefined, overrides: {}, maxRetries: undefined };
+    const provider = { id: undefined, overrides: {}, retry: undefined };
     return { provider, overrides: QUIET, problem };
   }
 }

@@ -47,6 +47,11 @@ export function isRefusal({ status, type }: ModelFailure): boolean {
   return status === 401 || status === 403 || type === "unauthorized";
 }
 
+/** Not so a quota that is used up: then Codex tells no status. */
+export function isRateLimit({ status }: ModelFailure): boolean {
+  return status === 429;
+}
+
 /** A refused key is `auth_required`, so that a client can tell it from a service that is down. */
 export function modelError(failure: ModelFailure): RpcError {
   const status = failure.status === undefined ? "" : ` (HTTP ${failure.status})`;

@@ -13,17 +13,24 @@ const KEY = "OPENAI_API_KEY";
 const OPENAI = "https://api.openai.com/v1";
 
 /**
- * How often a failed request is repeated, after 0.2 seconds and then twice as long each time: an
- * outage of some 50 seconds is outlived. Codex's own default is 5, each of which is 5 in turn that it
+ * How often a failed request is repeated. By Codex after 0.2 seconds and then twice as long each time:
+ * an outage of some 50 seconds is outlived. Its own default is 5, each of which is 5 in turn that it
  * tells nobody about.
  */
 const RETRIES = 8;
+/** Before a request that has met a rate limit is repeated, and then twice as long each time. */
+const RATE_LIMIT_DELAY_MS = 1000;
+
+export interface RetryLimits {
+  maxRetries: number;
+  delayMs: number;
+}
 
 export interface Provider {
   /** Undefined: what Codex is configured for, or logged in to. */
   id: string | undefined;
   overrides: Overrides;
-  maxRetries: number | undefined;
+  retry: RetryLimits | undefined;
 }
 
 /**
@@ -35,7 +42,7 @@ export function providerOf(env: Env, codexHome: string): Provider {
   const url = env.OPENAI_BASE_URL?.trim().replace(/\/+$/, "");
   const key = env[KEY]?.trim();
   if (!url && (!key || configuresProvider(codexHome))) {
-    return { id: undefined, overrides: {}, maxRetries: undefined };
+    return { id: undefined, overrides: {}, retry: undefined };
   }
   const maxRetries = wholeNumber(env, "AGENTVM_MAX_RETRIES") ?? RETRIES;
   const provider = {
@@ -49,7 +56,8 @@ export function providerOf(env: Env, codexHome: string): Provider {
     stream_max_retries: maxRetries,
   };
   const overrides = { model_provider: ID, [`model_providers.${ID}`]: provider };
-  return { id: ID, overrides, maxRetries };
+  const delayMs = wholeNumber(env, "AGENTVM_RETRY_DELAY_MS") ?? RATE_LIMIT_DELAY_MS;
+  return { id: ID, overrides, retry: { maxRetries, delayMs } };
 }
 
 /** Codex can be asked only when it runs, and then its provider can't be changed any more. */

@@ -1,5 +1,6 @@
 /** One thread of Codex and its turns. */
 
+import { setTimeout as sleep } from "node:timers/promises";
 import type { AppServer } from "./app-server.js";
 import type {
   CompletedTurn,
@@ -11,8 +12,15 @@ import type {
   Question,
 } from "./codex.js";
 import { Configuration, type ModesState } from "./configuration.js";
-import { isRefusal, type ModelFailure, modelError, readTurnError } from "./model-failure.js";
+import {
+  isRateLimit,
+  isRefusal,
+  type ModelFailure,
+  modelError,
+  readTurnError,
+} from "./model-failure.js";
 import { toInput } from "./prompt.js";
+import type { RetryLimits } from "./provider.js";
 import { Questions } from "./questions.js";
 import type { ConfigOption, ContentBlock, SessionUpdate, StopReason } from "./shared/acp.js";
 import { busy, describe, ErrorCode, RpcError } from "./shared/errors.js";
@@ -24,10 +32,8 @@ interface Turn {
   translator: TurnTranslator;
   /** Aborted by a cancel. */
   cancel: AbortController;
-  /** Codex's id of it, as soon as it has one. */
-  id: string | undefined;
-  started: PromiseWithResolvers<void>;
-  completed: PromiseWithResolvers<CompletedTurn>;
+  /** The turn of Codex that is under way: one after the other, if the first is repeated. */
+  codex: CodexTurn;
   /** The end that this adapter has made of it. */
   failure: ModelFailure | undefined;
   /** Of the request to the model that is under way. */
@@ -35,12 +41,19 @@ interface Turn {
   interrupting: Promise<void> | undefined;
 }
 
+interface CodexTurn {
+  /** As soon as it has one. */
+  id: string | undefined;
+  started: PromiseWithResolvers<void>;
+  completed: PromiseWithResolvers<CompletedTurn>;
+}
+
 export interface SessionOptions {
   server: AppServer;
   connection: Connection;
   settings: SessionSettings;
-  /** Of a failed request; undefined: Codex decides. */
-  maxRetries: number | undefined;
+  /** Of failed requests; undefined: Codex decides. */
+  retry: RetryLimits | undefined;
   models: Model[];
   thread: OpenedThread;
 }
@@ -60,26 +73,26 @@ export class Session {
   readonly #settings: SessionSettings;
   readonly #server: AppServer;
   readonly #connection: Connection;
-  readonly #maxRetries: number | undefined;
+  readonly #retry: RetryLimits | undefined;
   readonly #questions: Questions;
   readonly #configuration: Configuration;
   /** Turns of subagents that are under way, by their thread. */
   readonly #childTurns = new Map<string, string>();
   #turn: Turn | undefined;
 
-  constructor({ server, connection, settings, maxRetries, models, thread }: SessionOptions) {
+  constructor({ server, connection, settings, retry, models, thread }: SessionOptions) {
     this.id = thread.thread.id;
     this.#settings = settings;
     this.#server = server;
     this.#connection = connection;
-    this.#maxRetries = maxRetries;
+    this.#retry = retry;
     this.#questions = new Questions(connection, this.id, settings.permissionPolicy);
     this.#configuration = new Configuration(models, thread);
   }
 
   /** Whether the turn of this id is under way. */
   isIn(turnId: string): boolean {
-    return this.#turn?.id === turnId;
+    return this.#turn?.codex.id === turnId;
   }
 
   modes(): ModesState {
@@ -103,9 +116,7 @@ export class Session {
     const turn: Turn = {
       translator: new TurnTranslator((update) => this.#update(update)),
       cancel: new AbortController(),
-      id: undefined,
-      started: Promise.withResolvers(),
-      completed: Promise.withResolvers(),
+      codex: newCodexTurn(),
       failure: undefined,
       retries: 0,
       interrupting: undefined,
@@ -113,7 +124,12 @@ export class Session {
     this.#turn = turn;
     const cancelled = () => turn.cancel.signal.aborted;
     try {
-      const end = await this.#run(turn, toInput(blocks));
+      let end = await this.#run(turn, toInput(blocks));
+      while (await this.#isToBeRepeated(turn, end)) {
+        turn.codex = newCodexTurn();
+        // Without another word of the user's the model answers what it has been told before.
+        end = await this.#run(turn, []);
+      }
       await turn.interrupting;
       return this.#stopReason(turn, end);
     } catch (error) {
@@ -134,7 +150,7 @@ export class Session {
 
   async close(): Promise<void> {
     this.cancel();
-    await this.#turn?.completed.promise.catch(() => {});
+    await this.#turn?.codex.completed.promise;
   }
 
   /** Of this thread, or of one of its subagents. */
@@ -148,10 +164,10 @@ export class Session {
     if (!turn) return; // Codex works only within a prompt
     switch (notification.method) {
       case "turn/started":
-        hasStarted(turn, notification.params.turn.id);
+        hasStarted(turn.codex, notification.params.turn.id);
         break;
       case "turn/completed":
-        turn.completed.resolve(notification.params.turn);
+        turn.codex.completed.resolve(notification.params.turn);
         break;
       case "error":
         this.#observeError(notification.params, turn);
@@ -177,8 +193,23 @@ export class Session {
       sandboxPolicy: { type: "dangerFullAccess" },
       ...this.#configuration.forTurn(),
     });
-    hasStarted(turn, answer.turn.id);
-    return await turn.completed.promise;
+    hasStarted(turn.codex, answer.turn.id);
+    return await turn.codex.completed.promise;
+  }
+
+  /**
+   * Waits until it is time, if so. Codex repeats what a service or a network breaks, but takes a rate
+   * limit for the end of a turn.
+   */
+  async #isToBeRepeated(turn: Turn, { error }: CompletedTurn): Promise<boolean> {
+    const { signal } = turn.cancel;
+    if (signal.aborted || turn.failure || !error || !this.#retry) return false;
+    const failure = readTurnError(error, this.#configuration.model);
+    if (!isRateLimit(failure) || turn.retries >= this.#retry.maxRetries) return false;
+    const delayMs = this.#retry.delayMs * 2 ** turn.retries;
+    this.#tellRetry(turn, failure, delayMs);
+    await sleep(delayMs, undefined, { signal }).catch(() => {}); // a cancel ends the wait
+    return !signal.aborted;
   }
 
   #stopReason(turn: Turn, { status, error }: CompletedTurn): StopReason {
@@ -197,13 +228,17 @@ export class Session {
       this.#interrupt(turn);
       return;
     }
+    this.#tellRetry(turn, failure);
+  }
+
+  #tellRetry(turn: Turn, failure: ModelFailure, delayMs?: number): void {
     turn.retries += 1;
     const { unfinishedMessage } = turn.translator;
-    const maxRetries = this.#maxRetries;
     this.#connection.notify("_agentvm/retry", {
       sessionId: this.id,
       attempt: turn.retries,
-      ...(maxRetries === undefined ? {} : { maxAttempts: maxRetries }),
+      ...(this.#retry ? { maxAttempts: this.#retry.maxRetries } : {}),
+      ...(delayMs === undefined ? {} : { delayMs }),
       ...(unfinishedMessage === undefined ? {} : { discardedMessageId: unfinishedMessage }),
       error: failure,
     });
@@ -222,8 +257,8 @@ export class Session {
 
   /** Codex leaves the commands of an interrupted turn running. */
   async #endTurn(turn: Turn): Promise<void> {
-    await turn.started.promise;
-    const turns = [...this.#childTurns, [this.id, turn.id] as const];
+    await turn.codex.started.promise;
+    const turns = [...this.#childTurns, [this.id, turn.codex.id] as const];
     await Promise.allSettled(
       turns.map(([threadId, turnId]) =>
         this.#server.request("turn/interrupt", { threadId, turnId }),
@@ -248,7 +283,11 @@ export class Session {
   }
 }
 
-function hasStarted(turn: Turn, id: string): void {
+function newCodexTurn(): CodexTurn {
+  return { id: undefined, started: Promise.withResolvers(), completed: Promise.withResolvers() };
+}
+
+function hasStarted(turn: CodexTurn, id: string): void {
   turn.id = id;
   turn.started.resolve();
 }

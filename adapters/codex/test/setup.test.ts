@@ -66,7 +66,7 @@ test("a CODEX_HOME of the caller's is left as it is", () => {
 
 test("an address in the environment is the service, with the key by its name", () => {
   const env = { OPENAI_BASE_URL: "http://127.0.0.1:1/v1/", OPENAI_API_KEY: "secret" };
-  const { id, overrides, maxRetries } = providerOf(env, state);
+  const { id, overrides, retry } = providerOf(env, state);
   expect(id).toBe("agentvm");
   expect(overrides).toMatchObject({
     model_provider: "agentvm",
@@ -74,7 +74,7 @@ test("an address in the environment is the service, with the key by its name", (
       base_url: "http://127.0.0.1:1/v1",
       env_key: "OPENAI_API_KEY",
       wire_api: "responses",
-      stream_max_retries: maxRetries,
+      stream_max_retries: retry?.maxRetries,
     },
   });
   expect(JSON.stringify(overrides)).not.toContain("secret");
@@ -99,12 +99,12 @@ test("a key alone is for OpenAI, unless Codex is configured for another service"
 });
 
 test("without address and key it is for Codex to know one", () => {
-  expect(providerOf({}, state)).toEqual({ id: undefined, overrides: {}, maxRetries: undefined });
+  expect(providerOf({}, state)).toEqual({ id: undefined, overrides: {}, retry: undefined });
 });
 
 test("the number of repetitions is the environment's", () => {
   const retries = (text: string) =>
-    providerOf({ OPENAI_API_KEY: "k", AGENTVM_MAX_RETRIES: text }, state).maxRetries;
+    providerOf({ OPENAI_API_KEY: "k", AGENTVM_MAX_RETRIES: text }, state).retry?.maxRetries;
   expect(retries("0")).toBe(0);
   expect(() => retries("many")).toThrow("AGENTVM_MAX_RETRIES must be a whole number");
 });
