@@ -6,6 +6,7 @@ import { prepareHome } from "./home.js";
 import { mcpConfig } from "./mcp.js";
 import { type Overrides, overridesOf, QUIET, toArguments } from "./overrides.js";
 import { codexProgram, codexVersion } from "./program.js";
+import { trustLevel } from "./project.js";
 import { noKey, type Provider, providerOf, wholeNumber } from "./provider.js";
 import { permissionsOf, Session } from "./session.js";
 import { configChangeOf, modeIdOf, PROTOCOL_VERSION, promptOf, sessionIdOf } from "./shared/acp.js";
@@ -17,6 +18,8 @@ import { type SessionSettings, sessionSettingsOf } from "./shared/settings.js";
 interface Config {
   developer_instructions: string | null;
   mcp_servers: Record<string, Json> | null;
+  /** By directory; what the user has decided. */
+  projects: Record<string, Json> | null;
 }
 
 export class Agent {
@@ -165,7 +168,7 @@ export class Agent {
   }
 
   async #setup(settings: SessionSettings): Promise<Record<string, Json>> {
-    const { cwd, permissionPolicy, instructions } = settings;
+    const { cwd, instructions } = settings;
     const { config } = await this.#server.request<{ config: Config }>("config/read", { cwd });
     const startupSeconds = mcpStartupSeconds(this.#env);
     const taken = Object.keys(config.mcp_servers ?? {});
@@ -177,10 +180,9 @@ export class Agent {
       ...(told.length > 0 ? { developerInstructions: told.join("\n\n") } : {}),
       config: {
         mcp_servers: mcpConfig(settings, this.#env, startupSeconds, taken),
-        // What a project configures may run programs, about which nobody is asked.
-        ...(permissionPolicy === "allow"
-          ? { projects: { [cwd]: { trust_level: "trusted" } } }
-          : {}),
+        ...(config.projects?.[cwd]
+          ? {}
+          : { projects: { [cwd]: { trust_level: trustLevel(settings) } } }),
       },
     };
   }

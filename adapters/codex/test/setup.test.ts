@@ -13,6 +13,7 @@ import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { prepareHome } from "../src/home.js";
 import { mcpConfig } from "../src/mcp.js";
 import { overridesOf, toArguments } from "../src/overrides.js";
+import { trustLevel } from "../src/project.js";
 import { providerOf } from "../src/provider.js";
 import type { SessionSettings } from "../src/shared/settings.js";
 
@@ -129,6 +130,23 @@ test("CODEX_CONFIG is a JSON object", () => {
   for (const CODEX_CONFIG of ["model", "[]", "null"]) {
     expect(() => overridesOf({ CODEX_CONFIG })).toThrow("CODEX_CONFIG");
   }
+});
+
+test("where somebody wants to be asked, a project that configures Codex is not trusted", () => {
+  const cwd = join(home, "project/deep");
+  mkdirSync(cwd, { recursive: true });
+  mkdirSync(join(home, "project/.git"));
+  const trust = (permissionPolicy: SessionSettings["permissionPolicy"], directory = cwd) =>
+    trustLevel({ ...settings, cwd: directory, permissionPolicy });
+  expect([trust("allow"), trust("ask"), trust("reject")]).toEqual(Array(3).fill("trusted"));
+  mkdirSync(join(home, ".codex"));
+  expect([trust("ask"), trust("ask", home)]).toEqual(["trusted", "trusted"]);
+  mkdirSync(join(home, "project/.codex"));
+  expect([trust("allow"), trust("ask"), trust("reject")]).toEqual([
+    "trusted",
+    "untrusted",
+    "untrusted",
+  ]);
 });
 
 const settings: SessionSettings = {
