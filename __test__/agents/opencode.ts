@@ -18,8 +18,8 @@ export const opencode: TestedAgent = {
     "anthropic/claude-sonnet-5": ({ body }) => body.model === "claude-sonnet-5",
   },
   modes: {
-    build: ({ body }) => !JSON.stringify(body.messages).includes("Plan mode is active"),
-    plan: ({ body }) => JSON.stringify(body.messages).includes("Plan mode is active"),
+    build: ({ body }) => !JSON.stringify(body.messages).includes("Plan mode ACTIVE"),
+    plan: ({ body }) => JSON.stringify(body.messages).includes("Plan mode ACTIVE"),
   },
   thoughtLevels: {
     low: ({ body }) => body.output_config?.effort === "low",
