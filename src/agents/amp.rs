@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use super::catalog::{Definition, Program};
+use super::catalog::Definition;
 use super::pinned::Pinned;
 
 pub(super) const PACKAGES: Pinned = Pinned {
@@ -21,9 +21,9 @@ pub(super) static AMP: Definition = Definition {
     name: "amp",
     packages: PACKAGES,
     entry: LazyLock::new(|| PACKAGES.entry()),
-    program: Program::Adapter("amp"),
+    adapter: "amp",
     // The adapter sets it up.
     env: &[],
     finds_transports: true,
-    configure: |_, _| Ok(()),
+    configure: |_, _| {},
 };

@@ -41,28 +41,16 @@ pub(super) struct Definition {
     pub(super) packages: Pinned,
     /// Name of the entry that `packages` make.
     pub(super) entry: LazyLock<String>,
-    pub(super) program: Program,
+    /// Directory of our ACP adapter below `adapters/` of the npm package; its `main.js` is what the
+    /// runtime's Node runs.
+    pub(super) adapter: &'static str,
     /// Set unless the session sets them otherwise.
     pub(super) env: &'static [(&'static str, &'static str)],
     /// Whether it tries SSE by itself where a remote MCP server does not know streamable HTTP.
     pub(super) finds_transports: bool,
     /// Adds to a launch plan what depends on the session. What the plan has of the session's own
     /// environment must stay as it is.
-    pub(super) configure: fn(&SessionSpec<'_>, &mut Launch) -> Result<(), AgentError>,
-}
-
-/// What speaks ACP for an agent.
-pub(super) enum Program {
-    /// Our adapter: a directory below `adapters/` of the npm package, whose `main.js` the runtime's Node
-    /// runs.
-    Adapter(&'static str),
-    /// A script of the agent's packages, which the runtime's Node runs. Relative to the entry.
-    Script(&'static str),
-    /// A program of the agent's packages. Relative to the entry.
-    Executable {
-        path: &'static str,
-        args: &'static [&'static str],
-    },
+    pub(super) configure: fn(&SessionSpec<'_>, &mut Launch),
 }
 
 impl Agent {

@@ -3,9 +3,8 @@
 
 use std::sync::LazyLock;
 
-use super::catalog::{Definition, Program};
-use super::error::AgentError;
-use super::launch::{Launch, SessionSpec};
+use super::catalog::Definition;
+use super::launch::{Launch, Link, SessionSpec};
 use super::pinned::Pinned;
 
 pub(super) const PACKAGES: Pinned = Pinned {
@@ -27,7 +26,7 @@ pub(super) static CLAUDE: Definition = Definition {
     name: "claude",
     packages: PACKAGES,
     entry: LazyLock::new(|| PACKAGES.entry()),
-    program: Program::Adapter("claude"),
+    adapter: "claude",
     env: &[
         // It asks nobody but the model's provider, unless it is told to.
         ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
@@ -66,19 +65,17 @@ const OF_THE_USER: [&str; 9] = [
 
 /// Each session has a directory of its own, with links to what is the user's: it goes with the session,
 /// and no session writes over what another one remembers.
-#[expect(clippy::unnecessary_wraps, reason = "other agents refuse sessions")]
-fn configure(session: &SessionSpec<'_>, launch: &mut Launch) -> Result<(), AgentError> {
+fn configure(session: &SessionSpec<'_>, launch: &mut Launch) {
     if session.variable(CONFIG_DIR).is_some() {
-        return Ok(());
+        return;
     }
-    let home = launch.variable("HOME").to_owned();
-    for path in OF_THE_USER {
-        let name = path.trim_start_matches("claude/");
-        launch.link(path, format!("{home}/.claude/{name}"));
-    }
+    let of_user = format!("{}/.claude", launch.variable("HOME"));
+    launch.links.extend(OF_THE_USER.map(|path| Link {
+        path,
+        target: path.replacen("claude", &of_user, 1),
+    }));
     let directory = launch.in_state_dir("claude");
     launch.default_variable(session, CONFIG_DIR, directory);
-    Ok(())
 }
 
 #[cfg(test)]
@@ -86,8 +83,8 @@ fn configure(session: &SessionSpec<'_>, launch: &mut Launch) -> Result<(), Agent
 mod tests {
     use super::*;
     use crate::agents::catalog::BuiltIn;
-    use crate::agents::launch::{Content, launch};
-    use crate::agents::store::{InStore, Installed};
+    use crate::agents::launch::launch;
+    use crate::agents::store::{CompileCache, InStore, Installed};
     use crate::ids::SessionId;
     use crate::vm::GuestPath;
 
@@ -97,7 +94,10 @@ mod tests {
             runtime: "node-1".to_owned(),
             entry: "claude-1".to_owned(),
             program: "adapter-1/main.js".into(),
-            compile_cache: None,
+            compile_cache: CompileCache {
+                name: "compiled-1".to_owned(),
+                is_there: true,
+            },
             leases: Vec::new(),
             is_new: false,
         });
@@ -109,7 +109,7 @@ mod tests {
             env: &env,
             asks: true,
         };
-        launch(&installed, &session).unwrap()
+        launch(&installed, &session)
     }
 
     #[test]
@@ -117,15 +117,14 @@ mod tests {
         let plan = plan(&[("HOME", "/srv/me")]);
         let directory = format!("{}/claude", plan.state_dir.as_str());
         assert_eq!(plan.variable(CONFIG_DIR), directory);
-        let skills = plan.files.iter().find(|file| file.path == "claude/skills");
-        let target = "/srv/me/.claude/skills".to_owned();
-        assert_eq!(skills.unwrap().content, Content::Link(target));
+        let skills = plan.links.iter().find(|link| link.path == "claude/skills");
+        assert_eq!(skills.unwrap().target, "/srv/me/.claude/skills");
     }
 
     #[test]
     fn a_directory_that_the_session_names_is_left_alone() {
         let plan = plan(&[(CONFIG_DIR, "/srv/claude")]);
         assert_eq!(plan.variable(CONFIG_DIR), "/srv/claude");
-        assert_eq!(plan.files, []);
+        assert_eq!(plan.links, []);
     }
 }

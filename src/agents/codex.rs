@@ -6,7 +6,7 @@
 
 use std::sync::LazyLock;
 
-use super::catalog::{Definition, Program};
+use super::catalog::Definition;
 use super::pinned::Pinned;
 
 pub(super) const PACKAGES: Pinned = Pinned {
@@ -28,9 +28,9 @@ pub(super) static CODEX: Definition = Definition {
     name: "codex",
     packages: PACKAGES,
     entry: LazyLock::new(|| PACKAGES.entry()),
-    program: Program::Adapter("codex"),
+    adapter: "codex",
     // The adapter sets it up: what it has to look at is in the VM.
     env: &[],
     finds_transports: false,
-    configure: |_, _| Ok(()),
+    configure: |_, _| {},
 };

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::adapter;
-use super::catalog::{BuiltIn, Program};
+use super::catalog::BuiltIn;
 use super::compile_cache;
 use super::error::AgentError;
 use super::install::{self, store};
@@ -139,22 +139,13 @@ fn needed_parts(package: &Path, entry: &StoreEntry) -> Vec<String> {
     let Some(agent) = BuiltIn::find(&entry.agent) else {
         return Vec::new();
     };
-    let mut parts = Vec::new();
-    let program = match agent.definition().program {
-        Program::Adapter(directory) => {
-            // In a checkout that is not built there is none.
-            let Ok(name) = adapter::name(agent.name(), &adapter::dist(package, directory)) else {
-                return parts;
-            };
-            let program = Path::new(&name).join(adapter::MAIN);
-            parts.push(name);
-            program
-        }
-        Program::Script(path) => path.into(),
-        Program::Executable { .. } => return parts,
+    let dist = adapter::dist(package, agent.definition().adapter);
+    // In a checkout that is not built there is none.
+    let Ok(adapter) = adapter::name(agent.name(), &dist) else {
+        return Vec::new();
     };
-    parts.push(compile_cache::name(&runtime::ENTRY, &program));
-    parts
+    let program = Path::new(&adapter).join(adapter::MAIN);
+    vec![compile_cache::name(&runtime::ENTRY, &program), adapter]
 }
 
 /// Of a directory that may not be there.

@@ -3,10 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
-use super::catalog::Program;
-use super::error::AgentError;
 use super::runtime;
 use super::store::{InStore, Installed};
 use crate::ids::SessionId;
@@ -48,7 +44,7 @@ pub struct Launch {
     /// `AGENTVM_STATE_DIR`. To be made before the start, and to be removed with the session.
     pub state_dir: GuestPath,
     /// To be there, in `state_dir`, before every start.
-    pub files: Vec<StateFile>,
+    pub links: Vec<Link>,
     /// The file, in `state_dir`, from which the agent reads the session's instructions; `None`: it takes
     /// them when a conversation is opened.
     pub instructions: Option<&'static str>,
@@ -56,28 +52,19 @@ pub struct Launch {
     /// next one waiting. What lies there since before the VM booted is nobody's: to be removed before the
     /// start.
     pub lock_dirs: Vec<String>,
-    /// For the `_meta` of the requests that open a conversation.
-    pub meta: Map<String, Value>,
     /// The Node, in the VM, with which is found out what transport a remote MCP server speaks, if its
     /// caller did not say. `None`: the agent does it itself, as `_meta.agentvm.transport` asks it to, or
     /// is not ours.
     pub transports_are_found_by: Option<String>,
 }
 
-/// A file that an agent reads its configuration from, because it takes it in no other way.
+/// A symbolic link.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StateFile {
+pub struct Link {
     /// Relative to the state directory.
     pub path: &'static str,
-    pub content: Content,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
-    /// It replaces what is there.
-    Text(String),
-    /// A symbolic link to a path of the VM, which need not exist.
-    Link(String),
+    /// A path of the VM, where nothing need be.
+    pub target: String,
 }
 
 impl Launch {
@@ -108,19 +95,6 @@ impl Launch {
     pub(super) fn in_state_dir(&self, path: &str) -> String {
         format!("{}/{path}", self.state_dir.as_str())
     }
-
-    /// Has a file of this text in the state directory; returns its absolute path.
-    pub(super) fn file(&mut self, path: &'static str, text: String) -> String {
-        let content = Content::Text(text);
-        self.files.push(StateFile { path, content });
-        self.in_state_dir(path)
-    }
-
-    /// Has a link in the state directory.
-    pub(super) fn link(&mut self, path: &'static str, target: impl Into<String>) {
-        let content = Content::Link(target.into());
-        self.files.push(StateFile { path, content });
-    }
 }
 
 /// The plan for a session of an agent.
@@ -128,41 +102,34 @@ impl Launch {
 /// The session's own environment comes before the agent's, and this before the VM's. Only the `PATH` of
 /// a built-in agent is put together: the session's, or the VM's default, and the store's Node and npm
 /// *last*, so that a Node of the VM's own stays the one that the agent's tools find.
-pub fn launch(agent: &Installed, session: &SessionSpec<'_>) -> Result<Launch, AgentError> {
+#[must_use]
+pub fn launch(agent: &Installed, session: &SessionSpec<'_>) -> Launch {
     match agent {
         Installed::BuiltIn(agent) => launch_from_store(agent, session),
         Installed::Own(agent) => {
             let mut argv = vec![agent.command.clone()];
             argv.extend_from_slice(&agent.args);
-            Ok(plan(argv, agent.env.clone(), session))
+            plan(argv, agent.env.clone(), session)
         }
     }
 }
 
-fn launch_from_store(agent: &InStore, session: &SessionSpec<'_>) -> Result<Launch, AgentError> {
+fn launch_from_store(agent: &InStore, session: &SessionSpec<'_>) -> Launch {
     let definition = agent.agent.definition();
     let store = Path::new(AGENTS);
     let runtime = store.join(&agent.runtime);
     let program = text(&store.join(&agent.entry).join(&agent.program));
-    let argv = match definition.program {
-        Program::Adapter(_) | Program::Script(_) => vec![text(&runtime::node(&runtime)), program],
-        Program::Executable { args, .. } => {
-            let args = args.iter().map(|arg| (*arg).to_owned());
-            std::iter::once(program).chain(args).collect()
-        }
-    };
+    let argv = vec![text(&runtime::node(&runtime)), program];
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     let mut defaults: Vec<_> = definition.env.iter().map(owned).collect();
-    if let Some(cache) = &agent.compile_cache {
+    let cache = &agent.compile_cache;
+    let directory = if cache.is_there {
         // Read-only: Node takes what is there, and compiles the rest each time.
-        let compiled = text(&store.join(&agent.entry).join(&cache.name));
-        let directory = if cache.is_there {
-            compiled
-        } else {
-            COMPILE_CACHE.to_owned()
-        };
-        defaults.push(("NODE_COMPILE_CACHE".to_owned(), directory));
-    }
+        text(&store.join(&agent.entry).join(&cache.name))
+    } else {
+        COMPILE_CACHE.to_owned()
+    };
+    defaults.push(("NODE_COMPILE_CACHE".to_owned(), directory));
     let mut launch = plan(argv, defaults, session);
     let bin = text(&runtime.join(runtime::BIN));
     if let Some((_, path)) = launch.env.iter_mut().find(|(name, _)| name == "PATH") {
@@ -171,8 +138,8 @@ fn launch_from_store(agent: &InStore, session: &SessionSpec<'_>) -> Result<Launc
     if !definition.finds_transports {
         launch.transports_are_found_by = Some(text(&runtime::node(&runtime)));
     }
-    (definition.configure)(session, &mut launch)?;
-    Ok(launch)
+    (definition.configure)(session, &mut launch);
+    launch
 }
 
 /// `defaults`: of the agent, unless the session sets them otherwise.
@@ -189,10 +156,9 @@ fn plan(argv: Vec<String>, defaults: Vec<(String, String)>, session: &SessionSpe
         env: environment::merge(User::User, env.into_iter().collect()),
         cwd: session.cwd.clone(),
         state_dir,
-        files: Vec::new(),
+        links: Vec::new(),
         instructions: None,
         lock_dirs: Vec::new(),
-        meta: Map::new(),
         transports_are_found_by: None,
     }
 }
@@ -222,16 +188,19 @@ mod tests {
     }
 
     fn plan(env: &[(&str, &str)]) -> Launch {
-        plan_with(None, env)
+        plan_with(false, env)
     }
 
-    fn plan_with(compile_cache: Option<CompileCache>, env: &[(&str, &str)]) -> Launch {
+    fn plan_with(is_compiled: bool, env: &[(&str, &str)]) -> Launch {
         let installed = Installed::BuiltIn(InStore {
             agent: BuiltIn::Pi,
             runtime: "node-1".to_owned(),
             entry: "pi-1".to_owned(),
             program: "adapter-1/main.js".into(),
-            compile_cache,
+            compile_cache: CompileCache {
+                name: "compile-cache-1".to_owned(),
+                is_there: is_compiled,
+            },
             leases: Vec::new(),
             is_new: false,
         });
@@ -246,7 +215,7 @@ mod tests {
             env: &env,
             asks: false,
         };
-        launch(installed, &session).unwrap()
+        launch(installed, &session)
     }
 
     fn variable<'a>(launch: &'a Launch, name: &str) -> Vec<&'a str> {
@@ -303,12 +272,9 @@ mod tests {
             (true, "/opt/agentvm/agents/pi-1/compile-cache-1"),
             (false, COMPILE_CACHE),
         ] {
-            let name = "compile-cache-1".to_owned();
-            let launch = plan_with(Some(CompileCache { name, is_there }), &[]);
+            let launch = plan_with(is_there, &[]);
             assert_eq!(variable(&launch, "NODE_COMPILE_CACHE"), [directory]);
         }
-        // A program that Node does not run.
-        assert!(variable(&plan_with(None, &[]), "NODE_COMPILE_CACHE").is_empty());
     }
 
     #[test]

@@ -51,7 +51,7 @@ mod version;
 pub use self::catalog::{Agent, BuiltIn};
 pub use self::error::AgentError;
 pub use self::inventory::{StoreEntry, Used};
-pub use self::launch::{Content, Launch, SessionSpec, StateFile, launch, state_dir};
+pub use self::launch::{Launch, Link, SessionSpec, launch, state_dir};
 pub use self::lease::Lease;
 pub use self::own::{ClientAgents, Invalid, OwnAgent};
 pub use self::progress::{InstallProgress, Step};

@@ -1,11 +1,11 @@
-//! OpenCode: its own ACP server, `opencode acp`, behind an adapter of ours that adds what it leaves out.
+//! `OpenCode`: its own ACP server, `opencode acp`, behind an adapter of ours that adds what it leaves out.
 //!
 //! The package of the program itself is pinned, not `opencode-ai`, which brings one program for each kind
 //! of processor and chooses between them when it is installed.
 
 use std::sync::LazyLock;
 
-use super::catalog::{Definition, Program};
+use super::catalog::Definition;
 use super::launch::{Launch, SessionSpec};
 use super::pinned::Pinned;
 
@@ -76,17 +76,14 @@ pub(super) static OPENCODE: LazyLock<Definition> = LazyLock::new(|| Definition {
     name: "opencode",
     packages: packages(),
     entry: LazyLock::new(|| packages().entry()),
-    program: Program::Adapter("opencode"),
+    adapter: "opencode",
     // The adapter sets it up: what it has to look at is in the VM.
     env: &[],
     finds_transports: true,
-    configure: |session, launch| {
-        configure(session, launch);
-        Ok(())
-    },
+    configure,
 });
 
-/// The adapter starts OpenCode, which has to know both, before it is told anything by ACP.
+/// The adapter starts the program, which has to know both, before it is told anything by ACP.
 fn configure(session: &SessionSpec<'_>, launch: &mut Launch) {
     // As in adapters/opencode/src/configuration.ts.
     launch.instructions = Some("instructions.md");

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::catalog::{Definition, Program};
+use super::catalog::Definition;
 use super::launch::SessionSpec;
 use super::pinned::Pinned;
 use crate::vm::GuestPath;
@@ -20,7 +20,7 @@ pub(super) static PI: Definition = Definition {
     name: "pi",
     packages: PACKAGES,
     entry: LazyLock::new(|| PACKAGES.entry()),
-    program: Program::Adapter("pi"),
+    adapter: "pi",
     // It asks nobody but the model's provider: no update check, no download, no telemetry.
     env: &[
         ("PI_OFFLINE", "1"),
@@ -28,10 +28,7 @@ pub(super) static PI: Definition = Definition {
         ("PI_TELEMETRY", "0"),
     ],
     finds_transports: true,
-    configure: |session, launch| {
-        launch.lock_dirs = lock_dirs(session).into();
-        Ok(())
-    },
+    configure: |session, launch| launch.lock_dirs = lock_dirs(session).into(),
 };
 
 fn lock_dirs(session: &SessionSpec<'_>) -> [String; 2] {

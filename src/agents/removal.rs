@@ -108,7 +108,7 @@ mod tests {
     use crate::agents::install::{Partial, lock};
     use crate::agents::inventory::{self, Used};
     use crate::agents::lease::Lease;
-    use crate::agents::{AgentStore, catalog, runtime};
+    use crate::agents::{AgentStore, runtime};
     use crate::agents::{BuiltIn, Version};
     use crate::error::{Code, Error};
 
@@ -217,9 +217,7 @@ mod tests {
     #[tokio::test]
     async fn an_old_adapter_goes_and_the_one_of_this_version_stays() {
         let package = tempfile::tempdir().unwrap();
-        let catalog::Program::Adapter(directory) = BuiltIn::Pi.definition().program else {
-            panic!("Pi has no adapter");
-        };
+        let directory = BuiltIn::Pi.definition().adapter;
         let dist = crate::agents::adapter::dist(package.path(), directory);
         fs::create_dir_all(&dist).unwrap();
         fs::write(dist.join("main.js"), "1").unwrap();

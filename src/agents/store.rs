@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::adapter;
-use super::catalog::{Agent, BuiltIn, Program};
+use super::catalog::{Agent, BuiltIn};
 use super::compile_cache;
 use super::error::AgentError;
 use super::install::{self, Movement, blocking, is_installed, store, sweep};
@@ -71,8 +71,7 @@ pub struct InStore {
     pub(super) entry: String,
     /// What speaks ACP: relative to `entry`.
     pub(super) program: PathBuf,
-    /// Of a program that the runtime's Node runs: whether the store has its compiled scripts.
-    pub(super) compile_cache: Option<CompileCache>,
+    pub(super) compile_cache: CompileCache,
     /// To be held for as long as anything in a VM may run on it.
     pub leases: Vec<Lease>,
     /// Whether its packages have only now been installed.
@@ -114,8 +113,7 @@ impl InStore {
     /// It would start faster with compiled scripts, and has none.
     #[must_use]
     pub fn lacks_compile_cache(&self) -> bool {
-        let cache = self.compile_cache.as_ref();
-        cache.is_some_and(|cache| !cache.is_there)
+        !self.compile_cache.is_there
     }
 }
 
@@ -184,21 +182,15 @@ impl AgentStore {
             }
             self.install(agent, version, progress).await?;
         }
-        let (program, on_node) = match agent.definition().program {
-            Program::Adapter(directory) => {
-                let dist = adapter::dist(&self.places.package, directory);
-                let adapter = adapter::ensure(self.root(), &entry, agent.name(), dist).await?;
-                leases.push(Lease::take(self.root(), &format!("{entry}/{adapter}")).await?);
-                (Path::new(&adapter).join(adapter::MAIN), true)
-            }
-            Program::Script(path) => (path.into(), true),
-            Program::Executable { path, .. } => (path.into(), false),
+        let dist = adapter::dist(&self.places.package, agent.definition().adapter);
+        let adapter = adapter::ensure(self.root(), &entry, agent.name(), dist).await?;
+        leases.push(Lease::take(self.root(), &format!("{entry}/{adapter}")).await?);
+        let program = Path::new(&adapter).join(adapter::MAIN);
+        let cache = compile_cache::name(&runtime::ENTRY, &program);
+        let compile_cache = CompileCache {
+            is_there: self.root().join(&entry).join(&cache).exists(),
+            name: cache,
         };
-        let compile_cache = on_node.then(|| {
-            let name = compile_cache::name(&runtime::ENTRY, &program);
-            let is_there = self.root().join(&entry).join(&name).exists();
-            CompileCache { name, is_there }
-        });
         Ok(Installed::BuiltIn(InStore {
             agent,
             runtime: runtime::ENTRY.clone(),
@@ -221,10 +213,8 @@ impl AgentStore {
         agent: &InStore,
         files: Vec<(PathBuf, Vec<u8>)>,
     ) -> Result<(), AgentError> {
-        match &agent.compile_cache {
-            Some(cache) => compile_cache::keep(self.root(), &agent.entry, &cache.name, files).await,
-            None => Ok(()),
-        }
+        let cache = &agent.compile_cache.name;
+        compile_cache::keep(self.root(), &agent.entry, cache, files).await
     }
 
     /// The built-in agents, for a client that has `configured` agents.

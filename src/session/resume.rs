@@ -96,7 +96,7 @@ impl Machine {
             .await
             .map_err(start::bad_cwd)?;
         let policy = kept.permission_policy;
-        let launch = plan(&installed, session, &cwd, &secrets.env, policy)?;
+        let launch = plan(&installed, session, &cwd, &secrets.env, policy);
         self.emission.activate(session, store.committed(session)?);
         let wanted = Configuration::of_text(&record.config);
         let updates = Updates::new(

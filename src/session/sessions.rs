@@ -83,7 +83,7 @@ impl Machine {
         }
         let session = SessionId::generate();
         let policy = options.permission_policy;
-        let launch = plan(&installed, session, &options.cwd, &options.env, policy)?;
+        let launch = plan(&installed, session, &options.cwd, &options.env, policy);
         let made = self.make(
             settings, &vm, &store, session, &agent, &options, &launch, &mut stop,
         );
@@ -377,7 +377,7 @@ pub(super) fn plan(
     cwd: &GuestPath,
     env: &environment::Environment,
     policy: PermissionPolicy,
-) -> Result<agents::Launch> {
+) -> agents::Launch {
     let env: Vec<_> = env
         .iter()
         .map(|(name, value)| (name.clone(), value.clone()))
@@ -388,7 +388,7 @@ pub(super) fn plan(
         env: &env,
         asks: policy != PermissionPolicy::Allow,
     };
-    Ok(agents::launch(installed, &spec)?)
+    agents::launch(installed, &spec)
 }
 
 /// A conversation that an agent has opened, as a session.

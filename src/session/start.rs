@@ -7,7 +7,7 @@ use agent_client_protocol_schema::ProtocolVersion;
 use nix::errno::Errno;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::mcp::{McpCapabilities, McpServer};
@@ -57,8 +57,6 @@ pub(super) struct Starting {
     pub(super) updates: Arc<Updates>,
     pub(super) initialized: Initialized,
     setup: Setup,
-    /// For the `_meta` of what opens a conversation.
-    meta: Map<String, Value>,
 }
 
 /// Starts the agent's process and shakes hands. When it fails, or `stop` resolves first, the process is
@@ -111,7 +109,6 @@ pub(super) async fn start(
         updates,
         initialized,
         setup,
-        meta: launch.meta.clone(),
     })
 }
 
@@ -307,9 +304,8 @@ impl Starting {
         let mut params = json!({
             "cwd": self.setup.cwd.as_str(),
             "mcpServers": servers,
-            "_meta": self.meta,
+            "_meta": { "agentvm": { "permissionPolicy": self.setup.policy } },
         });
-        params["_meta"]["agentvm"] = json!({ "permissionPolicy": self.setup.policy });
         if let Some(id) = agent_session {
             params["sessionId"] = json!(id);
         }

@@ -1,6 +1,6 @@
 //! What an agent finds of a session in the VM when it starts, and what is removed with the session.
 
-use crate::agents::{self, Content, Launch};
+use crate::agents::{self, Launch, Link};
 use crate::error::{Code, Error, Result};
 use crate::ids::SessionId;
 use crate::vm::exec::{ExecEnd, ExecOptions, exec};
@@ -10,28 +10,28 @@ use crate::vm::{DynVm, Exit, GuestPath, User, VmError, file};
 pub(super) async fn prepare(vm: &DynVm, launch: &Launch, instructions: Option<&str>) -> Result<()> {
     vm.create_dir_all(&launch.state_dir, User::User).await?;
     remove_stale_locks(vm, launch).await?;
-    let mut links = Vec::new();
-    for wanted in &launch.files {
-        match &wanted.content {
-            Content::Text(text) => write(vm, launch, wanted.path, text).await?,
-            Content::Link(target) => {
-                make_parent(vm, launch, wanted.path).await?;
-                links.push((target, path(launch, wanted.path)));
-            }
-        }
-    }
     if let Some(file) = launch.instructions {
-        write(vm, launch, file, instructions.unwrap_or_default()).await?;
+        let path = guest_path(&path(launch, file))?;
+        let text = instructions.unwrap_or_default();
+        file::write(&**vm, &path, text.into(), User::User).await?;
     }
-    if links.is_empty() {
+    make_links(vm, launch).await
+}
+
+async fn make_links(vm: &DynVm, launch: &Launch) -> Result<()> {
+    if launch.links.is_empty() {
         return Ok(());
     }
-    // The session's environment may have a say in a target.
-    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
-    let link = |(target, path): &(&String, String)| {
-        format!("ln -sfnT -- {} {}", quoted(target), quoted(path))
-    };
-    let commands: Vec<_> = links.iter().map(link).collect();
+    let mut commands = Vec::new();
+    for Link { path: link, target } in &launch.links {
+        let path = path(launch, link);
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            vm.create_dir_all(&guest_path(parent)?, User::User).await?;
+        }
+        // The session's environment may have a say in a target.
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+        commands.push(format!("ln -sfnT -- {} {}", quoted(target), quoted(&path)));
+    }
     let made = exec(vm, &commands.join(" && "), ExecOptions::default()).await?;
     match made {
         ExecEnd::Exited(output) if output.exit != Exit::Code(0) => Err(Error::new(
@@ -49,8 +49,7 @@ pub(super) async fn prepare(vm: &DynVm, launch: &Launch, instructions: Option<&s
 /// Removes the locks whose holders died with an earlier run of the VM. Those of agents that run now are
 /// younger than its root, which was made when it booted and has not changed since.
 async fn remove_stale_locks(vm: &DynVm, launch: &Launch) -> Result<()> {
-    const STALE: &str =
-        "-mindepth 1 -maxdepth 1 -name '*.lock' ! -newer /opt/agentvm -exec rm -rf -- {} +";
+    const STALE: &str = "-mindepth 1 -maxdepth 1 -type d -empty -name '*.lock' ! -newer /opt/agentvm -exec rmdir -- {} +";
     let absolute = launch.lock_dirs.iter().filter(|dir| dir.starts_with('/'));
     // Paths as the session's environment names them: not for a shell to read.
     let env: Vec<_> = absolute
@@ -70,20 +69,6 @@ async fn remove_stale_locks(vm: &DynVm, launch: &Launch) -> Result<()> {
     // What can't be removed, or is not there, does not keep an agent from its start.
     exec(vm, &format!("find{dirs} {STALE} 2> /dev/null"), options).await?;
     Ok(())
-}
-
-async fn write(vm: &DynVm, launch: &Launch, relative: &str, text: &str) -> Result<()> {
-    make_parent(vm, launch, relative).await?;
-    let path = guest_path(&path(launch, relative))?;
-    Ok(file::write(&**vm, &path, text.into(), User::User).await?)
-}
-
-async fn make_parent(vm: &DynVm, launch: &Launch, relative: &str) -> Result<()> {
-    let Some((parent, _)) = relative.rsplit_once('/') else {
-        return Ok(());
-    };
-    let parent = guest_path(&path(launch, parent))?;
-    Ok(vm.create_dir_all(&parent, User::User).await?)
 }
 
 fn path(launch: &Launch, relative: &str) -> String {

@@ -77,7 +77,7 @@ fn plan_of(installed: &Installed) -> Launch {
         env: &[],
         asks: false,
     };
-    launch(installed, &session).unwrap()
+    launch(installed, &session)
 }
 
 /// A store in which only Pi is missing.
@@ -171,7 +171,7 @@ async fn node_npm_and_npx_of_the_store_run_in_a_vm() {
         env: &[("PATH".to_owned(), "/bin".to_owned())],
         asks: false,
     };
-    let node = &launch(&installed, &session).unwrap().argv[0];
+    let node = &launch(&installed, &session).argv[0];
     let bin = node.strip_suffix("/node").unwrap();
     let run = async |command| stdout(&vm, &format!("PATH={bin}:$PATH; {command}")).await;
     assert_eq!(run("id -un; node --version").await, "user\nv22.23.3\n");
@@ -209,7 +209,7 @@ async fn a_launch_plan_starts_the_adapter_which_finds_the_agents_packages() {
         env: &[],
         asks: false,
     };
-    let plan = launch(&installed, &session).unwrap();
+    let plan = launch(&installed, &session);
     vm.create_dir_all(&plan.state_dir, User::User)
         .await
         .unwrap();
