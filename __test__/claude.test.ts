@@ -2,7 +2,7 @@
 
 import type { CreateSessionOptions } from "agentvm";
 import { expect, test } from "vitest";
-import { failureOf, newModel, newVm } from "./fixtures.js";
+import { failureOf, newModel, newVm, told } from "./fixtures.js";
 import type { ModelRequest, Reply } from "./model-server.js";
 import { watchNetwork } from "./network-watch.js";
 
@@ -105,6 +105,37 @@ test("of an answer that broke off and is repeated, the text is void", async () =
 
   const [retry] = await agent.getEvents(sessionId, { method: "_agentvm/retry" });
   expect(retry?.params).toMatchObject({ attempt: 1, discardedMessageId: expect.any(String) });
+});
+
+test("a session outlives the program claude, in a turn and between two", async () => {
+  const { agent, asked, session } = await newClaudeVm(({ userText }) =>
+    userText.includes("Talk")
+      ? { text: "Now I die.", chunkSize: 4, hold: { afterChunks: 1, until: new Promise(() => {}) } }
+      : { text: "Still here." },
+  );
+  const sessionId = await session();
+  const kill = async () => expect((await agent.exec("pkill -KILL -x claude")).exitCode).toBe(0);
+  const talking = told(
+    agent,
+    "sessionEvent",
+    ({ event }) => event.params.update?.sessionUpdate === "agent_message_chunk",
+  );
+  const turn = failureOf(() => agent.sendPrompt(sessionId, "Talk"));
+  await talking;
+  await kill();
+  expect((await turn).code).toBe("AGENT_EXITED");
+
+  expect((await agent.sendPrompt(sessionId, "Are you there?")).text).toBe("Still here.");
+  const ended = told(agent, "sessionStatus", ({ status }) => status !== "open");
+  await kill();
+  await ended;
+  expect((await agent.sendPrompt(sessionId, "And now?")).text).toBe("Still here.");
+
+  const conversation = asked()
+    .at(-1)
+    ?.messages.map(({ text }) => text)
+    .join();
+  expect(conversation).toContain("Are you there?");
 });
 
 test("a session that was never prompted resumes as if nothing had been", async () => {

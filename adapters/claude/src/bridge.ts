@@ -25,12 +25,15 @@ export class Bridge {
   readonly #agent: () => Agent;
   readonly #toClient: Send;
   readonly #toAgent: Send;
-  /** By JSON-RPC id. */
+  /** Ids of the client's requests that are not answered yet. */
+  readonly #pending = new Set<unknown>();
+  /** Requests that open a conversation, by JSON-RPC id. */
   readonly #openings = new Map<unknown, Message>();
   /** Session of each prompt, by JSON-RPC id. */
   readonly #prompts = new Map<unknown, string>();
   /** Sessions whose opening is not answered yet. */
   readonly #beingOpened = new Set<string>();
+  readonly #open = new Set<string>();
   readonly #modelRequests = new Map<string, ModelRequests>();
   readonly #permissions = new Map<string, Permissions>();
   /** Session of each permission request, by its JSON-RPC id. */
@@ -52,6 +55,7 @@ export class Bridge {
       await this.#toAgent(permissions?.answer(message) ?? message);
       return;
     }
+    if (id !== undefined) this.#pending.add(id);
     if (method === "initialize") {
       // Otherwise a warning is a piece of the answer's text.
       const { session, ...capabilities } = params.clientCapabilities ?? {};
@@ -63,6 +67,8 @@ export class Bridge {
     } else if (method === "session/prompt") {
       this.#prompts.set(id, params.sessionId);
       this.#requestsOf(params.sessionId).failure = undefined;
+    } else if (method === "session/close") {
+      this.#open.delete(params.sessionId);
     }
     await this.#toAgent(message);
   }
@@ -82,6 +88,16 @@ export class Bridge {
     }
   }
 
+  /**
+   * Whether the program `claude` of an open session has ended. The adapter refuses all further prompts then,
+   * whereas a client resumes the sessions of an agent whose whole process has ended.
+   */
+  hasLost(): boolean {
+    const { sessions } = this.#agent();
+    const isLost = (id: string) => sessions[id] === undefined || sessions[id].queryClosed === true;
+    return this.#pending.size === 0 && [...this.#open].some(isLost);
+  }
+
   async #answer(message: Message): Promise<void> {
     const { id, error } = message;
     const opening = this.#openings.get(id);
@@ -93,10 +109,22 @@ export class Bridge {
       void this.#finishOpening(opening, message);
       return;
     }
+    if (error && this.#isLastWord(id)) return;
     const failure = prompted === undefined ? undefined : this.#requestsOf(prompted).failure;
-    await this.#toClient(
+    await this.#respond(
       error && failure ? { ...message, error: explain(error, failure) } : message,
     );
+  }
+
+  /** That the process ends says more than an error of a session that is no use any more. */
+  #isLastWord(id: Message["id"]): boolean {
+    this.#pending.delete(id);
+    return this.hasLost();
+  }
+
+  async #respond(answer: Message): Promise<void> {
+    await this.#toClient(answer);
+    this.#pending.delete(answer.id);
   }
 
   async #ask(message: Message): Promise<void> {
@@ -121,10 +149,11 @@ export class Bridge {
       if (method === "session/new") await this.#chooseMode(sessionId, params);
       const { modes, configOptions } = this.#session(sessionId);
       const opened = { ...result, modes, configOptions };
-      await this.#toClient({ jsonrpc: "2.0", id: id ?? null, result: opened });
+      this.#open.add(sessionId);
+      await this.#respond({ jsonrpc: "2.0", id: id ?? null, result: opened });
     } catch (problem) {
       await this.#agent().closeSession({ sessionId });
-      await this.#toClient({ jsonrpc: "2.0", id: id ?? null, error: rpcError(problem) });
+      await this.#respond({ jsonrpc: "2.0", id: id ?? null, error: rpcError(problem) });
     } finally {
       this.#beingOpened.delete(sessionId);
     }

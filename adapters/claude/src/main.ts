@@ -11,6 +11,9 @@ import { readMessages, writeMessage } from "./lines.js";
 import type { Message } from "./message.js";
 import { takeStdout } from "./shared/stdout.js";
 
+/** How often is looked whether `claude` still runs while it has nothing to do. */
+const WATCH_MS = 500;
+
 const output = takeStdout();
 process.on("unhandledRejection", (reason) => console.error(reason));
 
@@ -38,7 +41,10 @@ v1AgentApp(logger, (created) => {
     },
   }),
   writable: new WritableStream<object>({
-    write: (message) => bridge.fromAgent(message as Message),
+    async write(message) {
+      await bridge.fromAgent(message as Message);
+      if (bridge.hasLost()) await exit(1);
+    },
   }),
 });
 
@@ -50,6 +56,8 @@ async function exit(code: number): Promise<void> {
   process.exit(code);
 }
 
+// A client starts an agent that has ended again, and resumes its sessions.
+setInterval(() => bridge.hasLost() && void exit(1), WATCH_MS).unref();
 // The client is gone when it closes either end.
 output.on("error", () => void exit(0));
 process.on("SIGTERM", () => void exit(143));

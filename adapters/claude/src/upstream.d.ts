@@ -15,6 +15,8 @@ declare module "@agentclientprotocol/claude-agent-acp/dist/acp-agent.js" {
     query: { mcpServerStatus(): Promise<McpServerStatus[]> };
     modes: { currentModeId: string; availableModes: { id: string }[] };
     configOptions: unknown[];
+    /** Its `claude` has ended: no prompt will be answered any more. */
+    queryClosed?: boolean;
   }
 
   export interface ClaudeAcpAgent {

@@ -186,3 +186,29 @@ test("warnings are not pieces of the answer's text", async () => {
     session: { notices: {} },
   });
 });
+
+test("a prompt whose session has lost its program is not answered", async () => {
+  const { bridge, answered, sessions, toClient } = newBridge();
+  await bridge.fromClient(newSession("ask"));
+  await bridge.fromAgent(opened);
+  await answered();
+  await bridge.fromClient(request(7, "session/prompt", { sessionId: "s" }));
+  sessions.s = undefined;
+  expect(bridge.hasLost()).toBe(false);
+
+  await bridge.fromAgent({ jsonrpc: "2.0", id: 7, error: { code: -32603, message: "It died" } });
+
+  expect(bridge.hasLost()).toBe(true);
+  expect(toClient.map(({ id }) => id)).toEqual([1]);
+});
+
+test("a session that the client has closed is not lost", async () => {
+  const { bridge, answered, sessions } = newBridge();
+  await bridge.fromClient(newSession("ask"));
+  await bridge.fromAgent(opened);
+  await answered();
+  await bridge.fromClient(request(7, "session/close", { sessionId: "s" }));
+  sessions.s = undefined;
+  await bridge.fromAgent({ jsonrpc: "2.0", id: 7, result: {} });
+  expect(bridge.hasLost()).toBe(false);
+});
