@@ -16,13 +16,8 @@ declare module "vitest" {
 
 const ROOT = resolve(import.meta.dirname, "..");
 
-const EVERYWHERE = ["pi", "claude", "codex", "opencode"];
-
-/** Amp is there for x64 alone. */
-const AGENTS = process.arch === "x64" ? [...EVERYWHERE, "amp"] : EVERYWHERE;
-
 export default function setUp(project: TestProject): void {
-  const cache = cacheDirectories().find((cache) => AGENTS.every((agent) => install(agent, cache)));
+  const cache = cacheDirectories().find(installAll);
   if (cache === undefined) throw new Error("The agents could not be installed: see above");
   project.provide("agentStoreDir", join(cache, "agents"));
 }
@@ -37,10 +32,10 @@ function cacheDirectories(): string[] {
   ];
 }
 
-function install(agent: string, cache: string): boolean {
+function installAll(cache: string): boolean {
   const cli = join(ROOT, "dist", "cli.js");
   // With its output shown: the first time takes minutes.
-  const { status } = spawnSync(process.execPath, [cli, "install", agent], {
+  const { status } = spawnSync(process.execPath, [cli, "install", "--all"], {
     env: { ...process.env, AGENTVM_CACHE_DIR: cache },
     stdio: "inherit",
   });

@@ -51,6 +51,9 @@ export const ROWS = {
 
 export type Row = keyof typeof ROWS;
 
+/** Some agents take many seconds to start where there is little of a processor for them. */
+const PATIENT = { timeout: 120_000 };
+
 /**
  * Makes a test for each agent. Where the agent has a limit, the test is the limit's own: what happens
  * instead is asserted as well.
@@ -61,8 +64,11 @@ export function row(name: Row, everyAgent: (it: TestedAgent) => Promise<void>): 
   for (const it of AGENTS) {
     const limit = it.limits[name];
     describe(it.name, () => {
-      if (limit) test(`${ROWS[name]}: not so, ${limit.because}`, () => limit.instead(it));
-      else test(ROWS[name], () => everyAgent(it));
+      if (limit) {
+        test(`${ROWS[name]}: not so, ${limit.because}`, PATIENT, () => limit.instead(it));
+      } else {
+        test(ROWS[name], PATIENT, () => everyAgent(it));
+      }
     });
   }
 }
