@@ -5,7 +5,7 @@
  */
 
 import { asObject, type Json, parseJsonc } from "./jsonc.js";
-import { ASKING, ASKING_AGENTS } from "./permissions.js";
+import { ASKING, ASKING_AGENTS, ASKING_ALL } from "./permissions.js";
 
 type Env = Record<string, string | undefined>;
 
@@ -59,7 +59,7 @@ export function configure({ env, stateDir, userConfigs, ...at }: Circumstances):
       ...(named ? {} : { OPENCODE_CONFIG: `${stateDir}/defaults.json` }),
       // One that all sessions of a VM share would make them wait for each other.
       ...(env.OPENCODE_DB === undefined ? { OPENCODE_DB: `${stateDir}/opencode.db` } : {}),
-      ...(asks(env) ? { OPENCODE_PERMISSION: JSON.stringify(ASKING) } : {}),
+      ...(asks(env) ? { OPENCODE_PERMISSION: JSON.stringify(ASKING_ALL) } : {}),
     },
     defaults: named ? {} : defaults,
   };
@@ -100,6 +100,8 @@ function defaultsFor(env: Env, userConfigs: Json[], hasOpenCodeLogin: boolean): 
   const disabled = userConfigs.map((config) => config.disabled_providers).findLast(Array.isArray);
   const usesOpenCode = env.OPENCODE_API_KEY || hasOpenCodeLogin;
   return {
+    // OpenCode would write it there.
+    $schema: "https://opencode.ai/config.json",
     // Without a key it would take a free model of OpenCode's own service.
     ...(usesOpenCode ? {} : { disabled_providers: [...(disabled ?? []), "opencode"] }),
     // Its own choice is the dearest. Of Anthropic's models it takes a Sonnet.
@@ -110,11 +112,11 @@ function defaultsFor(env: Env, userConfigs: Json[], hasOpenCodeLogin: boolean): 
     snapshot: false,
     // The model hears of a rejection, and can do something else.
     experimental: { continue_loop_on_deny: true },
-    ...(env[ASKS] === "1" ? {} : { permission: UNASKED }),
+    ...(env.OPENCODE_PERMISSION === undefined ? { permission: asks(env) ? ASKING : UNASKED } : {}),
   };
 }
 
-/** What OpenCode asks for although everything is allowed. */
+/** What OpenCode asks for though nothing says so. */
 const UNASKED: Json = {
   doom_loop: "allow",
   external_directory: "allow",
@@ -122,7 +124,7 @@ const UNASKED: Json = {
 };
 
 /** Without what one of the configurations has, but for lists, which are complete. */
-function without(defaults: Json, configs: Json[]): Json {
+function without(defaults: Json, configs: Json[], isDeep = true): Json {
   return Object.fromEntries(
     Object.entries(defaults).flatMap(([name, value]): [string, unknown][] => {
       const others = configs.map((config) => config[name]).filter((other) => other !== undefined);
@@ -130,8 +132,9 @@ function without(defaults: Json, configs: Json[]): Json {
       const inner = asObject(value);
       const objects = others.map(asObject);
       // A word in place of an object speaks about everything in it.
-      if (inner === undefined || objects.includes(undefined)) return [];
-      return [[name, without(inner, objects as Json[])]];
+      if (!isDeep || inner === undefined || objects.includes(undefined)) return [];
+      // Of a permission's patterns the last that matches counts: none may follow the user's.
+      return [[name, without(inner, objects as Json[], name !== "permission")]];
     }),
   );
 }

@@ -16,9 +16,13 @@ export function asObject(value: unknown): Json | undefined {
     : undefined;
 }
 
+const COMMENT = /\/\/[^\n]*|\/\*(?:[^*]|\*(?!\/))*\*\//.source;
+
 /** A string, a comment, or a comma that nothing follows: strings come first, and so hide the rest. */
-const TOKENS =
-  /"(?:[^"\\]|\\.)*"|\/\/[^\n]*|\/\*[\s\S]*?\*\/|,(?=(?:\s|\/\/[^\n]*|\/\*[\s\S]*?\*\/)*[}\]])/g;
+const TOKENS = new RegExp(
+  String.raw`"(?:[^"\\]|\\.)*"|${COMMENT}|,(?=(?:\s|${COMMENT})*[}\]])`,
+  "g",
+);
 
 function strictJson(text: string): string {
   return text.replace(TOKENS, (token) => (token.startsWith('"') ? token : ""));

@@ -40,12 +40,15 @@ const READ = { "*": "allow", "*.env": "ask", "*.env.*": "ask", "*.env.example": 
 
 const READING = { read: READ, grep: "allow", glob: "allow", list: "allow", lsp: "allow" };
 
+/** The part of it that no project may change. */
+export const ASKING_ALL = { "*": "ask" } as const;
+
 /**
- * For `OPENCODE_PERMISSION`. It is what subagents go by, which {@link sessionRules} does not reach;
- * {@link ASKING_AGENTS} gives back to some agents what it takes.
+ * What subagents go by, which {@link sessionRules} does not reach. {@link ASKING_AGENTS} gives back to
+ * some agents what it takes.
  */
 export const ASKING: Json = {
-  "*": "ask",
+  ...ASKING_ALL,
   ...READING,
   skill: "allow",
   todoread: "allow",
@@ -68,20 +71,21 @@ export const ASKING_AGENTS: Json = {
 };
 
 /**
- * The last word about a session whose agent is `agent`. A subagent that would act without asking
- * can't be started.
+ * The last word about a session whose agent is `agent`: what it may do it asks for. A subagent that
+ * would act without asking can't be started.
  */
 export function sessionRules(agent: AgentInfo, agents: AgentInfo[]): Rule[] {
-  const asking = agent.permission.map(
-    (rule): Rule => (rule.action === "allow" ? { ...rule, action: "ask" } : rule),
-  );
+  const asking = agent.permission
+    // Of ASKING, and behind what the user's own configuration denies.
+    .filter(({ permission, pattern, action }) => `${permission} ${pattern} ${action}` !== "* * ask")
+    .map((rule): Rule => (rule.action === "allow" ? { ...rule, action: "ask" } : rule));
   const harmless = HARMLESS.flatMap((permission) =>
     agent.permission
       .filter((rule) => covers(rule.permission, permission))
       .map((rule) => ({ ...rule, permission })),
   );
   const tasks = agents
-    .filter(({ mode, name }) => mode !== "primary" && decided(agent.permission, "task", name))
+    .filter(({ mode, name }) => mode !== "primary" && isAllowed(agent.permission, "task", name))
     .map(
       ({ name, permission }): Rule => ({
         permission: "task",
@@ -93,7 +97,7 @@ export function sessionRules(agent: AgentInfo, agents: AgentInfo[]): Rule[] {
 }
 
 /** Whether the last rule about it does not deny it. */
-function decided(rules: Rule[], permission: string, pattern: string): boolean {
+function isAllowed(rules: Rule[], permission: string, pattern: string): boolean {
   const last = rules.findLast(
     (rule) => covers(rule.permission, permission) && covers(rule.pattern, pattern),
   );
