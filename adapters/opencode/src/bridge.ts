@@ -7,17 +7,17 @@
 
 import type { Readable, Writable } from "node:stream";
 import {
-  ErrorCode,
+  type ErrorObject,
   type ModelFailure,
   mcpFailure,
   missingKey,
   modelError,
-  type RpcError,
   readModelFailure,
 } from "./errors.js";
 import { lines, writeLine } from "./lines.js";
 import { sessionRules } from "./permissions.js";
 import type { Server, ServerEvent } from "./server.js";
+import { describe, ErrorCode } from "./shared/errors.js";
 import { OPTIONS, toolCall } from "./subagents.js";
 
 /** How often OpenCode repeats a model request, with 2 to 30 seconds between. */
@@ -163,7 +163,7 @@ export class Bridge {
   }
 
   async #answer(asked: Asked, message: Message, line: Buffer): Promise<void> {
-    let error: RpcError | undefined;
+    let error: ErrorObject | undefined;
     try {
       error = asked.turn
         ? await this.#whyTurnFailed(asked, asked.turn, message)
@@ -175,7 +175,7 @@ export class Bridge {
         report(failed);
       } else {
         // Without it, the session would not be what the client was promised.
-        error = { code: ErrorCode.internalError, message: String(failed) };
+        error = { code: ErrorCode.internalError, message: describe(failed) };
       }
     }
     if (error) await this.#send({ id: message.id, error });
@@ -187,7 +187,7 @@ export class Bridge {
     { params }: Asked,
     turn: Turn,
     message: Message,
-  ): Promise<RpcError | undefined> {
+  ): Promise<ErrorObject | undefined> {
     const session = this.#sessions.get(params.sessionId);
     if (session?.turn === turn) delete session.turn;
     if (turn.failure && !turn.isCancelled) return modelError(turn.failure);
@@ -199,7 +199,7 @@ export class Bridge {
   }
 
   /** What has to be done after a success, before the client hears of it. */
-  async #afterChange({ method, params }: Asked, result: Message): Promise<RpcError | undefined> {
+  async #afterChange({ method, params }: Asked, result: Message): Promise<ErrorObject | undefined> {
     if (OPENING.has(method)) return await this.#opened(params, result);
     const session = this.#sessions.get(params.sessionId);
     if (!session) return undefined;
@@ -216,7 +216,7 @@ export class Bridge {
     return undefined;
   }
 
-  async #opened(params: Message, result: Message): Promise<RpcError | undefined> {
+  async #opened(params: Message, result: Message): Promise<ErrorObject | undefined> {
     const { promise, resolve } = Promise.withResolvers<Set<string>>();
     const value = (id: string) =>
       result?.configOptions?.find((option: Message) => option.id === id)?.currentValue;
@@ -244,7 +244,7 @@ export class Bridge {
     await server.addRules(id, cwd, sessionRules(agent, agents));
   }
 
-  async #failedServer({ cwd, mcpServers }: Message): Promise<RpcError | undefined> {
+  async #failedServer({ cwd, mcpServers }: Message): Promise<ErrorObject | undefined> {
     if (!Array.isArray(mcpServers) || mcpServers.length === 0) return undefined;
     const status = await this.#options.server.mcpStatus(cwd);
     for (const server of mcpServers) {
@@ -363,5 +363,5 @@ function parse(line: Buffer): Message {
 }
 
 function report(error: unknown): void {
-  process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
+  process.stderr.write(`${describe(error)}\n`);
 }

@@ -1,14 +1,10 @@
-/** JSON-RPC errors, and how a failed model request becomes one. */
+/** How failures become JSON-RPC errors. */
 
 import type { Message, MessageError } from "./server.js";
+import { ErrorCode } from "./shared/errors.js";
 
-/** https://www.jsonrpc.org/specification#error_object, and one of ACP's own. */
-export const ErrorCode = {
-  internalError: -32603,
-  authRequired: -32000,
-} as const;
-
-export interface RpcError {
+/** As it goes to the client. */
+export interface ErrorObject {
   code: number;
   message: string;
   data?: Record<string, unknown>;
@@ -39,7 +35,7 @@ export function readModelFailure(
 }
 
 /** A refused key is `auth_required`, so that a client can tell it from a service that is down. */
-export function modelError(failure: ModelFailure): RpcError {
+export function modelError(failure: ModelFailure): ErrorObject {
   const { status, type, provider, model } = failure;
   const refused = status === 401 || status === 403 || type === "ProviderAuthError";
   const what = [provider, model].filter((part) => part !== undefined).join("/") || "the model";
@@ -53,7 +49,7 @@ export function modelError(failure: ModelFailure): RpcError {
 /** As OpenCode takes keys for the services that have a variable for their address. */
 export const KEYS = ["ANTHROPIC_API_KEY", "OPENAI_API_KEY"];
 
-export function missingKey(): RpcError {
+export function missingKey(): ErrorObject {
   return {
     code: ErrorCode.authRequired,
     message: `No API key for any model provider: set ${KEYS.join(" or ")} in the session's env`,
@@ -61,7 +57,7 @@ export function missingKey(): RpcError {
   };
 }
 
-export function mcpFailure(server: { name: string; type?: string }, reason: string): RpcError {
+export function mcpFailure(server: { name: string; type?: string }, reason: string): ErrorObject {
   return {
     code: ErrorCode.internalError,
     message: `MCP server "${server.name}" can't be used: ${reason}`,

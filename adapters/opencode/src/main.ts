@@ -15,7 +15,7 @@ import { configurationDirectories, needNothing } from "./downloads.js";
 import { type Json, parseJsonc } from "./jsonc.js";
 import { openCode, ripgrep } from "./packages.js";
 import { freePort, Server } from "./server.js";
-import { openStdout } from "./stdout.js";
+import { takeStdout } from "./shared/stdout.js";
 
 type Child = ChildProcessByStdio<Writable, Readable, null>;
 
@@ -41,7 +41,9 @@ for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
 }
 process.on("exit", () => child?.kill("SIGKILL"));
 
-const output = openStdout();
+const output = takeStdout();
+// The client is gone when it closes either end; its other end says so.
+output.on("error", () => {});
 const variables = await prepare();
 const maxRetries = wholeNumber("AGENTVM_MAX_RETRIES");
 for (let left = PORTS; ; left -= 1) {
@@ -65,6 +67,7 @@ for (let left = PORTS; ; left -= 1) {
   process.exitCode = await exited;
   break;
 }
+await new Promise((resolve) => output.end(resolve));
 process.exit();
 
 /** The variables that OpenCode gets beside the session's own. */
