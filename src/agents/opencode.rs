@@ -93,3 +93,56 @@ fn configure(session: &SessionSpec<'_>, launch: &mut Launch) {
         if session.asks { "1" } else { "0" },
     );
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use super::*;
+    use crate::agents::BuiltIn;
+    use crate::agents::launch::launch;
+    use crate::agents::store::{CompileCache, InStore, Installed};
+    use crate::ids::SessionId;
+    use crate::vm::GuestPath;
+
+    fn plan(asks: bool) -> Launch {
+        let installed = Installed::BuiltIn(InStore {
+            agent: BuiltIn::OpenCode,
+            runtime: "node-1".to_owned(),
+            entry: "opencode-1".to_owned(),
+            program: "adapter-1/main.js".into(),
+            compile_cache: CompileCache {
+                name: "compiled-1".to_owned(),
+                is_there: false,
+            },
+            leases: Vec::new(),
+            is_new: false,
+        });
+        let session = SessionSpec {
+            id: SessionId::parse("0190f5fe-7c00-7000-8000-000000000001").unwrap(),
+            cwd: &GuestPath::home(),
+            env: &[],
+            asks,
+        };
+        launch(&installed, &session)
+    }
+
+    fn asks(launch: &Launch) -> &str {
+        let mut variables = launch.env.iter();
+        let (_, value) = variables.find(|(name, _)| name == "AGENTVM_ASKS").unwrap();
+        value
+    }
+
+    #[test]
+    fn the_adapter_is_told_whether_it_has_to_ask_and_gets_the_instructions_as_a_file() {
+        assert_eq!(asks(&plan(true)), "1");
+        let launch = plan(false);
+        assert_eq!(asks(&launch), "0");
+        assert_eq!(launch.instructions, Some("instructions.md"));
+    }
+
+    #[test]
+    fn the_program_for_another_processor_is_another_entry() {
+        let [one, other] = [X64, X64_BASELINE].map(|pinned| pinned.entry());
+        assert_ne!(one, other);
+    }
+}
