@@ -38,3 +38,8 @@ test("its types need no @types/node where the DOM declares AbortSignal", async (
 
   expect({ code, stdout }).toEqual({ code: 0, stdout: "" });
 });
+
+test("the example of an agent of one's own goes on after a sleep", async () => {
+  const { code, stdout } = await runProgram(["--import=tsx", "examples/own-agent/index.ts"]);
+  expect({ code, stdout }).toEqual({ code: 0, stdout: "Prompt 1. \nPrompt 2. GNU/Linux\n\n" });
+});

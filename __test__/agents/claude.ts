@@ -7,7 +7,7 @@ import type { TestedAgent } from "./tested-agent.js";
 export const claude: TestedAgent = {
   name: "claude",
   env: (model) => ({ ANTHROPIC_API_KEY: "test", ANTHROPIC_BASE_URL: model.url }),
-  noRetries: { CLAUDE_CODE_MAX_RETRIES: "0" },
+  noRetries: { AGENTVM_MAX_RETRIES: "0" },
   tellsRetries: true,
 
   // It refuses to run a `sleep` that is the whole command.

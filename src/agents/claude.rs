@@ -63,9 +63,15 @@ const OF_THE_USER: [&str; 9] = [
     "claude/skills",
 ];
 
+/// The name that all agents here share, and Claude Code's own.
+const MAX_RETRIES: (&str, &str) = ("AGENTVM_MAX_RETRIES", "CLAUDE_CODE_MAX_RETRIES");
+
 /// Each session has a directory of its own, with links to what is the user's: it goes with the session,
 /// and no session writes over what another one remembers.
 fn configure(session: &SessionSpec<'_>, launch: &mut Launch) {
+    if let Some(retries) = session.variable(MAX_RETRIES.0) {
+        launch.default_variable(session, MAX_RETRIES.1, retries);
+    }
     if session.variable(CONFIG_DIR).is_some() {
         return;
     }
@@ -119,6 +125,14 @@ mod tests {
         assert_eq!(plan.variable(CONFIG_DIR), directory);
         let skills = plan.links.iter().find(|link| link.path == "claude/skills");
         assert_eq!(skills.unwrap().target, "/srv/me/.claude/skills");
+    }
+
+    #[test]
+    fn the_limit_of_retries_has_the_name_that_it_has_for_all_agents() {
+        let (own, of_claude) = MAX_RETRIES;
+        assert_eq!(plan(&[(own, "0")]).variable(of_claude), "0");
+        let both = plan(&[(own, "0"), (of_claude, "2")]);
+        assert_eq!(both.variable(of_claude), "2");
     }
 
     #[test]
