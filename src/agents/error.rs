@@ -29,8 +29,8 @@ pub enum AgentError {
         problem: &'static str,
     },
     #[error(
-        "not removed from {store:?}: {}. Close the sessions' VMs and wait for installations, then try \
-         again", .kept.join(", ")
+        "not removed from {store:?}: {}. Put the VMs that run on it to sleep, let installations end, then \
+         try again", .kept.join(", ")
     )]
     InUse {
         store: PathBuf,
