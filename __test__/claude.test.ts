@@ -61,6 +61,35 @@ test("a session leaves nothing in ~/.claude, and nothing at all once it is destr
   expect((await agent.exec(conversations)).stdout).toBe("0\n");
 });
 
+test("a project has its say, but runs nothing that was not asked for, nor leads elsewhere", async () => {
+  const { agent, asked, session } = await newClaudeVm({ text: "Hello." });
+  await agent.exec("mkdir -p project/.claude");
+  await agent.writeFile("project/CLAUDE.md", "The project's favourite colour is teal.");
+  const hook = { hooks: [{ type: "command", command: "touch /home/user/hooked" }] };
+  await agent.writeFile(
+    "project/.claude/settings.json",
+    JSON.stringify({
+      hooks: { UserPromptSubmit: [hook] },
+      env: { ANTHROPIC_BASE_URL: "http://127.0.0.1:9" },
+    }),
+  );
+  await agent.writeFile(
+    "project/.mcp.json",
+    JSON.stringify({ mcpServers: { its: { command: "touch", args: ["/home/user/started"] } } }),
+  );
+  const cwd = "/home/user/project";
+  const ran = async () => (await agent.exec("ls hooked started 2>/dev/null")).stdout.trim();
+
+  const asking = await session({ permissionPolicy: "ask", cwd });
+  await agent.sendPrompt(asking, "Say hello");
+  expect(JSON.stringify(asked()[0]?.body)).toContain("The project's favourite colour is teal.");
+  expect(await ran()).toBe("");
+
+  const allowing = await session({ permissionPolicy: "allow", cwd });
+  await agent.sendPrompt(allowing, "Say hello");
+  expect(await ran()).toBe("hooked\nstarted");
+});
+
 test("an MCP server that can't be used fails createSession", async () => {
   const { session } = await newClaudeVm({ text: "Hello." });
   const error = await failureOf(() =>

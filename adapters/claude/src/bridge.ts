@@ -3,8 +3,9 @@
 import type { ClaudeAcpAgent } from "@agentclientprotocol/claude-agent-acp/dist/acp-agent.js";
 import { allConnected } from "./mcp.js";
 import type { Message } from "./message.js";
+import { metaOf } from "./options.js";
 import { Permissions } from "./permissions.js";
-import { type Failure, ModelRequests, WATCHED } from "./retries.js";
+import { type Failure, ModelRequests } from "./retries.js";
 import { describe, ErrorCode, RpcError } from "./shared/errors.js";
 
 /** Requests that open a conversation. */
@@ -61,8 +62,7 @@ export class Bridge {
       const { session, ...capabilities } = params.clientCapabilities ?? {};
       params.clientCapabilities = { ...capabilities, session: { ...session, notices: {} } };
     } else if (OPENING.has(method)) {
-      const { claudeCode, ...meta } = params._meta ?? {};
-      params._meta = { ...meta, claudeCode: { ...claudeCode, emitRawSDKMessages: WATCHED } };
+      params._meta = { ...params._meta, claudeCode: metaOf(policyOf(params), process.env) };
       this.#openings.set(id, message);
     } else if (method === "session/prompt") {
       this.#prompts.set(id, params.sessionId);
@@ -165,10 +165,9 @@ export class Bridge {
    */
   async #chooseMode(sessionId: string, params: Message["params"]): Promise<void> {
     const { modes } = this.#session(sessionId);
-    const policy = params._meta?.agentvm?.permissionPolicy ?? "ask";
     // Settings may forbid it; then the client answers what is asked.
     const offered = modes.availableModes.some(({ id }) => id === NEVER_ASK);
-    const modeId = policy === "allow" && offered ? NEVER_ASK : ASK;
+    const modeId = policyOf(params) === "allow" && offered ? NEVER_ASK : ASK;
     if (modes.currentModeId !== modeId) await this.#agent().setSessionMode({ sessionId, modeId });
   }
 
@@ -190,6 +189,10 @@ export class Bridge {
   async #notify(method: string, params: object): Promise<void> {
     await this.#toClient({ jsonrpc: "2.0", method, params });
   }
+}
+
+function policyOf(params: Message["params"]): unknown {
+  return params._meta?.agentvm?.permissionPolicy ?? "ask";
 }
 
 /** The adapter's error for a prompt whose model request failed, with what is known of that. */

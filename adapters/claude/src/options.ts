@@ -1,0 +1,22 @@
+/** What Anthropic's SDK is told of a session, beside what claude-agent-acp tells it. */
+
+import { WATCHED } from "./retries.js";
+
+/** For `_meta.claudeCode` of the requests that open a conversation. */
+export function metaOf(policy: unknown, env: NodeJS.ProcessEnv) {
+  return { emitRawSDKMessages: WATCHED, options: { ...mayRunUnasked(policy), ...endpoint(env) } };
+}
+
+/** Where somebody wants to be asked, what lies in a project must not run without a question. */
+function mayRunUnasked(policy: unknown) {
+  if (policy === "allow") return {};
+  return { strictMcpConfig: true, managedSettings: { allowManagedHooksOnly: true } };
+}
+
+/**
+ * The variables in settings files win over those of the process. Those of the session have to stay: a
+ * project could else have the key sent elsewhere.
+ */
+function endpoint({ ANTHROPIC_BASE_URL }: NodeJS.ProcessEnv) {
+  return ANTHROPIC_BASE_URL === undefined ? {} : { settings: { env: { ANTHROPIC_BASE_URL } } };
+}

@@ -1,0 +1,22 @@
+import { expect, test } from "vitest";
+import { metaOf } from "../src/options.js";
+
+const optionsOf = (policy: unknown, env = {}) => metaOf(policy, env).options;
+
+test.for(["ask", "reject"])("with the policy %s a project runs nothing by itself", (policy) => {
+  expect(optionsOf(policy)).toEqual({
+    strictMcpConfig: true,
+    managedSettings: { allowManagedHooksOnly: true },
+  });
+});
+
+test("with the policy allow a project counts as in Claude Code itself", () => {
+  expect(optionsOf("allow")).toEqual({});
+});
+
+test("the endpoint is that of the environment, and no secret goes along", () => {
+  const env = { ANTHROPIC_BASE_URL: "http://a.test", ANTHROPIC_API_KEY: "secret" };
+  expect(optionsOf("allow", env)).toEqual({
+    settings: { env: { ANTHROPIC_BASE_URL: "http://a.test" } },
+  });
+});
