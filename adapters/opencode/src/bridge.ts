@@ -81,6 +81,8 @@ export class Bridge {
   readonly #parents = new Map<string, string>();
   /** Our own requests to the client. */
   readonly #waiting = new Map<unknown, (answer: Message) => void>();
+  /** Whether the client writes files for its agents. */
+  #clientWrites = false;
   #nextId = 1;
 
   constructor(options: BridgeOptions) {
@@ -114,7 +116,9 @@ export class Bridge {
         await this.#answer(asked, message, line);
       } else {
         if (message?.method === "session/update") this.#observe(message.params);
-        await writeLine(output, line);
+        // It asks for an edit to be written that it writes itself, also where nobody has offered that.
+        if (message?.method === WRITE && !this.#clientWrites) await this.#refuse(message);
+        else await writeLine(output, line);
       }
     }
   }
@@ -140,6 +144,9 @@ export class Bridge {
       return null;
     }
     if (id === undefined || method === undefined) return null;
+    if (method === "initialize") {
+      this.#clientWrites = params?.clientCapabilities?.fs?.writeTextFile === true;
+    }
     if (method !== "session/prompt") {
       if (LOOKED_AT.has(method)) this.#asked.set(id, { method, params });
       return null;
@@ -274,7 +281,7 @@ export class Bridge {
     if (!turn || turn.failure) return;
     const maxRetries = Math.min(this.#options.maxRetries ?? MAX_RETRIES, MAX_RETRIES);
     if (status.attempt > maxRetries) {
-      turn.failure = { message: status.message, type: "APIError" };
+      turn.failure = { message: status.message };
       await this.#options.server.abort(session.id, session.cwd);
       return;
     }
@@ -304,6 +311,11 @@ export class Bridge {
     const { outcome, optionId } = answer.result?.outcome ?? {};
     const reply = outcome === "selected" ? optionId : "reject";
     await this.#options.server.answerPermission(asked.id, session.cwd, reply);
+  }
+
+  async #refuse({ id, method }: Message): Promise<void> {
+    const error = { code: ErrorCode.methodNotFound, message: `Method not found: ${method}` };
+    await writeLine(this.#options.child.stdin, JSON.stringify({ jsonrpc: "2.0", id, error }));
   }
 
   /** The session of the client in which something happens. */
@@ -337,6 +349,7 @@ export class Bridge {
   }
 }
 
+const WRITE = "fs/write_text_file";
 const OPENING = new Set(["session/new", "session/load", "session/resume"]);
 const LOOKED_AT = new Set([...OPENING, "session/set_mode", "session/set_config_option"]);
 

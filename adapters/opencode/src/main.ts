@@ -13,8 +13,10 @@ import { Bridge } from "./bridge.js";
 import { asks, configure } from "./configuration.js";
 import { configurationDirectories, needNothing } from "./downloads.js";
 import { type Json, parseJsonc } from "./jsonc.js";
+import { lines, writeLine } from "./lines.js";
 import { openCode, ripgrep } from "./packages.js";
 import { freePort, Server } from "./server.js";
+import { describe, ErrorCode } from "./shared/errors.js";
 import { takeStdout } from "./shared/stdout.js";
 
 type Child = ChildProcessByStdio<Writable, Readable, null>;
@@ -44,8 +46,7 @@ process.on("exit", () => child?.kill("SIGKILL"));
 const output = takeStdout();
 // The client is gone when it closes either end; its other end says so.
 output.on("error", () => {});
-const variables = await prepare();
-const maxRetries = wholeNumber("AGENTVM_MAX_RETRIES");
+const [variables, maxRetries] = await set().catch(refuseAll);
 for (let left = PORTS; ; left -= 1) {
   const server = new Server(await freePort(), randomBytes(16).toString("hex"));
   child = start(server);
@@ -69,6 +70,21 @@ for (let left = PORTS; ; left -= 1) {
 }
 await new Promise((resolve) => output.end(resolve));
 process.exit();
+
+async function set(): Promise<[Record<string, string>, number | undefined]> {
+  return [await prepare(), wholeNumber("AGENTVM_MAX_RETRIES")];
+}
+
+/** Answers every request with what is wrong with the session's environment. */
+async function refuseAll(wrong: unknown): Promise<never> {
+  const error = { code: ErrorCode.invalidParams, message: describe(wrong) };
+  for await (const line of lines(process.stdin)) {
+    const { id } = JSON.parse(line.toString()) as { id?: unknown };
+    if (id === undefined) continue;
+    await writeLine(output, JSON.stringify({ jsonrpc: "2.0", id, error }));
+  }
+  process.exit(0);
+}
 
 /** The variables that OpenCode gets beside the session's own. */
 async function prepare(): Promise<Record<string, string>> {

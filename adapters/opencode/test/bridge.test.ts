@@ -206,6 +206,18 @@ test("a subagent's question reaches the client as the session's, and the answer 
   expect(agent.lines).toHaveLength(1);
 });
 
+test("a file that the client has not offered to write is left to OpenCode", async () => {
+  const { client, agent } = bridged();
+  const write = { id: 9, method: "fs/write_text_file", params: { path: "/a", content: "x" } };
+  agent.send(write);
+  expect(await agent.next()).toMatchObject({ id: 9, error: { code: -32601 } });
+  const fs = { writeTextFile: true };
+  client.send({ id: 1, method: "initialize", params: { clientCapabilities: { fs } } });
+  await agent.next();
+  agent.send(write);
+  expect(await client.next()).toEqual(write);
+});
+
 test("a session whose MCP server can't be used is not opened", async () => {
   const mcpStatus = async () => ({
     good: { status: "connected" },
