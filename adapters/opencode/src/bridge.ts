@@ -50,6 +50,8 @@ interface Turn {
   messageId?: string;
   /** Why it was ended by us. */
   failure?: ModelFailure;
+  /** OpenCode pauses before it repeats a request. */
+  isPausing: boolean;
   isCancelled: boolean;
 }
 
@@ -128,8 +130,11 @@ export class Bridge {
     if (type === "session.created") {
       const { id, parentID } = properties.info ?? {};
       if (parentID !== undefined) this.#parents.set(id, parentID);
-    } else if (type === "session.status" && properties.status?.type === "retry") {
-      void this.#onRetry(properties.sessionID, properties.status).catch(report);
+    } else if (type === "session.status") {
+      const { sessionID, status } = properties;
+      const turn = this.#sessions.get(sessionID)?.turn;
+      if (turn && status?.type !== "idle") turn.isPausing = status?.type === "retry";
+      if (status?.type === "retry") void this.#onRetry(sessionID, status).catch(report);
     } else if (type === "permission.asked" && !this.#sessions.has(properties.sessionID)) {
       void this.#askForSubagent(properties).catch(report);
     }
@@ -157,7 +162,7 @@ export class Bridge {
       await this.#send({ id, error: missingKey() });
       return undefined;
     }
-    const turn: Turn = { isCancelled: false };
+    const turn: Turn = { isPausing: false, isCancelled: false };
     session.turn = turn;
     this.#asked.set(id, { method, params, turn });
     if (!(await isUnknownCommand(params.prompt, session))) return null;
@@ -185,8 +190,15 @@ export class Bridge {
         error = { code: ErrorCode.internalError, message: describe(failed) };
       }
     }
-    if (error) await this.#send({ id: message.id, error });
-    else await writeLine(this.#options.output, line);
+    const { turn } = asked;
+    if (error) {
+      await this.#send({ id: message.id, error });
+    } else if (turn?.isCancelled && turn.isPausing && message.result) {
+      // OpenCode calls that an ordinary end.
+      await this.#send({ id: message.id, result: { ...message.result, stopReason: "cancelled" } });
+    } else {
+      await writeLine(this.#options.output, line);
+    }
   }
 
   /** The error that is to be the answer to a prompt instead. */
