@@ -6,6 +6,7 @@
 //   npm run bench -- --json                for programs
 
 import { parseArgs } from "node:util";
+import { agents } from "./agents";
 import { boot } from "./boot";
 import { events } from "./events";
 import { exec } from "./exec";
@@ -26,6 +27,7 @@ const BENCHES: Record<string, Bench> = {
   exec: { run: exec, turns: 500 },
   memory: { run: memory, turns: 50 },
   session: { run: session, turns: 20 },
+  agents: { run: agents, turns: 15 },
   network: { run: network, turns: 10 },
   events: { run: events, turns: 20 },
 };

@@ -7,12 +7,12 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
-import { homedir, tmpdir } from "node:os";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { Agent } from "agentvm";
 import { type Comparison, type Competitor, compare, timed } from "./measure";
-import { withClient } from "./setting";
+import { agentStore, withClient } from "./setting";
 
 const PACKAGE = "@earendil-works/pi-coding-agent";
 const ENV = { ANTHROPIC_API_KEY: "unused" };
@@ -100,12 +100,6 @@ async function createAndClose(agent: Agent): Promise<number> {
 interface Store {
   node: string;
   entry: string;
-}
-
-function agentStore(): string {
-  const { AGENTVM_CACHE_DIR, XDG_CACHE_HOME } = process.env;
-  const cache = AGENTVM_CACHE_DIR || join(XDG_CACHE_HOME || join(homedir(), ".cache"), "agentvm");
-  return join(cache, "agents");
 }
 
 function installed(root: string): Store {

@@ -2,7 +2,7 @@
 
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Client, type ClientOptions, createClient } from "agentvm";
@@ -22,6 +22,13 @@ export async function withClient<T>(
     await client.close();
     rmSync(dataDir, { recursive: true, force: true });
   }
+}
+
+/** Where agents are installed. */
+export function agentStore(): string {
+  const { AGENTVM_CACHE_DIR, XDG_CACHE_HOME } = process.env;
+  const cache = AGENTVM_CACHE_DIR || join(XDG_CACHE_HOME || join(homedir(), ".cache"), "agentvm");
+  return join(cache, "agents");
 }
 
 /** An unoptimised addon is several times as big; its figures would be worth nothing. */
