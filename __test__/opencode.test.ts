@@ -124,6 +124,23 @@ test("under ask, a project's own configuration can't let it act unasked", async 
   expect((await agent.exec("ls made")).exitCode).not.toBe(0);
 });
 
+test("a project has its say, but under ask it runs nothing that was not asked for", async () => {
+  const { agent, model, session } = await newOpenCodeVm(() => ({ text: "Hello." }));
+  await agent.exec("mkdir -p project/.git project/.opencode/plugin");
+  await agent.writeFile("project/AGENTS.md", "The project's favourite colour is teal.");
+  await agent.writeFile(
+    "project/.opencode/plugin/its.js",
+    "export const Its = async ({ $ }) => { await $`touch /home/user/ran`; return {}; };",
+  );
+  const cwd = "/home/user/project";
+
+  const sessionId = await session({ permissionPolicy: "ask", cwd });
+  await agent.sendPrompt(sessionId, "Say hello");
+
+  expect(model.requests[0]?.system).toContain("The project's favourite colour is teal.");
+  expect((await agent.exec("ls ran")).exitCode).not.toBe(0);
+});
+
 test("under ask, what its configuration denies stays denied, and planning changes nothing", async () => {
   const write = { name: "write", input: { filePath: "/home/user/made", content: "x" } };
   const { agent, model, session } = await newOpenCodeVm([

@@ -17,6 +17,8 @@ export interface Circumstances {
   stateDir: string;
   /** What of the user's configuration files OpenCode reads before ours, the later the stronger. */
   userConfigs: Json[];
+  /** Instructions of a project whose other configuration is not to be used. */
+  projectInstructions?: string[] | undefined;
   /** Whether the user has logged in to OpenCode's own model service. */
   hasOpenCodeLogin: boolean;
 }
@@ -51,7 +53,9 @@ export function configure({ env, stateDir, userConfigs, ...at }: Circumstances):
   const own = userContent(env);
   const defaults = without(defaultsFor(env, userConfigs, at.hasOpenCodeLogin), userConfigs);
   const named = env.OPENCODE_CONFIG !== undefined;
-  const content = [named ? defaults : {}, demands(env, stateDir), own].reduce(merge, {});
+  const project = at.projectInstructions;
+  const demanded = demands(env, [...(project ?? []), `${stateDir}/instructions.md`]);
+  const content = [named ? defaults : {}, demanded, own].reduce(merge, {});
   return {
     env: {
       ...Object.fromEntries(Object.entries(SWITCHES).filter(([name]) => env[name] === undefined)),
@@ -59,6 +63,7 @@ export function configure({ env, stateDir, userConfigs, ...at }: Circumstances):
       ...(named ? {} : { OPENCODE_CONFIG: `${stateDir}/defaults.json` }),
       // One that all sessions of a VM share would make them wait for each other.
       ...(env.OPENCODE_DB === undefined ? { OPENCODE_DB: `${stateDir}/opencode.db` } : {}),
+      ...(project ? { OPENCODE_DISABLE_PROJECT_CONFIG: "1" } : {}),
       ...(asks(env) ? { OPENCODE_PERMISSION: JSON.stringify(ASKING_ALL) } : {}),
     },
     defaults: named ? {} : defaults,
@@ -76,12 +81,12 @@ function userContent(env: Env): Json {
 }
 
 /** What the session's environment and options say: it counts whatever files say. */
-function demands(env: Env, stateDir: string): Json {
+function demands(env: Env, instructions: string[]): Json {
   const anthropic = address(env.ANTHROPIC_BASE_URL);
   const openai = address(env.OPENAI_BASE_URL);
   const at = (baseURL: string) => ({ options: { baseURL } });
   return {
-    instructions: [`${stateDir}/instructions.md`],
+    instructions,
     provider: {
       // OpenCode's address includes the version, the variable that all other programs read does not.
       ...(anthropic ? { anthropic: at(anthropic.replace(/(\/v1)?$/, "/v1")) } : {}),

@@ -15,6 +15,7 @@ import { configurationDirectories, needNothing } from "./downloads.js";
 import { type Json, parseJsonc } from "./jsonc.js";
 import { lines, writeLine } from "./lines.js";
 import { openCode, ripgrep } from "./packages.js";
+import { actsUnasked, instructionsOf } from "./project.js";
 import { freePort, Server } from "./server.js";
 import { describe, ErrorCode } from "./shared/errors.js";
 import { takeStdout } from "./shared/stdout.js";
@@ -94,9 +95,14 @@ async function prepare(): Promise<Record<string, string>> {
   );
   if (env.OPENCODE_CONFIG) files.push(env.OPENCODE_CONFIG);
   const logins = join(env.XDG_DATA_HOME || join(home, ".local/share"), "opencode/auth.json");
+  const unasked = asks(env) ? actsUnasked(process.cwd()) : undefined;
+  if (unasked !== undefined) {
+    console.error(`The project's configuration is not used: ${unasked} could act unasked`);
+  }
   const configured = configure({
     env,
     stateDir,
+    projectInstructions: unasked === undefined ? undefined : instructionsOf(process.cwd()),
     userConfigs: (await Promise.all(files.map(read))).filter((config) => config !== undefined),
     hasOpenCodeLogin: (await read(logins))?.opencode !== undefined,
   });
