@@ -52,6 +52,8 @@ pub struct Launch {
     /// next one waiting. What lies there since before the VM booted is nobody's: to be removed before the
     /// start.
     pub lock_dirs: Vec<String>,
+    /// Directory, in the VM, of the agent's own programs; `None`: it is not known.
+    pub programs: Option<String>,
     /// The Node, in the VM, with which is found out what transport a remote MCP server speaks, if its
     /// caller did not say. `None`: the agent does it itself, as `_meta.agentvm.transport` asks it to, or
     /// is not ours.
@@ -131,6 +133,7 @@ fn launch_from_store(agent: &InStore, session: &SessionSpec<'_>) -> Launch {
     };
     defaults.push(("NODE_COMPILE_CACHE".to_owned(), directory));
     let mut launch = plan(argv, defaults, session);
+    launch.programs = Some(text(&store.join(&agent.entry)));
     let bin = text(&runtime.join(runtime::BIN));
     if let Some((_, path)) = launch.env.iter_mut().find(|(name, _)| name == "PATH") {
         *path = format!("{path}:{bin}");
@@ -159,6 +162,7 @@ fn plan(argv: Vec<String>, defaults: Vec<(String, String)>, session: &SessionSpe
         links: Vec::new(),
         instructions: None,
         lock_dirs: Vec::new(),
+        programs: None,
         transports_are_found_by: None,
     }
 }

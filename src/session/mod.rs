@@ -21,6 +21,7 @@ mod live;
 mod machine;
 mod mcp;
 mod options;
+mod orphans;
 mod permission;
 mod process;
 mod resume;

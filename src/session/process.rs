@@ -1,5 +1,6 @@
 //! The process of an agent: what it says on its way out, and its end.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::orphans::Orphans;
 use super::tail::Tail;
 use super::updates::Updates;
 use crate::acp::{Closed, Connection, RequestError};
@@ -67,6 +69,7 @@ impl AgentProcess {
         connection: Connection,
         stderr: Tail,
         mut exit: watch::Receiver<Option<Exit>>,
+        orphans: Option<Orphans>,
     ) -> Arc<Self> {
         let (ended, end) = watch::channel(None);
         let process = Arc::new(Self {
@@ -101,6 +104,10 @@ impl AgentProcess {
                     }
                 }
             };
+            let is_clean = matches!(end, AgentEnd::Exited(Exit::Code(0)) | AgentEnd::VmEnded);
+            if let (false, Some(orphans)) = (is_clean, orphans) {
+                orphans.end(&vm).await;
+            }
             // How it exits after we stopped listening is our doing.
             let broken = match &*connection.closed().borrow() {
                 Some(why @ Closed::Protocol(_)) => Some(AgentEnd::Stopped(why.clone())),
@@ -173,7 +180,7 @@ impl AgentProcess {
                     .filter(|data| data.len() <= MAX_ERROR_DATA)
                     .and_then(|data| serde_json::from_str(data).ok())
                     .unwrap_or_default();
-                Error::new(code, format!("{agent}: {}", error.message))
+                Error::new(code, format!("{agent}: {}", bounded(&error.message)))
                     .with_data(json!({ "code": error.code, "data": data }))
             }
             RequestError::Closed(_) => {
@@ -209,6 +216,17 @@ impl AgentProcess {
         }
         Error::new(code, message)
     }
+}
+
+/// Bytes of an agent's own words that an error's message takes along.
+const MAX_MESSAGE: usize = 64 << 10;
+
+fn bounded(message: &str) -> Cow<'_, str> {
+    if message.len() <= MAX_MESSAGE {
+        return message.into();
+    }
+    let (end, bytes) = (message.floor_char_boundary(MAX_MESSAGE), message.len());
+    format!("{} … ({bytes} bytes in all)", &message[..end]).into()
 }
 
 /// Bytes of an agent's `data` that an error takes along; longer ones are left out.

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::mcp::{McpCapabilities, McpServer};
 use super::options::PermissionPolicy;
+use super::orphans::Orphans;
 use super::process::AgentProcess;
 use super::tail::{Tail, follow};
 use super::updates::{NewSession, Updates};
@@ -91,7 +92,14 @@ pub(super) async fn start(
         updates.clone(),
     )
     .map_err(unusable)?;
-    let process = AgentProcess::watch(vm.clone(), started.pid, connection, stderr, started.exit);
+    let process = AgentProcess::watch(
+        vm.clone(),
+        started.pid,
+        connection,
+        stderr,
+        started.exit,
+        Orphans::of(launch),
+    );
     let initialized = tokio::select! {
         initialized = initialize(agent, &process, &updates) => initialized,
         error = stop => Err(error),

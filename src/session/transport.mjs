@@ -19,7 +19,9 @@ const initialize = JSON.stringify({
 });
 
 async function speaksSse({ url, headers }) {
-  const ask = (init) => fetch(url, { ...init, signal: AbortSignal.timeout(TIMEOUT_MS) });
+  // Headers are for this server, not for one that it sends us to.
+  const ask = (init) =>
+    fetch(url, { ...init, redirect: "manual", signal: AbortSignal.timeout(TIMEOUT_MS) });
   const posted = await ask({
     method: "POST",
     headers: {

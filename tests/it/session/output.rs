@@ -3,7 +3,7 @@
 use agentvm::error::Code;
 use serde_json::{Value, json};
 
-use super::fixture::{LIMIT, World, code};
+use super::fixture::{LIMIT, Listener, World, code};
 
 #[tokio::test]
 async fn a_turn_streams_into_the_log_between_its_start_and_its_end() {
@@ -112,9 +112,12 @@ async fn the_first_of_two_answers_counts() {
 async fn what_comes_after_the_answer_is_logged_but_is_no_text_of_the_turn() {
     let world = World::new().await;
     let session = world.session().await;
+    let listener = Listener::of(&world.vm);
     let script = "line {\"id\":$ID,\"result\":{\"stopReason\":\"end_turn\"}}\nsay late\nhang";
     let turn = world.run(session, script).await.unwrap();
     assert_eq!(turn.text, "");
+    // What comes after the next prompt would be text of that one.
+    listener.said("late").await;
     assert_eq!(world.text(session, "say next").await, "next");
     assert_eq!(world.log(session).await.agent_texts(), ["late", "next"]);
     world.close().await;
