@@ -57,7 +57,7 @@ impl VmHandle {
     /// ACP's modes of a session, as the agent last told them; `None` if it has none. Boots nothing.
     pub async fn modes(&self, session: SessionId) -> Result<Option<Value>> {
         self.open()?;
-        Ok(self.machine.configuration(session).await?.modes)
+        Ok(self.machine.configuration(session).await?.offered_modes())
     }
 
     /// ACP's configuration options of a session, as the agent last told them. Boots nothing.

@@ -192,6 +192,25 @@ impl Configuration {
         updates
     }
 
+    /// ACP's state of the modes; of an agent that has them as an option, made of that.
+    pub(super) fn offered_modes(&self) -> Option<Value> {
+        if self.modes.is_some() {
+            return self.modes.clone();
+        }
+        let options = self.config_options();
+        let option = options.iter().find(|option| option["category"] == MODE)?;
+        let available: Vec<_> = entries(option)
+            .map(|entry| {
+                let mut mode = json!({ "id": entry["value"], "name": entry["name"] });
+                if !entry["description"].is_null() {
+                    mode["description"] = entry["description"].clone();
+                }
+                mode
+            })
+            .collect();
+        Some(json!({ "currentModeId": option["currentValue"], "availableModes": available }))
+    }
+
     fn current_mode(&self) -> Option<&str> {
         self.modes.as_ref()?["currentModeId"].as_str()
     }
@@ -329,8 +348,8 @@ fn set_option(id: &str, value: &Value, option: &Value) -> Setting {
     }
 }
 
-/// Values of a select option, those in groups too.
-fn values(option: &Value) -> Vec<&str> {
+/// What a select option can be, in groups or not.
+fn entries(option: &Value) -> impl Iterator<Item = &Value> {
     let entries = option["options"].as_array().map_or(&[][..], Vec::as_slice);
     entries
         .iter()
@@ -338,6 +357,10 @@ fn values(option: &Value) -> Vec<&str> {
             Some(group) => group.as_slice(),
             None => std::slice::from_ref(entry),
         })
+}
+
+fn values(option: &Value) -> Vec<&str> {
+    entries(option)
         .filter_map(|entry| entry["value"].as_str())
         .collect()
 }
@@ -392,6 +415,28 @@ mod tests {
                 { "id": "web", "type": "boolean", "currentValue": false },
             ],
         }))
+    }
+
+    #[test]
+    fn modes_that_are_an_option_are_offered_as_modes() {
+        let build = json!({ "value": "build", "name": "Build", "description": "Works" });
+        let plan = json!({ "options": [{ "value": "plan", "name": "Plan" }] });
+        let option = json!({
+            "id": "m", "category": "mode", "type": "select", "currentValue": "plan",
+            "options": [build, plan],
+        });
+        let configuration =
+            Configuration::of_text(&json!({ "configOptions": [option] }).to_string());
+        assert_eq!(
+            configuration.offered_modes(),
+            Some(json!({
+                "currentModeId": "plan",
+                "availableModes": [
+                    { "id": "build", "name": "Build", "description": "Works" },
+                    { "id": "plan", "name": "Plan" },
+                ],
+            }))
+        );
     }
 
     #[test]

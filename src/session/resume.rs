@@ -13,7 +13,7 @@ use super::live::LiveSession;
 use super::machine::Machine;
 use super::mcp::check_reachable;
 use super::permission;
-use super::sessions::{Slot, live_session, plan};
+use super::sessions::{Slot, live_session, plan, text};
 use super::start::{self, Starting};
 use super::state;
 use super::transcript;
@@ -153,6 +153,14 @@ impl Machine {
             from_transcript: opened.forgot.take().filter(|_| last_turn.is_some()),
             not_restored: Vec::new(),
         };
+        // It may be another version of the agent than the one before.
+        let (capabilities, agent_info) = {
+            let about = &starting.initialized;
+            (
+                text(about.agent_capabilities.as_deref()),
+                text(about.agent_info.as_deref()),
+            )
+        };
         let live = live_session(self, settings, session, opened, starting, store);
         for setting in live.updates.configuration().towards(wanted) {
             let what = setting.what.clone();
@@ -177,6 +185,8 @@ impl Machine {
         let change = SessionChange {
             agent_session_id: Some(live.agent_session.clone()),
             status: Some(Status::Open),
+            capabilities: Some(capabilities),
+            agent_info: Some(agent_info),
             ..SessionChange::default()
         };
         store.update_session(session, change).await?;

@@ -53,6 +53,8 @@ pub(super) fn open_writer(path: &Path, durability: Durability) -> Result<Connect
                 Durability::Full => "FULL",
             },
         )?;
+        // What is deleted is gone, not only forgotten.
+        connection.pragma_update(None, "secure_delete", true)?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         connection.pragma_update(None, "journal_size_limit", WAL_KEPT_BYTES)?;
         connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)

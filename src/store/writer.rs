@@ -229,6 +229,11 @@ impl Writer {
             }
         } else if self.free_pages {
             self.free_pages = self.free_some().map_err(|error| self.error(&error))?;
+            if !self.free_pages {
+                // What was deleted is still in the WAL. Another program that reads keeps it there until
+                // the next checkpoint.
+                self.checkpoint()?;
+            }
         }
         self.unsynced = self.durability == Durability::Normal;
         self.bound_wal()

@@ -346,7 +346,7 @@ async fn session_records_keep_what_they_are_told() {
 #[tokio::test]
 async fn a_deleted_session_is_gone_and_its_space_is_given_back() {
     let (_dir, path) = place();
-    let big = "x".repeat(3000);
+    let big = "secret ".repeat(400);
     let (store, kept) = store_with(&path, &["kept"]).await;
     let doomed = store.insert_session(session()).await.unwrap().id;
     for _ in 0..2000 {
@@ -370,6 +370,12 @@ async fn a_deleted_session_is_gone_and_its_space_is_given_back() {
         if free == 0 {
             break;
         }
+    }
+    // Nor is it in what the database no longer uses.
+    store.flush(true).await.unwrap();
+    for file in fs::read_dir(path.parent().unwrap()).unwrap() {
+        let content = fs::read(file.unwrap().path()).unwrap();
+        assert_eq!(memchr::memmem::find(&content, b"secret "), None);
     }
     store.close().await.unwrap();
     let size = fs::metadata(&path).unwrap().len();

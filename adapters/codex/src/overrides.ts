@@ -11,6 +11,8 @@ export type Overrides = Record<string, Json>;
  * works when it is prompted, and not towards goals in between.
  */
 export const QUIET: Overrides = {
+  // Its commands have the PATH of the session, not that of /etc/profile.
+  allow_login_shell: false,
   "analytics.enabled": false,
   check_for_update_on_startup: false,
   "features.apps": false,
