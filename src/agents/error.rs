@@ -43,6 +43,12 @@ pub enum AgentError {
          AGENTVM_CACHE_DIR to a writable directory"
     )]
     NoCacheDirectory,
+    #[error(
+        "everybody can write to the agent store {store:?}, whose programs run with the keys of your \
+         sessions: run `chmod o-w` on it if you trust what is in it, or set AGENTVM_CACHE_DIR to another \
+         directory"
+    )]
+    WritableByAll { store: PathBuf },
     /// The store itself can't be read or written.
     #[error("{what} {path:?} in the agent store: {source}. {}", store_remedy(.source))]
     Store {
@@ -130,6 +136,7 @@ impl From<AgentError> for Error {
             AgentError::Version { .. } => Code::InvalidArgument,
             AgentError::InUse { .. } => Code::AgentInUse,
             AgentError::NoCacheDirectory
+            | AgentError::WritableByAll { .. }
             | AgentError::Store { .. }
             | AgentError::NoNpm { .. }
             | AgentError::NpmStart { .. }

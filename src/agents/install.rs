@@ -18,6 +18,8 @@ use super::pinned::Packages;
 /// Written last, so that it proves the rest.
 const MARKER: &str = "entry.json";
 
+const WRITABLE_BY_ALL: u32 = 0o002;
+
 const LOCKS: &str = ".locks";
 
 /// Of a lock file. Where VMs run as the caller, their programs see it on a read-only mount, and could
@@ -195,6 +197,12 @@ pub(super) fn make_root(root: &Path) -> Result<(), AgentError> {
         .create(root)
         .map_err(failed)?;
     let mode = fs::metadata(root).map_err(failed)?.mode();
+    // What lies there is run in every VM, with the keys of its sessions.
+    if mode & WRITABLE_BY_ALL != 0 {
+        return Err(AgentError::WritableByAll {
+            store: root.to_owned(),
+        });
+    }
     if mode & 0o005 != 0o005 {
         // The umask, or someone who took it for a private directory.
         fs::set_permissions(root, Permissions::from_mode(MODE)).map_err(failed)?;

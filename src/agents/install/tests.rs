@@ -267,3 +267,13 @@ async fn npm_is_told_to_run_no_script_of_a_package() {
         assert!(arguments.contains("--ignore-scripts"), "{arguments}");
     }
 }
+
+#[tokio::test]
+async fn a_store_that_everybody_can_write_to_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    fs::set_permissions(root.path(), Permissions::from_mode(0o777)).unwrap();
+    let result = installed_packages(root.path(), SMALL.packages(), &host_npm()).await;
+    let error = Error::from(result.unwrap_err());
+    assert_eq!(error.code, Code::InstallFailed);
+    assert!(error.message.contains("chmod o-w"), "{error}");
+}
