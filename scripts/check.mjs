@@ -108,8 +108,10 @@ const STEPS = [
     what: "the agents' ACP adapters, on the Node that they have in a VM",
     needs: "build",
     async run() {
+      const node = resolve(ROOT, `adapters/node_modules/node-linux-${process.arch}/bin/node`);
+      const vitest = resolve(ROOT, "node_modules", VITEST_PROGRAM);
       for (const adapter of adapters()) {
-        await runNode(VITEST_PROGRAM, VITEST, { cwd: resolve(ROOT, adapter) });
+        await run(node, [vitest, ...VITEST], { cwd: resolve(ROOT, adapter) });
       }
     },
   },
