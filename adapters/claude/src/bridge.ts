@@ -69,6 +69,7 @@ export class Bridge {
       this.#requestsOf(params.sessionId).failure = undefined;
     } else if (method === "session/close") {
       this.#open.delete(params.sessionId);
+      this.#permissions.delete(params.sessionId);
     }
     await this.#toAgent(message);
   }

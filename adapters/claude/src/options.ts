@@ -10,7 +10,17 @@ export function metaOf(policy: unknown, env: NodeJS.ProcessEnv) {
 /** Where somebody wants to be asked, what lies in a project must not run without a question. */
 function mayRunUnasked(policy: unknown) {
   if (policy === "allow") return {};
-  return { strictMcpConfig: true, managedSettings: { allowManagedHooksOnly: true } };
+  return {
+    strictMcpConfig: true,
+    // A project's settings are looked for in our own directory, where there are none: in them a project
+    // could allow itself everything, name programs to be run, and set variables. Its memory (CLAUDE.md)
+    // is read where it is.
+    projectConfigRoot: import.meta.dirname,
+    managedSettings: {
+      allowManagedHooksOnly: true,
+      allowManagedPermissionRulesOnly: true,
+    },
+  };
 }
 
 /**

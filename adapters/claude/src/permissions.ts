@@ -1,15 +1,15 @@
 /**
- * 'Always' for every tool call. Claude Code offers it where it has a rule for it, and has none for the
- * likes of `touch`: there the same call is not asked about again while the session is open.
+ * 'Always' for every tool call, while the session is open. Claude Code's own option for it, if there is
+ * one, writes a rule into the project's settings, where it counts in all sessions and for good; only its
+ * rules for reading and editing files are kept in memory.
  */
 
 import type { Message } from "./message.js";
 
-const ALWAYS = {
-  optionId: "agentvm-always",
-  kind: "allow_always",
-  name: "Yes, and don't ask again for the same call during this session",
-};
+const ALWAYS = { optionId: "agentvm-always", kind: "allow_always" };
+
+/** Tools whose rules Claude Code keeps in memory. */
+const OF_FILES = new Set(["Read", "Glob", "Grep", "Edit", "Write", "NotebookEdit"]);
 
 interface Option {
   optionId: string;
@@ -25,18 +25,23 @@ export class Permissions {
   /** What to send to the client, or an answer that the agent has already. */
   request(message: Message): { ask: Message } | { answer: Message } {
     const { id, params } = message;
-    const options: Option[] = params.options;
-    const once = options.find(({ kind }) => kind === "allow_once");
-    const isSettled = options.some(({ kind }) => kind === ALWAYS.kind);
+    const { toolCall } = params;
     // A plan is approved once, and what follows from it is another matter.
-    if (!once || isSettled || params.toolCall.name === "ExitPlanMode") return { ask: message };
-    const call = sameCall(params.toolCall);
+    if (toolCall.name === "ExitPlanMode") return { ask: message };
+    const offered: Option[] = params.options;
+    const once = offered.find(({ kind }) => kind === "allow_once");
+    const hasRule = offered.some(({ kind }) => kind === ALWAYS.kind);
+    if (!once || (hasRule && OF_FILES.has(toolCall.name))) return { ask: message };
+    const call = sameCall(toolCall);
     if (this.#allowed.has(call)) return { answer: selected(id, once) };
     this.#open.set(id, { call, once });
-    const at = options.indexOf(once) + 1;
-    return {
-      ask: { ...message, params: { ...params, options: options.toSpliced(at, 0, ALWAYS) } },
+    const options = offered.filter(({ kind }) => kind !== ALWAYS.kind);
+    const always = {
+      ...ALWAYS,
+      name: `Yes, and don't ask again for ${scope(toolCall)} during this session`,
     };
+    options.splice(options.indexOf(once) + 1, 0, always);
+    return { ask: { ...message, params: { ...params, options } } };
   }
 
   /** The client's answer, in options that the agent knows; the same message if it is about another. */
@@ -49,9 +54,25 @@ export class Permissions {
   }
 }
 
-/** Without the model's words for it. */
-function sameCall({ name, rawInput }: { name: string; rawInput: object }): string {
+interface ToolCall {
+  name: string;
+  rawInput: object;
+}
+
+/** A tool of an MCP server is allowed as such, as Claude Code has it too; of others, the same call. */
+function sameCall(toolCall: ToolCall): string {
+  const { name, rawInput } = toolCall;
+  if (isMcp(toolCall)) return JSON.stringify([name]);
+  // Without the model's words for it.
   return JSON.stringify([name, { ...rawInput, description: undefined }]);
+}
+
+function scope(toolCall: ToolCall): string {
+  return isMcp(toolCall) ? toolCall.name : "the same call";
+}
+
+function isMcp({ name }: ToolCall): boolean {
+  return name.startsWith("mcp__");
 }
 
 function selected(id: Message["id"], { optionId }: Option): Message {

@@ -6,7 +6,11 @@ const optionsOf = (policy: unknown, env = {}) => metaOf(policy, env).options;
 test.for(["ask", "reject"])("with the policy %s a project runs nothing by itself", (policy) => {
   expect(optionsOf(policy)).toEqual({
     strictMcpConfig: true,
-    managedSettings: { allowManagedHooksOnly: true },
+    projectConfigRoot: expect.stringMatching(/^\//),
+    managedSettings: {
+      allowManagedHooksOnly: true,
+      allowManagedPermissionRulesOnly: true,
+    },
   });
 });
 

@@ -46,9 +46,30 @@ test("what is allowed once is asked about again", () => {
   expect(permissions.request(asking(2, "touch a"))).toHaveProperty("ask");
 });
 
-test("where Claude Code has a rule of its own, that is what is offered", () => {
-  const request = new Permissions().request(asking(1, "npm test", [ONCE, RULE, NO]));
+test("a rule that Claude Code would write into the project's settings is not offered", () => {
+  const permissions = new Permissions();
+  const request = permissions.request(asking(1, "npm test", [ONCE, RULE, NO]));
+  expect(optionsOf(request)).toEqual(["allow-once", "agentvm-always", "reject"]);
+  permissions.answer(answering(1, "agentvm-always"));
+  const again = permissions.request(asking(2, "npm test", [ONCE, RULE, NO]));
+  expect(again).toEqual({ answer: answering(2, "allow-once") });
+});
+
+test("a rule for files, which Claude Code keeps in memory, is what is offered", () => {
+  const request = new Permissions().request(asking(1, "", [ONCE, RULE, NO], "Edit"));
   expect(optionsOf(request)).toEqual(["allow-once", "allow-with-updates", "reject"]);
+});
+
+test("a tool of an MCP server is allowed with whatever input", () => {
+  const permissions = new Permissions();
+  permissions.request(asking(1, "a", [ONCE, RULE, NO], "mcp__files__read"));
+  permissions.answer(answering(1, "agentvm-always"));
+  expect(permissions.request(asking(2, "b", [ONCE, RULE, NO], "mcp__files__read"))).toHaveProperty(
+    "answer",
+  );
+  expect(permissions.request(asking(3, "a", [ONCE, RULE, NO], "mcp__files__write"))).toHaveProperty(
+    "ask",
+  );
 });
 
 test("a plan is never approved for good", () => {
