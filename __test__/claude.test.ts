@@ -138,6 +138,19 @@ test("of what is always allowed in a session, another one knows nothing", async 
   expect(await questions(allowing)).toBe(2);
 });
 
+test("a command that only looks is asked about too: git runs what a repository names", async () => {
+  const { agent, asked, session } = await newClaudeVm(runs("git status", "git diff"));
+  await agent.exec(
+    "git init && echo a > a && git add a && echo b > a" +
+      " && git config core.fsmonitor 'touch monitored; false'" +
+      " && git config diff.external 'touch compared; true'",
+  );
+  await agent.sendPrompt(await session({ permissionPolicy: "reject" }), "What is new?");
+
+  expect(asked()).toHaveLength(3);
+  expect((await agent.exec("ls")).stdout).toBe("a\n");
+});
+
 test("an MCP server that can't be used fails createSession", async () => {
   const { session } = await newClaudeVm({ text: "Hello." });
   const error = await failureOf(() =>

@@ -7,6 +7,12 @@ export function metaOf(policy: unknown, env: NodeJS.ProcessEnv) {
   return { emitRawSDKMessages: WATCHED, options: { ...mayRunUnasked(policy), ...endpoint(env) } };
 }
 
+/**
+ * Tools that run programs, and are always asked about. Claude Code itself lets commands pass that it takes
+ * for reading, such as `git status`; but the configuration of a repository has git run what it names.
+ */
+const RUNS_PROGRAMS = ["Bash", "Monitor", "EnterWorktree", "ExitWorktree"];
+
 /** Where somebody wants to be asked, what lies in a project must not run without a question. */
 function mayRunUnasked(policy: unknown) {
   if (policy === "allow") return {};
@@ -19,6 +25,7 @@ function mayRunUnasked(policy: unknown) {
     managedSettings: {
       allowManagedHooksOnly: true,
       allowManagedPermissionRulesOnly: true,
+      permissions: { ask: RUNS_PROGRAMS },
     },
   };
 }

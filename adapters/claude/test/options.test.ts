@@ -10,6 +10,7 @@ test.for(["ask", "reject"])("with the policy %s a project runs nothing by itself
     managedSettings: {
       allowManagedHooksOnly: true,
       allowManagedPermissionRulesOnly: true,
+      permissions: { ask: ["Bash", "Monitor", "EnterWorktree", "ExitWorktree"] },
     },
   });
 });
