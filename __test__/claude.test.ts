@@ -1,8 +1,10 @@
 /** What is particular to Claude Code; what it has in common with other agents is in `agents/`. */
 
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import type { CreateSessionOptions } from "agentvm";
 import { expect, test } from "vitest";
-import { failureOf, newModel, newVm, told } from "./fixtures.js";
+import { failureOf, newModel, newVm, ROOT, told } from "./fixtures.js";
 import type { ModelRequest, Reply } from "./model-server.js";
 import { watchNetwork } from "./network-watch.js";
 
@@ -158,6 +160,31 @@ test("an MCP server that can't be used fails createSession", async () => {
   );
   expect(error.code).toBe("AGENT_ERROR");
   expect(error.message).toContain("broken");
+});
+
+test("nobody else reads the secrets of a session's MCP servers", async () => {
+  const { agent, asked, session } = await newClaudeVm({ text: "Hello." });
+  await agent.writeFile("mcp-server.mjs", await readFile(join(ROOT, "__test__/mcp-server.mjs")));
+  const command = "node";
+  const args = ["/home/user/mcp-server.mjs"];
+  const env = { GREETING: "my-secret" };
+  const mcpServers: CreateSessionOptions["mcpServers"] = [
+    { type: "local", name: "greeter", command, args, env },
+  ];
+  const sessionId = await session({ mcpServers });
+  const readable = async () => {
+    const lines = "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n'; find /tmp -type f -exec cat {} +";
+    const { stdout } = await agent.exec(lines);
+    expect(stdout).toContain("--mcp-config");
+    return stdout;
+  };
+
+  expect(await readable()).not.toContain("my-secret");
+  await agent.sendPrompt(sessionId, "Say hello");
+  await agent.closeSession(sessionId);
+  await agent.sendPrompt(sessionId, "Say hello again");
+  expect(await readable()).not.toContain("my-secret");
+  for (const { toolNames } of asked()) expect(toolNames).toContain("mcp__greeter__greet");
 });
 
 test("under the policy allow a plan is made, approved and carried out", async () => {

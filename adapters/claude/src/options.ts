@@ -1,10 +1,14 @@
 /** What Anthropic's SDK is told of a session, beside what claude-agent-acp tells it. */
 
+import { start } from "./program.js";
 import { WATCHED } from "./retries.js";
 
 /** For `_meta.claudeCode` of the requests that open a conversation. */
 export function metaOf(policy: unknown, env: NodeJS.ProcessEnv) {
-  return { emitRawSDKMessages: WATCHED, options: { ...mayRunUnasked(policy), ...endpoint(env) } };
+  return {
+    emitRawSDKMessages: WATCHED,
+    options: { spawnClaudeCodeProcess: start, ...mayRunUnasked(policy), ...endpoint(env) },
+  };
 }
 
 /**

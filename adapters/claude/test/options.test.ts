@@ -1,7 +1,10 @@
 import { expect, test } from "vitest";
 import { metaOf } from "../src/options.js";
 
-const optionsOf = (policy: unknown, env = {}) => metaOf(policy, env).options;
+const optionsOf = (policy: unknown, env = {}) => {
+  const { spawnClaudeCodeProcess, ...options } = metaOf(policy, env).options;
+  return options;
+};
 
 test.for(["ask", "reject"])("with the policy %s a project runs nothing by itself", (policy) => {
   expect(optionsOf(policy)).toEqual({
