@@ -279,8 +279,11 @@ async function createPiSession(
 ): Promise<AgentSession> {
   const cwd = manager.getCwd();
   const agentDir = sdk.getAgentDir();
-  const settingsManager = sdk.SettingsManager.create(cwd, agentDir);
-  const { instructions } = settings;
+  const { instructions, permissionPolicy } = settings;
+  // What a project has in `.pi` may run code as soon as it is loaded, about which nobody is asked.
+  const settingsManager = sdk.SettingsManager.create(cwd, agentDir, {
+    projectTrusted: permissionPolicy === "allow",
+  });
   const resourceLoader = new sdk.DefaultResourceLoader({
     cwd,
     agentDir,
