@@ -8,6 +8,7 @@ import { instructionsPart } from "./instructions.js";
 import { DEFAULT_MODE } from "./modes.js";
 import { PermissionSocket, type Question } from "./permission-socket.js";
 import { programPath, requireKey } from "./program.js";
+import { refuseUnasked } from "./project.js";
 import { replay } from "./replay.js";
 import type { SessionDirectory } from "./session-directory.js";
 import type { ContentBlock, SessionUpdate, StopReason } from "./shared/acp.js";
@@ -84,6 +85,7 @@ export class Session {
   static async open(options: SessionOptions): Promise<Session> {
     requireKey(options.env);
     programPath(options.env); // now, not with the first prompt
+    refuseUnasked(options.settings);
     const session = new Session(options);
     await session.#configure();
     return session;
@@ -156,6 +158,7 @@ export class Session {
     const { signal } = turn.cancel;
     try {
       requireKey(this.#env);
+      refuseUnasked(this.settings); // a turn before may have brought it
       const input = userMessage([...this.#untoldInstructions(), ...promptParts(blocks)]);
       turn.amp = this.#run(this.#turnArguments(), input);
       const stopReason = await this.#follow(turn, turn.amp);
