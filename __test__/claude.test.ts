@@ -278,3 +278,17 @@ test("without a key nobody is asked", async () => {
   expect(error.code).toBe("AUTH_REQUIRED");
   expect(await watch.attempts()).toEqual([]);
 });
+
+test("a mode that acts without asking is none for who wants to be asked", async () => {
+  const { agent, session } = await newClaudeVm({ text: "Hello." });
+  const sessionId = await session({ permissionPolicy: "reject" });
+  const offered = (await agent.getModes(sessionId))?.availableModes.map(({ id }) => id);
+  expect(offered).toEqual(expect.arrayContaining(["default", "plan"]));
+  for (const mode of ["acceptEdits", "auto", "bypassPermissions"]) {
+    expect(offered).not.toContain(mode);
+    const error = await failureOf(() => agent.setMode(sessionId, mode));
+    expect(error.code).toBe("INVALID_ARGUMENT");
+    const raw = () => agent.rawSend(sessionId, "session/set_mode", { modeId: mode });
+    expect((await failureOf(raw)).message).toContain("acts without asking");
+  }
+});

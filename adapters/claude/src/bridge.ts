@@ -18,6 +18,9 @@ const SETTINGS = new Set(["current_mode_update", "config_option_update"]);
 const ASK = "default";
 const NEVER_ASK = "bypassPermissions";
 
+/** Modes in which something is done without a question: not for who wants to be asked. */
+const UNASKED = new Set([NEVER_ASK, "acceptEdits", "auto"]);
+
 type Agent = Pick<ClaudeAcpAgent, "sessions" | "setSessionMode" | "closeSession">;
 type RpcErrorObject = NonNullable<Message["error"]>;
 type Send = (message: Message) => void | Promise<void>;
@@ -37,6 +40,8 @@ export class Bridge {
   readonly #open = new Set<string>();
   readonly #modelRequests = new Map<string, ModelRequests>();
   readonly #permissions = new Map<string, Permissions>();
+  /** Sessions whose client wants to be asked. */
+  readonly #asking = new Set<string>();
   /** Session of each permission request, by its JSON-RPC id. */
   readonly #asked = new Map<unknown, string>();
 
@@ -70,6 +75,13 @@ export class Bridge {
     } else if (method === "session/close") {
       this.#open.delete(params.sessionId);
       this.#permissions.delete(params.sessionId);
+    }
+    const mode = modeOf(message);
+    if (mode !== undefined && UNASKED.has(mode) && this.#asking.has(params.sessionId)) {
+      const problem = `${mode} acts without asking, which the session's permission policy rules out`;
+      const error = { code: ErrorCode.invalidParams, message: problem };
+      await this.#respond({ jsonrpc: "2.0", id: id ?? null, error });
+      return;
     }
     await this.#toAgent(message);
   }
@@ -149,7 +161,10 @@ export class Bridge {
       await allConnected(this.#session(sessionId), params.mcpServers ?? []);
       if (method === "session/new") await this.#chooseMode(sessionId, params);
       const { modes, configOptions } = this.#session(sessionId);
-      const opened = { ...result, modes, configOptions };
+      const asks = policyOf(params) !== "allow";
+      if (asks) this.#asking.add(sessionId);
+      const availableModes = modes.availableModes.filter(({ id }) => !(asks && UNASKED.has(id)));
+      const opened = { ...result, modes: { ...modes, availableModes }, configOptions };
       this.#open.add(sessionId);
       await this.#respond({ jsonrpc: "2.0", id: id ?? null, result: opened });
     } catch (problem) {
@@ -190,6 +205,13 @@ export class Bridge {
   async #notify(method: string, params: object): Promise<void> {
     await this.#toClient({ jsonrpc: "2.0", method, params });
   }
+}
+
+/** What a request wants the mode to be. */
+function modeOf({ method, params }: Message): string | undefined {
+  if (method === "session/set_mode") return params.modeId;
+  const isMode = method === "session/set_config_option" && params.configId === "mode";
+  return isMode ? params.value : undefined;
 }
 
 function policyOf(params: Message["params"]): unknown {
