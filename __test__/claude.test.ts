@@ -276,6 +276,7 @@ test("without a key nobody is asked", async () => {
   const error = await failureOf(() => agent.sendPrompt(sessionId, "Say hello"));
 
   expect(error.code).toBe("AUTH_REQUIRED");
+  expect(error.message).toContain("set ANTHROPIC_API_KEY");
   expect(await watch.attempts()).toEqual([]);
 });
 

@@ -124,9 +124,7 @@ export class Bridge {
     }
     if (error && this.#isLastWord(id)) return;
     const failure = prompted === undefined ? undefined : this.#requestsOf(prompted).failure;
-    await this.#respond(
-      error && failure ? { ...message, error: explain(error, failure) } : message,
-    );
+    await this.#respond(error ? { ...message, error: explain(error, failure) } : message);
   }
 
   /** That the process ends says more than an error of a session that is no use any more. */
@@ -218,8 +216,15 @@ function policyOf(params: Message["params"]): unknown {
   return params._meta?.agentvm?.permissionPolicy ?? "ask";
 }
 
-/** The adapter's error for a prompt whose model request failed, with what is known of that. */
-function explain(error: RpcErrorObject, failure: Failure): RpcErrorObject {
+/** The adapter's error, with what is known of the model request that failed, if one did. */
+function explain(error: RpcErrorObject, failure: Failure | undefined): RpcErrorObject {
+  if (error.code === ErrorCode.authRequired && failure?.status === undefined) {
+    // No service has refused it: it has asked none.
+    const said = failure?.message ?? error.message;
+    const message = `no key: set ANTHROPIC_API_KEY in the session's env (Claude Code says: ${said})`;
+    return { ...error, message };
+  }
+  if (!failure) return error;
   const refused = failure.status === 401 || failure.status === 403;
   const status = failure.status === undefined ? "" : ` (HTTP ${failure.status})`;
   return {
