@@ -515,8 +515,12 @@ export interface PermissionOption {
 }
 
 /**
- * `"once"`: allow this; `"always"`: allow this and its like from now on; `"reject"`: don't. Or the exact
- * `optionId` of one of the request's options.
+ * `"once"`: allow this; `"always"`: allow this, and from now on in this session what the option of the kind
+ * `allow_always` names; `"reject"`: don't. Or the exact `optionId` of one of the request's options.
+ *
+ * What "always" holds for is the agent's to say: with Pi, Codex and Amp every call of the tool, whatever it
+ * is called with; with Claude Code the rule that it names, else the same call; with OpenCode the patterns
+ * in the request, such as `touch *`. Show the option's `name` to whoever answers.
  */
 export type PermissionAnswer = "once" | "always" | "reject" | (string & {});
 

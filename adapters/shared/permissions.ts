@@ -5,16 +5,24 @@ import { describe } from "./errors.js";
 import type { Connection } from "./protocol.js";
 import type { PermissionPolicy } from "./settings.js";
 
-const OPTIONS = [
-  { optionId: "allow_once", name: "Allow", kind: "allow_once" },
-  { optionId: "allow_always", name: "Always allow", kind: "allow_always" },
-  { optionId: "reject_once", name: "Reject", kind: "reject_once" },
-];
-
 export interface GuardedCall {
   toolCallId: string;
   name: string;
   args: unknown;
+  /**
+   * What an answer "always" holds for, as nothing else is called. Default: `name`. `null`: the tool is
+   * not known, and there is no "always".
+   */
+  scope?: string | null;
+}
+
+function optionsFor({ name }: GuardedCall, scope: string | null): object[] {
+  const always = `Always allow ${name} in this session, whatever it is called with`;
+  return [
+    { optionId: "allow_once", name: "Allow", kind: "allow_once" },
+    ...(scope === null ? [] : [{ optionId: "allow_always", name: always, kind: "allow_always" }]),
+    { optionId: "reject_once", name: "Reject", kind: "reject_once" },
+  ];
 }
 
 /** How a call looks to the client. */
@@ -25,7 +33,7 @@ export class Permissions {
   readonly #sessionId: string;
   readonly #describe: DescribeCall;
   readonly #asks: boolean;
-  /** Tools that need no more asking while this process lives. */
+  /** Scopes that need no more asking while the session is open. */
   readonly #always = new Set<string>();
 
   constructor(
@@ -43,10 +51,11 @@ export class Permissions {
 
   /** Why the call must not run; undefined if it may. */
   async refusal(call: GuardedCall, signal?: AbortSignal): Promise<string | undefined> {
-    if (!this.#asks || this.#always.has(call.name)) return undefined;
+    const { scope = call.name } = call;
+    if (!this.#asks || (scope !== null && this.#always.has(scope))) return undefined;
     let answer: unknown;
     try {
-      answer = await this.#ask(call, signal);
+      answer = await this.#ask(call, scope, signal);
     } catch (error) {
       if (signal?.aborted) return "Cancelled";
       return `Not executed: permission could not be asked for: ${describe(error)}`;
@@ -57,23 +66,26 @@ export class Permissions {
       case "allow_once":
         return undefined;
       case "allow_always":
-        this.#always.add(call.name);
+        if (scope === null) break; // was not offered
+        this.#always.add(scope);
         return undefined;
       case "reject_once":
         return `Not executed: the user did not allow this use of ${call.name}.`;
       default:
-        return `Not executed: the answer to the permission request was ${JSON.stringify(answer)}`;
+        break;
     }
+    return `Not executed: the answer to the permission request was ${JSON.stringify(answer)}`;
   }
 
-  async #ask({ toolCallId, name, args }: GuardedCall, signal?: AbortSignal): Promise<unknown> {
+  async #ask(call: GuardedCall, scope: string | null, signal?: AbortSignal): Promise<unknown> {
+    const { toolCallId, name, args } = call;
     const described = this.#describe(name, args);
     return await this.#connection.request(
       "session/request_permission",
       {
         sessionId: this.#sessionId,
         toolCall: { toolCallId, name, status: "pending", ...described },
-        options: OPTIONS,
+        options: optionsFor(call, scope),
       },
       signal,
     );

@@ -27,7 +27,7 @@ import {
   type UserMessage,
   userMessage,
 } from "./stream.js";
-import { describeToolCall, READING_TOOLS } from "./tools.js";
+import { describeToolCall, isAmbiguous, READING_TOOLS } from "./tools.js";
 import { Translator } from "./translate.js";
 
 /** How long Amp may go on after its result, in milliseconds: it may still write to its service. */
@@ -293,7 +293,11 @@ export class Session {
     const id =
       toolCallId || (await translator.callLike(name, input, UNSEEN_CALL_MS)) || randomUUID();
     await this.#connection.drained();
-    const refusal = await this.#permissions.refusal({ toolCallId: id, name, args: input }, signal);
+    const scope = isAmbiguous(name, this.settings.mcpServers) ? null : name;
+    const refusal = await this.#permissions.refusal(
+      { toolCallId: id, name, args: input, scope },
+      signal,
+    );
     if (refusal === undefined) translator.startCall(id);
     return refusal;
   }

@@ -51,6 +51,12 @@ export const READING_TOOLS: ReadonlySet<string> = new Set([
   ...["get_diagnostics", "shell_command_status", "skill", "todo_read", "todo_write"],
 ]);
 
+/** Whether the name could be that of a tool of more than one server: `mcp__<server>__<tool>`. */
+export function isAmbiguous(tool: string, servers: { name: string }[]): boolean {
+  const plain = (text: string) => text.replace(/[^A-Za-z0-9]/g, "_");
+  return servers.filter(({ name }) => plain(tool).startsWith(plain(`mcp__${name}__`))).length > 1;
+}
+
 /** Arguments that say what a call is about, the first one first. */
 const SUBJECTS = [
   ...["cmd", "command", "path", "pattern", "filePattern", "query", "objective", "url"],

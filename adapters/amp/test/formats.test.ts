@@ -3,6 +3,7 @@ import { parseJsonc } from "../src/jsonc.js";
 import { parsePatch } from "../src/patch.js";
 import { replay } from "../src/replay.js";
 import type { SessionUpdate } from "../src/shared/acp.js";
+import { isAmbiguous } from "../src/tools.js";
 import { Translator } from "../src/translate.js";
 
 test("settings may have comments and trailing commas", () => {
@@ -91,4 +92,11 @@ test("results are understood as they are stored, too", async () => {
     ["cancelled", "failed", text("cancelled")],
     ["never", "failed", text("Interrupted")],
   ]);
+});
+
+test("a tool's name may be that of one of several servers", () => {
+  const servers = [{ name: "a" }, { name: "a__b" }, { name: "other" }];
+  expect(isAmbiguous("mcp__a__b__c", servers)).toBe(true);
+  expect(isAmbiguous("mcp__a__c", servers)).toBe(false);
+  expect(isAmbiguous("shell_command", servers)).toBe(false);
 });

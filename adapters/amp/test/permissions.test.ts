@@ -34,7 +34,11 @@ test("a call waits for the answer, which it is announced before", async () => {
     },
     options: [
       { optionId: "allow_once", name: "Allow", kind: "allow_once" },
-      { optionId: "allow_always", name: "Always allow", kind: "allow_always" },
+      {
+        optionId: "allow_always",
+        name: "Always allow shell_command in this session, whatever it is called with",
+        kind: "allow_always",
+      },
       { optionId: "reject_once", name: "Reject", kind: "reject_once" },
     ],
   });

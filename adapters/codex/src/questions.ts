@@ -6,7 +6,7 @@ import { ErrorCode, RpcError } from "./shared/errors.js";
 import { Permissions } from "./shared/permissions.js";
 import type { Connection } from "./shared/protocol.js";
 import type { PermissionPolicy } from "./shared/settings.js";
-import { describeCall, toolName } from "./tools.js";
+import { describeCall, scopeOf, toolName } from "./tools.js";
 import type { TurnTranslator } from "./translate.js";
 
 /** Of the turn that is under way. */
@@ -17,8 +17,10 @@ export interface Asking {
 
 export class Questions {
   readonly #permissions: Permissions;
+  readonly #threadId: string;
 
   constructor(connection: Connection, sessionId: string, policy: PermissionPolicy) {
+    this.#threadId = sessionId;
     this.#permissions = new Permissions(connection, sessionId, policy, (_name, item) =>
       describeCall(item as ToolItem),
     );
@@ -53,13 +55,16 @@ export class Questions {
         return { decision: await this.#decide(item, turn) };
       }
       case "mcpServer/elicitation/request": {
-        const { serverName, message, _meta: meta } = question.params;
+        const { threadId, serverName, message, _meta: meta } = question.params;
         if (meta?.codex_approval_kind !== "mcp_tool_call") {
           process.stderr.write(`MCP server ${serverName} asks, and nobody answers: ${message}\n`);
           return { action: "decline", content: null };
         }
         const args = JSON.stringify(meta.tool_params ?? {});
-        const item = turn?.translator.mcpCall(serverName, args) ?? {
+        // Of a subagent's call only the server is known.
+        const isOwn = threadId === this.#threadId;
+        const known = isOwn ? turn?.translator.mcpCall(serverName, args) : undefined;
+        const item = known?.item ?? {
           type: "mcpToolCall" as const,
           id: randomUUID(),
           server: serverName,
@@ -69,7 +74,7 @@ export class Questions {
           result: null,
           error: null,
         };
-        const action = await this.#decide(item, turn);
+        const action = await this.#decide(item, turn, known?.isCertain ? scopeOf(item) : null);
         return { action, content: action === "accept" ? {} : null };
       }
       case "item/permissions/requestApproval":
@@ -88,8 +93,9 @@ export class Questions {
   async #decide(
     item: ToolItem,
     turn: Asking | undefined,
+    scope: string | null = scopeOf(item),
   ): Promise<"accept" | "decline" | "cancel"> {
-    const call = { toolCallId: item.id, name: toolName(item), args: item };
+    const call = { toolCallId: item.id, name: toolName(item), args: item, scope };
     const refusal = await this.#permissions.refusal(call, turn?.signal);
     if (turn?.signal.aborted) return "cancel";
     return refusal === undefined ? "accept" : "decline";

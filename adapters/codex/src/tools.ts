@@ -35,6 +35,11 @@ export function toolName(item: ToolItem): string {
   }
 }
 
+/** What an answer "always" to it holds for. Names of servers and tools may hold any character. */
+export function scopeOf(item: ToolItem): string {
+  return item.type === "mcpToolCall" ? JSON.stringify([item.server, item.tool]) : toolName(item);
+}
+
 export function describeCall(item: ToolItem): { title: string } & ToolCallFields {
   switch (item.type) {
     case "commandExecution":

@@ -38,12 +38,19 @@ export class TurnTranslator {
     return this.#open.get(itemId)?.item;
   }
 
-  /** The call that a server's request for permission is about: it does not name it. */
-  mcpCall(server: string, args: string): McpItem | undefined {
+  /**
+   * The call that a server's request for permission is about: the request names neither it nor its tool.
+   * `isCertain`: no call of another tool of the server can be meant.
+   */
+  mcpCall(server: string, args: string): { item: McpItem; isCertain: boolean } | undefined {
     const calls = [...this.#open.values()].map(({ item }) => item).reverse();
-    const ofServer = calls.filter((item) => item.type === "mcpToolCall" && item.server === server);
-    const exact = ofServer.find((item) => JSON.stringify((item as McpItem).arguments) === args);
-    return (exact ?? ofServer[0]) as McpItem | undefined;
+    const ofServer = calls.filter(
+      (item): item is McpItem => item.type === "mcpToolCall" && item.server === server,
+    );
+    const exact = ofServer.filter((item) => JSON.stringify(item.arguments) === args);
+    const [item] = exact.length > 0 ? exact : ofServer;
+    if (!item) return undefined;
+    return { item, isCertain: exact.length > 0 && exact.every(({ tool }) => tool === item.tool) };
   }
 
   hasStarted(itemId: string): boolean {

@@ -134,16 +134,24 @@ test("a plan and the fill of the context are told", () => {
 
 test("the call that a server asks about is found by its arguments, else the newest of the server", () => {
   const { translator, tell } = newTranslator();
-  const call = (id: string, path: string) =>
+  const call = (id: string, tool: string, path: string) =>
     started({
       type: "mcpToolCall",
       id,
       server: "files",
-      tool: "read",
+      tool,
       arguments: { path },
     } as unknown as Item);
-  tell(call("one", "a"), call("two", "b"));
-  expect(translator.mcpCall("files", '{"path":"a"}')?.id).toBe("one");
-  expect(translator.mcpCall("files", "{}")?.id).toBe("two");
-  expect(translator.mcpCall("other", "{}")).toBeUndefined();
+  const found = (server: string, args: string) => {
+    const { item, isCertain } = translator.mcpCall(server, args) ?? {};
+    return item && [item.id, isCertain];
+  };
+  tell(call("one", "read", "a"), call("two", "read", "b"));
+  expect(found("files", '{"path":"a"}')).toEqual(["one", true]);
+  expect(found("files", "{}")).toEqual(["two", false]);
+  expect(found("other", "{}")).toBeUndefined();
+
+  tell(call("three", "remove", "a"));
+  expect(found("files", '{"path":"a"}')).toEqual(["three", false]);
+  expect(found("files", '{"path":"b"}')).toEqual(["two", true]);
 });

@@ -49,6 +49,8 @@ interface Connected {
 
 export class McpServers {
   readonly #servers: Connected[] = [];
+  /** Server and tool by the tool's name for the model. */
+  readonly #origins = new Map<string, string>();
   #pi: ExtensionAPI | undefined;
   #closed = false;
 
@@ -116,6 +118,14 @@ export class McpServers {
     return connected;
   }
 
+  /**
+   * What is the same for the same tool only: its name for the model may be that of another tool once a
+   * server has others. Undefined if the name is of no server's tool.
+   */
+  originOf(name: string): string | undefined {
+    return this.#origins.get(name);
+  }
+
   #toolsChanged(server: Connected, error: Error | null, tools: Tool[] | null): void {
     if (this.#closed) return;
     if (error || !tools) {
@@ -143,6 +153,7 @@ export class McpServers {
       server.tools.map((tool) => {
         const name = toolName(server.name, tool.name, taken);
         taken.add(name);
+        this.#origins.set(name, JSON.stringify([server.name, tool.name]));
         return definition(name, server, tool);
       }),
     );

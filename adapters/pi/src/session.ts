@@ -206,7 +206,8 @@ export class Session {
     if (!this.#onlyReads(name)) {
       if (this.#modes.isPlan) return { block: true, reason: "Not executed: the mode is plan" };
       await this.#connection.drained();
-      const reason = await this.#permissions.refusal({ toolCallId, name, args }, signal);
+      const scope = this.#mcp?.originOf(name) ?? name;
+      const reason = await this.#permissions.refusal({ toolCallId, name, args, scope }, signal);
       if (reason !== undefined) return { block: true, reason };
     }
     await this.#turn?.translator.startCall(toolCallId);

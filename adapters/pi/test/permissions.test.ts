@@ -59,7 +59,11 @@ test("a tool that changes something asks first, with all that is known of the ca
     },
     options: [
       { optionId: "allow_once", name: "Allow", kind: "allow_once" },
-      { optionId: "allow_always", name: "Always allow", kind: "allow_always" },
+      {
+        optionId: "allow_always",
+        name: "Always allow write in this session, whatever it is called with",
+        kind: "allow_always",
+      },
       { optionId: "reject_once", name: "Reject", kind: "reject_once" },
     ],
   });
