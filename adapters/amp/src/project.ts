@@ -1,9 +1,12 @@
 /** What a project makes Amp do by itself, which a session that has to ask can't let happen. */
 
-import { existsSync, realpathSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, realpathSync } from "node:fs";
+import { homedir } from "node:os";
 import { dirname, join } from "node:path";
 import { ErrorCode, RpcError } from "./shared/errors.js";
 import type { SessionSettings } from "./shared/settings.js";
+
+const SKILLS = [".agents/skills", ".claude/skills"];
 
 /**
  * Plugins run as soon as Amp does, with its key in their environment. The settings of a project come
@@ -29,7 +32,36 @@ export function refuseUnasked({ cwd, permissionPolicy: policy }: SessionSettings
  */
 function actsUnasked(cwd: string): string | undefined {
   for (let directory = realpathSync(cwd); ; directory = dirname(directory)) {
-    const found = UNASKED.map((name) => join(directory, name)).find((path) => existsSync(path));
+    const found =
+      UNASKED.map((name) => join(directory, name)).find((path) => existsSync(path)) ??
+      SKILLS.map((name) => serverOfSkill(directory, name)).find((path) => path !== undefined);
     if (found !== undefined || directory === dirname(directory)) return found;
   }
+}
+
+/**
+ * Amp starts the MCP servers of all skills, whether or not the model uses one. The skills in the home
+ * directory are the user's.
+ */
+function serverOfSkill(directory: string, name: string): string | undefined {
+  const skills = join(directory, name);
+  if (directory === userHome() || !existsSync(skills)) return undefined;
+  const files = readdirSync(skills, { recursive: true, withFileTypes: true });
+  const found = files.find(
+    (file) =>
+      file.isSymbolicLink() || // to where this does not look
+      /^mcp\.json$/i.test(file.name) ||
+      (/^skill\.md$/i.test(file.name) && mayNameServers(join(file.parentPath, file.name))),
+  );
+  return found && join(found.parentPath, found.name);
+}
+
+/** In the YAML at the head of the file, in which a key can be written with escapes, too. */
+function mayNameServers(file: string): boolean {
+  const text = readFileSync(file, "utf8");
+  return text.includes("mcpServers") || text.slice(0, text.lastIndexOf("\n---")).includes("\\");
+}
+
+function userHome(): string {
+  return existsSync(homedir()) ? realpathSync(homedir()) : homedir();
 }

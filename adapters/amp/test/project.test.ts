@@ -8,19 +8,19 @@ import { Adapter, ASK, run, service } from "./adapter.js";
 const REJECT = { _meta: { agentvm: { permissionPolicy: "reject" } } };
 
 /** A repository with that file, in whose directory `inner` somebody works. */
-async function newProject(file?: string): Promise<{ root: string; cwd: string }> {
+async function newProject(file?: string, text?: string): Promise<{ root: string; cwd: string }> {
   const root = await mkdtemp(join(tmpdir(), "amp-project-"));
   onTestFinished(() => rm(root, { recursive: true }));
   const cwd = join(root, "inner");
   // Git does not take a directory for a repository because of this.
   await mkdir(join(cwd, ".git"), { recursive: true });
-  if (file) await write(join(root, file));
+  if (file) await write(join(root, file), text);
   return { root, cwd };
 }
 
-async function write(path: string): Promise<void> {
+async function write(path: string, text = "{}"): Promise<void> {
   await mkdir(dirname(path), { recursive: true });
-  await writeFile(path, "{}");
+  await writeFile(path, text);
 }
 
 test.for([
@@ -50,6 +50,25 @@ test.for([
     }
   },
 );
+
+test.for([
+  [".agents/skills/group/its/mcp.json", "{}"],
+  ["inner/.claude/skills/its/SKILL.md", "---\nname: its\nmcpServers: {}\n---\n"],
+  [".agents/skills/its/SKILL.md", '---\nname: its\n"mcpS\\u0065rvers": {}\n---\n'],
+] as const)("%s brings an MCP server, which Amp would start", async ([file, text]) => {
+  await using amp = await Adapter.start();
+  const { root, cwd } = await newProject(file, text);
+  const { error } = await amp.call("session/new", { ...ASK, cwd, mcpServers: [] });
+  expect(error).toMatchObject({ data: { path: join(root, file) } });
+});
+
+test("a skill that only says something is none of that", async () => {
+  await using amp = await Adapter.start();
+  const text = "---\nname: its\n---\nSay `a\\b`.\n";
+  const { cwd } = await newProject(".agents/skills/its/SKILL.md", text);
+  const { error } = await amp.call("session/new", { ...ASK, cwd, mcpServers: [] });
+  expect(error).toBeUndefined();
+});
 
 test("with allow it is what it is to Amp", async () => {
   await using amp = await Adapter.start();
