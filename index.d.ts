@@ -519,8 +519,8 @@ export interface PermissionOption {
  * `allow_always` names; `"reject"`: don't. Or the exact `optionId` of one of the request's options.
  *
  * What "always" holds for is the agent's to say: with Pi, Codex and Amp every call of the tool, whatever it
- * is called with; with Claude Code the rule that it names, else the same call; with OpenCode the patterns
- * in the request, such as `touch *`. Show the option's `name` to whoever answers.
+ * is called with; with Claude Code its own rule for reading and editing files, every call of an MCP tool,
+ * else the same call; with OpenCode the patterns in the request, such as `touch *`. Show the option's `name` to whoever answers.
  */
 export type PermissionAnswer = "once" | "always" | "reject" | (string & {});
 

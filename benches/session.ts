@@ -1,8 +1,8 @@
 // createSession("pi") against a bare Node that imports Pi's SDK and makes a session.
 //
 // Both run the store's Node and packages, offline. Node's compile cache is the largest single
-// influence, so its two states are compared apart, each the same for both sides: 'first' finds an
-// empty one and fills it, 'later' finds it full.
+// influence, so its two states of the bare Node are compared apart: 'first' finds an empty one and
+// fills it, 'later' finds it full. Our own side finds the one of the agent store in both.
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -31,7 +31,7 @@ export function session(turns: number): Promise<Comparison[]> {
       const goal = "at most 1.3 × the bare Node";
       const first = await compare(
         {
-          title: 'First createSession("pi") of a VM: empty compile cache',
+          title: 'First createSession("pi") of a VM; the bare Node without a compile cache',
           goal,
           baseline: "bare Node, SDK's main",
         },

@@ -443,7 +443,7 @@ async fn a_full_disk_is_told_as_such_and_nothing_half_made_remains() {
     let mut in_small_disk = Command::new("unshare");
     in_small_disk
         .args(["--map-root-user", "--mount", "sh", "-ec"])
-        .arg("mount -t tmpfs -o size=64m none \"$AGENTVM_TEST_STORE/agents\"; exec \"$0\" \"$@\"")
+        .arg("mount -t tmpfs -o size=64m,mode=755 none \"$AGENTVM_TEST_STORE/agents\"; exec \"$0\" \"$@\"")
         .arg(std::env::current_exe().unwrap());
     let mut installer = Installer::start_by(in_small_disk, &store, &[]);
     let error = installer.wait_for("failed ");

@@ -2,7 +2,7 @@
 //! and the next one goes on in the same directory.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -109,11 +109,14 @@ fn tree() -> String {
     String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
 }
 
+/// Not the mount namespace: to hold one is to hold its mounts.
+const KINDS: [&str; 3] = ["pid", "user", "net"];
+
 /// Pids of this machine whose process is in one of these namespaces, those of `ignored` aside.
 fn processes_in(namespaces: &BTreeSet<PathBuf>) -> Vec<i32> {
     pids()
         .filter(|pid| {
-            ["pid", "mnt", "user", "net"]
+            KINDS
                 .iter()
                 .filter_map(|kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok())
                 .any(|namespace| namespaces.contains(&namespace))
@@ -127,17 +130,20 @@ fn pids() -> impl Iterator<Item = i32> {
         .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
 }
 
-/// The namespaces of all VM processes below `pid` that this process may look at.
-fn namespaces_below(pid: u32) -> BTreeSet<PathBuf> {
-    let own: BTreeSet<_> = ["pid", "mnt", "user", "net"]
+/// The namespaces of all VM processes below `pid` that this process may look at. Held, so that their
+/// numbers do not become those of another test's VM meanwhile.
+fn namespaces_below(pid: u32) -> (BTreeSet<PathBuf>, Vec<File>) {
+    let own: BTreeSet<_> = KINDS
         .iter()
         .map(|kind| fs::read_link(format!("/proc/self/ns/{kind}")).unwrap())
         .collect();
     let mut below = vec![i32::try_from(pid).unwrap()];
-    let mut found = BTreeSet::new();
+    let (mut found, mut held) = (BTreeSet::new(), Vec::new());
     while let Some(pid) = below.pop() {
-        for kind in ["pid", "mnt", "user", "net"] {
-            found.extend(fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok());
+        for kind in KINDS {
+            let path = format!("/proc/{pid}/ns/{kind}");
+            held.extend(File::open(&path).ok());
+            found.extend(fs::read_link(&path).ok());
         }
         let tasks = fs::read_dir(format!("/proc/{pid}/task"));
         // Processes and threads may end while we look.
@@ -151,7 +157,7 @@ fn namespaces_below(pid: u32) -> BTreeSet<PathBuf> {
             );
         }
     }
-    &found - &own
+    (&found - &own, held)
 }
 
 /// Boots this VM and uses it: whatever was left of another one is not in the way.
@@ -189,7 +195,7 @@ fn dies_while_programs_run(test: &str, signal: Signal) {
     let data = tempfile::tempdir().unwrap();
     let mut host = Host::start(test, data.path());
     host.wait_for("running");
-    let namespaces = namespaces_below(host.process.id());
+    let (namespaces, _held) = namespaces_below(host.process.id());
     assert!(!namespaces.is_empty());
     assert!(processes_in(&namespaces).len() >= 15, "{}", tree());
     host.kill(signal);
