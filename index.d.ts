@@ -337,10 +337,10 @@ export interface Agent extends AsyncDisposable {
 export type Listener<E extends keyof AgentEvents> = (value: AgentEvents[E]) => unknown;
 
 /**
- * `"pi"`, or a name of the client's `agents`; others are for later versions and reject with
- * `AGENT_UNSUPPORTED` or `AGENT_UNKNOWN`.
+ * A built-in agent (Amp is there for x64 alone: elsewhere `AGENT_UNSUPPORTED`), or a name of the client's
+ * `agents`; any other rejects with `AGENT_UNKNOWN`.
  */
-export type AgentType = "pi" | (string & {});
+export type AgentType = "pi" | "claude" | "codex" | "opencode" | "amp" | (string & {});
 
 export interface CreateSessionOptions {
   /**
