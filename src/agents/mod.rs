@@ -10,7 +10,7 @@
 //!
 //! - a **runtime**, `node-<version>-<hash>`: Node with npm, `bin/` ready for a `PATH`;
 //! - **agents**, `<name>-<version>-<hash>`: an npm package with its dependencies, and beside them
-//!   our ACP adapter for it, `adapter-<hash>/`, if it needs one.
+//!   our ACP adapter for it, `adapter-<hash>/`.
 //!
 //! What is in an entry is pinned by a `package-lock.json` that is part of this crate
 //! (`locks/`): npm checks every package against the hash in it. `<hash>` is derived from that
