@@ -21,8 +21,8 @@ test.for([claude, codex, opencode])(
     await agent.exec("until [ -e begun ]; do sleep 0.05; done");
     const before = asked().length;
 
-    // The adapter alone, as the kernel does it that lacks memory.
-    await agent.exec("kill -KILL $(grep -lz main.js /proc/[0-9]*/cmdline | cut -d/ -f3)");
+    // The adapter alone, as the kernel does it that lacks memory. The pattern does not match the shell.
+    await agent.exec("kill -KILL $(grep -lz '[m]ain.js' /proc/[0-9]*/cmdline | cut -d/ -f3)");
 
     expect((await turn).code).toBe("AGENT_EXITED");
     const left = await agent.exec("readlink /proc/[0-9]*/exe | grep ^/opt/agentvm/agents/");
