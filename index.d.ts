@@ -26,7 +26,22 @@
  */
 export declare function createClient(options?: ClientOptions): Client;
 
-export interface ClientOptions {
+/** What a VM is booted with: for all VMs of a client, or for one over those. */
+export interface VmOptions {
+  /**
+   * TCP ports that programs in a VM reach on its 127.0.0.1 and ::1, but on the *host's* loopback: a
+   * model server, a database. Default: none; everything of the host is refused.
+   */
+  loopbackExemptPorts?: readonly number[];
+  /**
+   * Milliseconds (≥ 1) without a turn, and without a call that needs the VM, after which a VM goes to
+   * sleep. Idle sessions, open event iterators and what agents left running do not keep it awake.
+   * `false`: never. Default: 900,000 (15 minutes).
+   */
+  sleepAfterMs?: number | false;
+}
+
+export interface ClientOptions extends VmOptions {
   /**
    * Directory of VMs, sessions and events, made with mode 0700 when it is first needed.
    * Default: `$AGENTVM_DATA_DIR`, else `$XDG_DATA_HOME/agentvm`, else `~/.local/share/agentvm`.
@@ -49,19 +64,8 @@ export interface ClientOptions {
    * before it is emitted. The death of the process takes back nothing in either. Default: `"normal"`.
    */
   durability?: "normal" | "full";
-  /**
-   * TCP ports that programs in a VM reach on its 127.0.0.1 and ::1, but on the *host's* loopback: a
-   * model server, a database. Default: none; everything of the host is refused.
-   */
-  loopbackExemptPorts?: readonly number[];
   /** Longest line, in bytes, that an agent may send; a longer one ends it. Default: 64 MiB. */
   maxMessageBytes?: number;
-  /**
-   * Milliseconds (≥ 1) without a turn, and without a call that needs the VM, after which a VM goes to
-   * sleep. Idle sessions, open event iterators and what agents left running do not keep it awake.
-   * `false`: never. Default: 900,000 (15 minutes).
-   */
-  sleepAfterMs?: number | false;
   /**
    * Milliseconds that an agent gets to obey a cancel before it is stopped. Its session is resumed by
    * the next prompt. Default: 5,000.
@@ -110,9 +114,11 @@ export interface Client extends AsyncDisposable {
      * The VM of this key, the same one after a restart of the process. `"a"` equals `["a"]`. Does no
      * I/O: a VM boots when something needs it.
      *
+     * @param options what this VM has over the client's options, from its next boot on. They hold for
+     * this client until they are given again, and are not kept on disk. Not given: as they were
      * @throws {AgentVmError} `INVALID_ARGUMENT`, `CLIENT_CLOSED`
      */
-    getOrCreate(key: string | readonly string[]): Agent;
+    getOrCreate(key: string | readonly string[], options?: VmOptions): Agent;
   };
   /**
    * Ends agents and VMs of this client, except those that another open client of this process uses.

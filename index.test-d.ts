@@ -85,6 +85,8 @@ expectType<Promise<PruneResult>>(agents.prune({ dryRun: true }));
 
 const client = createClient();
 expectType<Agent>(client.vm.getOrCreate("key"));
+expectType<Agent>(client.vm.getOrCreate("key", { sleepAfterMs: false }));
+expectError(client.vm.getOrCreate("key", { dataDir: ".agentvm" }));
 expectType<Agent>(client.vm.getOrCreate(["a", "b"] as const));
 expectError(client.vm.getOrCreate(7));
 expectError(client.vm.getOrCreate());

@@ -1,4 +1,8 @@
-import { expect, test } from "vitest";
+import { once } from "node:events";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import type { Agent, VmOptions } from "agentvm";
+import { expect, onTestFinished, test } from "vitest";
 import {
   agentStoreDir,
   envOf,
@@ -121,4 +125,30 @@ test("a turn that nobody awaits keeps Node alive to its end", async () => {
   const { code, stdout, stderr } = await runNode(program, ...args);
   expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
   expect(stdout).toMatch(/_agentvm\/turn_end\nDone\.\n$/);
+});
+
+test("a VM has the options that it was asked for with, from its next boot on", async () => {
+  const server = createServer((_, response) => response.end("of the host")).listen(0, "127.0.0.1");
+  onTestFinished(() => void server.close());
+  await once(server, "listening");
+  const { port } = server.address() as AddressInfo;
+  const client = await newClient({ sleepAfterMs: false });
+  const fetched = async (agent: Agent) =>
+    (await agent.exec(`curl -s http://127.0.0.1:${port}`)).stdout;
+
+  const agent = client.vm.getOrCreate("open", { loopbackExemptPorts: [port] });
+  expect(await fetched(agent)).toBe("of the host");
+  expect(await fetched(client.vm.getOrCreate("open"))).toBe("of the host");
+  expect(await fetched(client.vm.getOrCreate("other"))).toBe("");
+  expect(client.vm.getOrCreate("open", {})).toBe(agent);
+  await agent.sleep();
+  expect(await fetched(agent)).toBe("");
+});
+
+test("an option of the client is none of a VM", async () => {
+  const client = await newClient();
+  const options = { durability: "full" } as VmOptions;
+  const error = await failureOf(() => client.vm.getOrCreate("vm", options));
+  expect(error.code).toBe("INVALID_ARGUMENT");
+  expect(error.message).toContain("durability");
 });

@@ -10,13 +10,18 @@ type NativeVm = InstanceType<typeof native.NativeVm>;
 
 export class Agent implements Api.Agent {
   readonly key: readonly string[];
-  readonly #vm: NativeVm;
+  #vm: NativeVm;
   readonly #listeners: Listeners;
 
   constructor(vm: NativeVm, key: readonly string[]) {
     this.#vm = vm;
     this.key = Object.freeze(key);
     this.#listeners = new Listeners(vm);
+  }
+
+  /** The same VM with other options, for the calls from now on. */
+  use(vm: NativeVm): void {
+    this.#vm = vm;
   }
 
   // Sessions

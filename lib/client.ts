@@ -36,10 +36,10 @@ class Client implements Api.Client {
   constructor(options: Api.ClientOptions) {
     this.#native = openNative(options);
     this.agents = new AgentStore(this.#native);
-    this.vm = { getOrCreate: (key) => this.#getOrCreate(key) };
+    this.vm = { getOrCreate: (key, options) => this.#getOrCreate(key, options) };
   }
 
-  #getOrCreate(key: string | readonly string[]): Agent {
+  #getOrCreate(key: string | readonly string[], options?: Api.VmOptions): Agent {
     const parts = typeof key === "string" ? [key] : key;
     if (!Array.isArray(parts) || !parts.every((part) => typeof part === "string")) {
       throw invalidArgument("key", "a VM key is a string or an array of strings");
@@ -49,12 +49,15 @@ class Client implements Api.Client {
       throw invalidArgument("key", "a VM key must be well-formed Unicode (a surrogate is alone)");
     }
     // Asked each time: a closed client, or an empty key, is refused.
-    const vm = callSync(() => this.#native.vm([...parts]));
+    const own = options === undefined ? undefined : json("options", requireOptions(options));
+    const vm = callSync(() => this.#native.vm([...parts], own));
     const name = JSON.stringify(parts);
     let agent = this.#agents.get(name);
     if (!agent) {
       agent = new Agent(vm, [...parts]);
       this.#agents.set(name, agent);
+    } else if (own !== undefined) {
+      agent.use(vm);
     }
     return agent;
   }

@@ -12,7 +12,7 @@ use napi::bindgen_prelude::{PromiseRaw, spawn};
 use napi_derive::napi;
 
 use super::error::{promise, rejection};
-use super::options::client_options;
+use super::options::{client_options, vm_options};
 use super::vm::NativeVm;
 use crate::ids::VmKey;
 use crate::session::Client;
@@ -49,12 +49,20 @@ impl NativeClient {
         Ok(Self { client, open })
     }
 
+    /// `options`: JSON of what this VM has over the client's options.
     #[napi]
-    pub fn vm(&self, key: Vec<String>) -> napi::Result<NativeVm> {
-        VmKey::new(key)
-            .and_then(|key| self.client.vm(key))
-            .map(NativeVm::new)
-            .map_err(rejection)
+    pub fn vm(&self, key: Vec<String>, options: Option<String>) -> napi::Result<NativeVm> {
+        let vm = || {
+            let key = VmKey::new(key)?;
+            match options {
+                Some(options) => {
+                    let settings = vm_options(&options, self.client.vm_settings())?;
+                    self.client.vm_with(key, settings)
+                }
+                None => self.client.vm(key),
+            }
+        };
+        vm().map(NativeVm::new).map_err(rejection)
     }
 
     /// Ends what this client runs.

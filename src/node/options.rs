@@ -14,7 +14,7 @@ use crate::agents::{AgentStore, BuiltIn, ClientAgents, OwnAgent, Version};
 use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::session::{
-    ClientOptions, McpServer, RawSessionOptions, Resume, SessionOptions, Settings,
+    ClientOptions, McpServer, RawSessionOptions, Resume, SessionOptions, Settings, VmSettings,
     check_environment, check_mcp_servers, text_prompt,
 };
 use crate::store::{Durability, Query};
@@ -31,16 +31,46 @@ struct RawClientOptions {
     auto_install: bool,
     #[serde(default)]
     durability: RawDurability,
-    #[serde(default)]
-    loopback_exempt_ports: Vec<Whole<1, 65_535>>,
     /// At least 1024: an agent's first answer is longer than less.
     max_message_bytes: Option<Whole<1024, MAX_MESSAGE_BYTES>>,
     /// By name.
     #[serde(default)]
     agents: BTreeMap<String, RawAgent>,
     additional_instructions: Option<String>,
-    sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
     cancel_grace_ms: Option<Whole<0, MAX_SAFE>>,
+    // As below: serde can't flatten into a struct that denies unknown fields.
+    loopback_exempt_ports: Option<Vec<Whole<1, 65_535>>>,
+    sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
+}
+
+/// What a client's VMs are booted with, and one of them over that.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawVmOptions {
+    loopback_exempt_ports: Option<Vec<Whole<1, 65_535>>>,
+    sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
+}
+
+impl RawVmOptions {
+    /// `over`: what holds where nothing is given.
+    fn settings(self, over: &VmSettings) -> VmSettings {
+        let mut settings = over.clone();
+        if let Some(ports) = self.loopback_exempt_ports {
+            // In the range of a port, as parsed.
+            let ports = ports.into_iter();
+            settings.loopback_exempt_ports =
+                ports.filter_map(|port| port.0.try_into().ok()).collect();
+        }
+        if let Some(sleep_after) = self.sleep_after_ms {
+            settings.sleep_after = sleep_after.0.map(Duration::from_millis);
+        }
+        settings
+    }
+}
+
+/// The options of one VM, over those of its client.
+pub(super) fn vm_options(json: &str, client: &VmSettings) -> Result<VmSettings> {
+    Ok(parse::<RawVmOptions>(json)?.settings(client))
 }
 
 /// What V8 holds in one string is less.
@@ -92,16 +122,15 @@ pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Res
         RawDurability::Normal => Durability::Normal,
         RawDurability::Full => Durability::Full,
     };
-    // In the range of a port, as parsed.
-    let ports = raw.loopback_exempt_ports.into_iter();
-    settings.loopback_exempt_ports = ports.filter_map(|port| port.0.try_into().ok()).collect();
+    let vm = RawVmOptions {
+        loopback_exempt_ports: raw.loopback_exempt_ports,
+        sleep_after_ms: raw.sleep_after_ms,
+    };
+    settings.vm = vm.settings(&settings.vm);
     if let Some(bytes) = raw.max_message_bytes {
         settings.max_message_bytes = usize::try_from(bytes.0).unwrap_or(usize::MAX);
     }
     settings.additional_instructions = raw.additional_instructions;
-    if let Some(sleep_after) = raw.sleep_after_ms {
-        settings.sleep_after = sleep_after.0.map(Duration::from_millis);
-    }
     if let Some(grace) = raw.cancel_grace_ms {
         settings.cancel_grace = Duration::from_millis(grace.0);
     }
@@ -331,7 +360,7 @@ mod tests {
     #[test]
     fn a_client_option_that_is_not_given_has_the_documented_default() {
         let settings = client("{}").expect("valid").settings;
-        assert_eq!(settings.sleep_after, Some(Duration::from_mins(15)));
+        assert_eq!(settings.vm.sleep_after, Some(Duration::from_mins(15)));
         assert_eq!(settings.cancel_grace, Duration::from_secs(5));
         assert_eq!(settings.max_message_bytes, 64 << 20);
         assert_eq!(settings.additional_instructions, None);
@@ -344,8 +373,23 @@ mod tests {
             (r#"{"sleepAfterMs":1}"#, Some(Duration::from_millis(1))),
             (r#"{"sleepAfterMs":false}"#, None),
         ] {
-            assert_eq!(client(json).expect(json).settings.sleep_after, sleep_after);
+            assert_eq!(client(json).expect(json).settings.vm.sleep_after, sleep_after);
         }
+    }
+
+    #[test]
+    fn a_vm_has_what_its_client_has_unless_it_is_given_its_own() {
+        let client = client(r#"{"sleepAfterMs":1,"loopbackExemptPorts":[80]}"#)
+            .expect("valid")
+            .settings
+            .vm;
+        let own = vm_options(r#"{"sleepAfterMs":2}"#, &client).expect("valid");
+        assert_eq!(own.sleep_after, Some(Duration::from_millis(2)));
+        assert_eq!(own.loopback_exempt_ports, [80]);
+        let none = vm_options(r#"{"loopbackExemptPorts":[]}"#, &client).expect("valid");
+        assert_eq!(none.loopback_exempt_ports, [] as [u16; 0]);
+        let wrong = vm_options(r#"{"dataDir":"/d"}"#, &client).expect_err("not of a VM");
+        assert!(wrong.message.contains("there is no \"dataDir\""), "{wrong:?}");
     }
 
     #[test]

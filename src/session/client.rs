@@ -46,16 +46,32 @@ pub struct Settings {
     /// Install an agent that a session needs.
     pub auto_install: bool,
     pub durability: Durability,
-    /// Ports of the host's loopback that are reachable from VMs on `127.0.0.1` and `::1`.
-    pub loopback_exempt_ports: Vec<u16>,
     /// Longest line that an agent may send.
     pub max_message_bytes: usize,
     /// For every session, beside its own.
     pub additional_instructions: Option<String>,
     /// How long an agent has to obey a cancel before it is stopped.
     pub cancel_grace: Duration,
+    pub vm: VmSettings,
+}
+
+/// What a VM is booted with: the client's, or what `getOrCreate` was given over it.
+#[derive(Debug, Clone)]
+pub struct VmSettings {
+    /// Ports of the host's loopback that are reachable from the VM on `127.0.0.1` and `::1`.
+    pub loopback_exempt_ports: Vec<u16>,
     /// How long a VM that nothing needs goes on running. `None`: for ever.
     pub sleep_after: Option<Duration>,
+}
+
+/// The documented defaults.
+impl Default for VmSettings {
+    fn default() -> Self {
+        Self {
+            loopback_exempt_ports: Vec::new(),
+            sleep_after: Some(Duration::from_mins(15)),
+        }
+    }
 }
 
 impl Settings {
@@ -67,17 +83,16 @@ impl Settings {
             configured_agents: ClientAgents::default(),
             auto_install: true,
             durability: Durability::Normal,
-            loopback_exempt_ports: Vec::new(),
             max_message_bytes: 64 << 20,
             additional_instructions: None,
             cancel_grace: Duration::from_secs(5),
-            sleep_after: Some(Duration::from_mins(15)),
+            vm: VmSettings::default(),
         }
     }
 
     /// What VMs may connect to.
     pub(super) fn policy(&self) -> Policy {
-        Policy::new(&self.loopback_exempt_ports)
+        Policy::new(&self.vm.loopback_exempt_ports)
     }
 
     /// An agent that is ready to be launched. If it had to be installed for that, with its compile cache.
@@ -117,7 +132,7 @@ pub struct Client {
 pub(super) struct Inner {
     id: u64,
     data: Arc<DataDir>,
-    settings: Settings,
+    settings: Arc<Settings>,
     closed: watch::Sender<bool>,
 }
 
@@ -164,7 +179,7 @@ impl Client {
             inner: Arc::new(Inner {
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
                 data: DataDir::open(&options.data_dir),
-                settings: options.settings,
+                settings: Arc::new(options.settings),
                 closed: watch::Sender::new(false),
             }),
         }
@@ -172,6 +187,25 @@ impl Client {
 
     /// The VM of this key. Does no I/O: it boots when something needs it.
     pub fn vm(&self, key: VmKey) -> Result<VmHandle> {
+        self.handle(key, Arc::clone(&self.inner.settings))
+    }
+
+    /// The same, booted by this handle with other settings than the client's.
+    pub fn vm_with(&self, key: VmKey, vm: VmSettings) -> Result<VmHandle> {
+        let settings = Settings {
+            vm,
+            ..(*self.inner.settings).clone()
+        };
+        self.handle(key, Arc::new(settings))
+    }
+
+    /// What a VM is booted with that is asked for without more.
+    #[must_use]
+    pub fn vm_settings(&self) -> &VmSettings {
+        &self.inner.settings.vm
+    }
+
+    fn handle(&self, key: VmKey, settings: Arc<Settings>) -> Result<VmHandle> {
         let data = &self.inner.data;
         // One step for `close`, which takes the machines after it has marked the client as closed.
         let mut machines = data.machines();
@@ -185,6 +219,7 @@ impl Client {
         drop(machines);
         Ok(VmHandle {
             client: Arc::clone(&self.inner),
+            settings,
             machine,
         })
     }
@@ -214,7 +249,7 @@ impl Client {
             agents,
             configured_agents,
             ..
-        } = &self.inner.settings;
+        } = &*self.inner.settings;
         Ok(agents.available(configured_agents).await?)
     }
 
@@ -231,7 +266,7 @@ impl Client {
             agents,
             configured_agents,
             ..
-        } = &self.inner.settings;
+        } = &*self.inner.settings;
         let named = Agent::find_version(agent, configured_agents)?;
         let built_in = named.built_in().ok_or_else(|| {
             let problem = format!("{agent:?} is an agent of your own: it is not in the store");
@@ -315,6 +350,7 @@ pub(super) fn closed_error() -> Error {
 #[derive(Clone)]
 pub struct VmHandle {
     pub(super) client: Arc<Inner>,
+    settings: Arc<Settings>,
     pub(super) machine: Arc<Machine>,
 }
 
@@ -462,7 +498,7 @@ impl VmHandle {
 
     pub(super) fn open(&self) -> Result<&Settings> {
         self.client.check_open()?;
-        Ok(&self.client.settings)
+        Ok(&self.settings)
     }
 }
 

@@ -15,7 +15,6 @@ use super::sessions::Slot;
 use crate::agents::{Installed, Lease};
 use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmKey};
-use crate::net::Policy;
 use crate::store::{History, Page, Query, SessionRecord, Store};
 use crate::vm::namespace::{self, BootOptions, HostLock};
 use crate::vm::{DynVm, VmEnd, VmError};
@@ -106,7 +105,7 @@ impl Machine {
                 }
             });
         };
-        self.gate.enter(making, settings.sleep_after, idle).await
+        self.gate.enter(making, settings.vm.sleep_after, idle).await
     }
 
     /// The running VM, booted if need be. To be called by who holds an [`Awake`] of this machine.
@@ -138,7 +137,7 @@ impl Machine {
             key: self.key_json(),
             base_cache: self.base_cache.clone(),
             agents: settings.agents.root().to_owned(),
-            policy: Arc::new(Policy::new(&settings.loopback_exempt_ports)),
+            policy: Arc::new(settings.policy()),
         };
         self.sweep();
         let emission = Arc::clone(&self.emission);

@@ -35,7 +35,7 @@ mod transport;
 mod turn;
 mod updates;
 
-pub use client::{Client, ClientOptions, Settings, VmHandle, text_prompt};
+pub use client::{Client, ClientOptions, Settings, VmHandle, VmSettings, text_prompt};
 pub use control::{Change, SessionView};
 pub use emission::{Item, Notice, SessionState, ShutdownReason, Subscription};
 pub use kept::Resume;

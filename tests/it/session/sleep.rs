@@ -26,7 +26,7 @@ async fn beside(world: &World, sleep_after: Duration) -> World {
 
 async fn sleeping(mut world: World, sleep_after: Duration) -> World {
     within(world.client.close()).await.unwrap();
-    world.settings.sleep_after = Some(sleep_after);
+    world.settings.vm.sleep_after = Some(sleep_after);
     (world.client, world.vm) = world.another_client();
     world
 }
