@@ -373,7 +373,10 @@ mod tests {
             (r#"{"sleepAfterMs":1}"#, Some(Duration::from_millis(1))),
             (r#"{"sleepAfterMs":false}"#, None),
         ] {
-            assert_eq!(client(json).expect(json).settings.vm.sleep_after, sleep_after);
+            assert_eq!(
+                client(json).expect(json).settings.vm.sleep_after,
+                sleep_after
+            );
         }
     }
 
@@ -389,7 +392,10 @@ mod tests {
         let none = vm_options(r#"{"loopbackExemptPorts":[]}"#, &client).expect("valid");
         assert_eq!(none.loopback_exempt_ports, [] as [u16; 0]);
         let wrong = vm_options(r#"{"dataDir":"/d"}"#, &client).expect_err("not of a VM");
-        assert!(wrong.message.contains("there is no \"dataDir\""), "{wrong:?}");
+        assert!(
+            wrong.message.contains("there is no \"dataDir\""),
+            "{wrong:?}"
+        );
     }
 
     #[test]

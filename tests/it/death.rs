@@ -55,10 +55,15 @@ impl Host {
         }
     }
 
-    /// Kills it and waits for its end; its VMs may still be ending.
-    fn kill(mut self, signal: Signal) {
+    /// Tells it to end, which takes as long as it takes.
+    fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.process.id()).unwrap());
         kill(pid, signal).unwrap();
+    }
+
+    /// Kills it and waits for its end; its VMs may still be ending.
+    fn kill(mut self, signal: Signal) {
+        self.signal(signal);
         let status = self.process.wait().unwrap();
         assert_eq!(status.signal(), Some(signal as i32), "{status}");
         // A descriptor of it that was still open somewhere would keep this from ending.
@@ -528,6 +533,29 @@ fn a_program_that_has_a_copy_of_the_lock_is_waited_for_when_its_host_is_dead() {
     host.wait_for("running");
     host.kill(Signal::SIGKILL);
     block_on(works(data.path()));
+    reap_orphans();
+}
+
+#[test]
+fn a_host_that_is_still_dying_is_waited_for() {
+    const TEST: &str = "death::a_host_that_is_still_dying_is_waited_for";
+    if role().is_some() {
+        block_on(async {
+            let _vm = booted(&data_of_host(), "a").await;
+            // Whose memory the kernel first has to take back.
+            let memory = vec![1_u8; 1 << 30];
+            say("running");
+            std::future::pending::<()>().await;
+            drop(memory);
+        });
+    }
+    adopt_orphans();
+    let data = tempfile::tempdir().unwrap();
+    let mut host = Host::start(TEST, data.path());
+    host.wait_for("running");
+    host.signal(Signal::SIGKILL);
+    block_on(works(data.path()));
+    host.kill(Signal::SIGKILL);
     reap_orphans();
 }
 

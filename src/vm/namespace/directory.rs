@@ -319,6 +319,10 @@ fn make_skeleton(path: &Path, ids: IdMap) -> io::Result<()> {
 /// of all its descriptors until it execs.
 const COPIES_CLOSE: Duration = Duration::from_secs(1);
 
+/// How long a holder may take to die: the kernel first gives back its memory, which for gigabytes takes
+/// a tenth of a second, and more on a busy machine.
+const DIES: Duration = Duration::from_secs(10);
+
 /// Of the largest pid there can be.
 const PID_WIDTH: usize = 10;
 
@@ -343,7 +347,12 @@ fn lock_host(path: &Path, key: &str) -> Result<Flock<File>, VmError> {
                 // Empty: it has only just been locked.
                 let _ = busy.rewind().and_then(|()| busy.read_to_string(&mut text));
                 let pid: Option<i32> = text.trim().parse().ok();
-                if pid.is_some_and(is_gone) && began.elapsed() < COPIES_CLOSE {
+                let patience = match pid.map(fate) {
+                    Some(Fate::Gone) => COPIES_CLOSE,
+                    Some(Fate::Dying) => DIES,
+                    Some(Fate::Alive) | None => Duration::ZERO,
+                };
+                if began.elapsed() < patience {
                     std::thread::sleep(LOCK_POLL);
                     file = busy;
                     continue;
@@ -358,8 +367,49 @@ fn lock_host(path: &Path, key: &str) -> Result<Flock<File>, VmError> {
     }
 }
 
-fn is_gone(pid: i32) -> bool {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+/// What has become of the process that a lock names.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Alive,
+    /// Killed, but not gone: it still has its descriptors.
+    Dying,
+    Gone,
+}
+
+fn fate(pid: i32) -> Fate {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+        // Also of a process that is not for this one to see, if its pid says nothing else.
+        return match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) {
+            Err(Errno::ESRCH) => Fate::Gone,
+            _ => Fate::Alive,
+        };
+    };
+    let field = |name: &str| {
+        let mut lines = status.lines();
+        lines.find_map(|line| Some(line.strip_prefix(name)?.trim()))
+    };
+    // Of a process whose main thread has ended, the others may still be at it.
+    let ended = field("State:").is_some_and(|state| state.starts_with(['Z', 'X']));
+    let killed = ["SigPnd:", "ShdPnd:"].iter().any(|name| {
+        let pending = field(name).and_then(|bits| u64::from_str_radix(bits, 16).ok());
+        pending.is_some_and(|bits| bits & (1 << (libc::SIGKILL - 1)) != 0)
+    });
+    if ended || killed || is_exiting(pid) {
+        Fate::Dying
+    } else {
+        Fate::Alive
+    }
+}
+
+/// Whether the kernel is taking it apart: `PF_EXITING` in the flags of `proc_pid_stat(5)`.
+fn is_exiting(pid: i32) -> bool {
+    const PF_EXITING: u64 = 4;
+    // The name before the flags may hold anything, parentheses too.
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(')')
+            .and_then(|(_, fields)| fields.split_whitespace().nth(6)?.parse().ok())
+            .is_some_and(|flags: u64| flags & PF_EXITING != 0)
+    })
 }
 
 fn lock_file(path: &Path) -> Result<File, VmError> {
