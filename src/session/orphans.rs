@@ -10,26 +10,30 @@ use crate::vm::exec::{ExecEnd, ExecOptions, exec};
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Finds processes of this session that run a program of the agent's packages, and all below them by
-/// parents that live; ends them. Builtins do the walk: a VM need not have `ps`.
+/// parents that live; ends them, and returns when none is left. Who is stopped starts nothing while the
+/// others are looked for. Builtins do the walk: a VM need not have `ps`.
 const END: &str = r#"
-set -- $(grep -lzxF "AGENTVM_STATE_DIR=$STATE_DIR" /proc/[0-9]*/environ 2> /dev/null)
-found=' '
-for environ; do
-  pid=${environ#/proc/} pid=${pid%/environ}
-  case "$(readlink "/proc/$pid/exe")" in "$PROGRAMS"/*) found="$found$pid " ;; esac
-done
-[ "$found" = ' ' ] && exit
-before=
-while [ "$found" != "$before" ]; do
-  before=$found
-  for stat in /proc/[0-9]*/stat; do
-    read -r line 2> /dev/null < "$stat" || continue
-    pid=${line%% *}
-    set -- ${line##*) }
-    case "$found" in *" $pid "*) ;; *" $2 "*) found="$found$pid " ;; esac
+while :; do
+  set -- $(grep -lzxF "AGENTVM_STATE_DIR=$STATE_DIR" /proc/[0-9]*/environ 2> /dev/null)
+  found=' '
+  for environ; do
+    pid=${environ#/proc/} pid=${pid%/environ}
+    case "$(readlink "/proc/$pid/exe")" in "$PROGRAMS"/*) found="$found$pid " ;; esac
   done
+  [ "$found" = ' ' ] && exit
+  before=
+  while [ "$found" != "$before" ]; do
+    before=$found
+    kill -STOP $found 2> /dev/null
+    for stat in /proc/[0-9]*/stat; do
+      read -r line 2> /dev/null < "$stat" || continue
+      pid=${line%% *}
+      set -- ${line##*) }
+      case "$found" in *" $pid "*) ;; *" $2 "*) found="$found$pid " ;; esac
+    done
+  done
+  kill -KILL $found 2> /dev/null
 done
-kill -KILL $found
 "#;
 
 /// Where to look for them.
