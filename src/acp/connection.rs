@@ -16,7 +16,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::line::{Line, LineError, LineReader};
-use super::message::{Message, RpcError};
+use super::message::{MAX_NESTING, Message, RpcError, nests_too_deeply};
 
 /// Lines on their way to the agent. An agent that reads none of them makes the next writer wait.
 const OUTGOING: usize = 16;
@@ -368,6 +368,10 @@ async fn read(
         let message = std::str::from_utf8(line)
             .ok()
             .and_then(|text| Some((text, Message::parse(text)?)));
+        if message.is_some() && nests_too_deeply(line) {
+            let problem = format!("a message nested more than {MAX_NESTING} levels deep");
+            return Closed::Protocol(problem);
+        }
         let flow = match message {
             Some((line, Message::Notification { method, params })) => {
                 handler.notification(line, &method, params).await
@@ -471,7 +475,7 @@ mod tests {
                 .expect("fcntl");
         }
         Agent {
-            connection: Connection::start(stdin, stdout, 1000, heard.clone())
+            connection: Connection::start(stdin, stdout, 4000, heard.clone())
                 .expect("a connection"),
             heard,
             stdin: BufReader::new(stdin_read.into()),
@@ -535,10 +539,24 @@ mod tests {
     #[tokio::test]
     async fn a_line_over_the_limit_ends_the_connection() {
         let mut agent = agent();
-        agent.stdout.write_all(&[b'x'; 2000]).expect("written");
+        agent.stdout.write_all(&[b'x'; 5000]).expect("written");
         let mut closed = agent.connection.closed();
         let closed = closed.wait_for(Option::is_some).await.expect("closed");
         assert!(matches!(&*closed, Some(Closed::Protocol(_))));
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_nested_too_deeply_ends_the_connection() {
+        let mut agent = agent();
+        let (open, close) = ("[".repeat(MAX_NESTING), "]".repeat(MAX_NESTING));
+        let deep = format!("{{\"method\":\"x\",\"params\":{open}{close}}}\n");
+        agent.stdout.write_all(deep.as_bytes()).expect("written");
+        let mut closed = agent.connection.closed();
+        let closed = closed.wait_for(Option::is_some).await.expect("closed");
+        let Some(Closed::Protocol(problem)) = &*closed else {
+            panic!("{closed:?}");
+        };
+        assert!(problem.contains("nested"), "{problem}");
     }
 
     #[tokio::test]

@@ -94,6 +94,38 @@ pub fn present<'de, D: Deserializer<'de>>(
     Deserialize::deserialize(deserializer).map(Some)
 }
 
+/// How deep the values of a message may be nested. What is said in ACP stays below a hundred levels;
+/// JavaScript reads any depth, but can't write a few thousand: `JSON.stringify` would throw.
+pub(super) const MAX_NESTING: usize = 1000;
+
+/// Whether this JSON is nested deeper than [`MAX_NESTING`]. Nearly always a matter of counting brackets.
+#[must_use]
+pub(super) fn nests_too_deeply(json: &[u8]) -> bool {
+    if json.len() <= MAX_NESTING
+        || memchr::memchr2_iter(b'{', b'[', json)
+            .nth(MAX_NESTING)
+            .is_none()
+    {
+        return false;
+    }
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_NESTING {
+            return true;
+        }
+    }
+    false
+}
+
 impl<'a> Message<'a> {
     /// `None`: not a JSON-RPC message.
     #[must_use]
@@ -242,6 +274,19 @@ fn span(whole: &str, part: &str) -> Option<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn brackets_count_as_levels_where_they_nest_and_not_in_strings() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(!nests_too_deeply(nested(MAX_NESTING).as_bytes()));
+        assert!(nests_too_deeply(nested(MAX_NESTING + 1).as_bytes()));
+        let unfinished = r#"{"a":"#.repeat(MAX_NESTING + 1);
+        assert!(nests_too_deeply(unfinished.as_bytes()));
+        let side_by_side = format!("[{}]", "[],".repeat(2 * MAX_NESTING));
+        assert!(!nests_too_deeply(side_by_side.as_bytes()));
+        let text = format!(r#"{{"a":"\"{}"}}"#, "[{".repeat(MAX_NESTING));
+        assert!(!nests_too_deeply(text.as_bytes()));
+    }
 
     fn rewritten(line: &str) -> String {
         let Some(Message::Notification { params, .. }) = Message::parse(line) else {
