@@ -475,7 +475,7 @@ mod tests {
                 .expect("fcntl");
         }
         Agent {
-            connection: Connection::start(stdin, stdout, 4000, heard.clone())
+            connection: Connection::start(stdin, stdout, 10_000, heard.clone())
                 .expect("a connection"),
             heard,
             stdin: BufReader::new(stdin_read.into()),
@@ -539,7 +539,7 @@ mod tests {
     #[tokio::test]
     async fn a_line_over_the_limit_ends_the_connection() {
         let mut agent = agent();
-        agent.stdout.write_all(&[b'x'; 5000]).expect("written");
+        agent.stdout.write_all(&[b'x'; 20_000]).expect("written");
         let mut closed = agent.connection.closed();
         let closed = closed.wait_for(Option::is_some).await.expect("closed");
         assert!(matches!(&*closed, Some(Closed::Protocol(_))));

@@ -96,7 +96,7 @@ pub fn present<'de, D: Deserializer<'de>>(
 
 /// How deep the values of a message may be nested. What is said in ACP stays below a hundred levels;
 /// JavaScript reads any depth, but can't write a few thousand: `JSON.stringify` would throw.
-pub(super) const MAX_NESTING: usize = 1000;
+pub(super) const MAX_NESTING: usize = 2000;
 
 /// Whether this JSON is nested deeper than [`MAX_NESTING`]. Nearly always a matter of counting brackets.
 #[must_use]
