@@ -12,6 +12,7 @@ mod control;
 mod ending;
 mod files;
 mod mounts;
+mod ports;
 mod process;
 mod serve;
 

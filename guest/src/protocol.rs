@@ -1,8 +1,14 @@
 //! Message types and their encoding.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::net::NetConfig;
+
+mod port;
+
+pub use self::port::{MAX_LISTENERS, PortOp};
 
 /// Largest packet either side sends: well under what SEQPACKET takes (`EMSGSIZE` near 256 KiB).
 /// A larger request travels in a memfd; a reply is never larger.
@@ -73,6 +79,8 @@ pub enum Request {
         mode: u32,
         user: Account,
     },
+    /// Ports of the VM's loopback; see [`PortOp`].
+    Port { id: RequestId, op: PortOp },
     /// `mkdir -p`
     MakeDirs {
         id: RequestId,
@@ -97,9 +105,14 @@ pub enum Reply {
         id: RequestId,
         pid: i32,
     },
-    /// Descriptor: the file.
+    /// Descriptor: the file, or the socket of [`PortOp::Connect`].
     Opened {
         id: RequestId,
+    },
+    /// [`MAX_LISTENERS`] at most.
+    Listeners {
+        id: RequestId,
+        listeners: Vec<SocketAddr>,
     },
     Done {
         id: RequestId,

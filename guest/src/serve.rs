@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use crate::control::Control;
 use crate::ending;
 use crate::files;
+use crate::ports;
 use crate::process::{Launch, SpawnError};
 
 /// Serves the host until it hangs up, then ends every process of the VM.
@@ -166,6 +167,10 @@ impl Guest<'_> {
                 user,
             } => match files::open(&path, flags, mode, user) {
                 Ok(file) => self.control.send(&Reply::Opened { id }, &[file]),
+                Err(errno) => self.fail(id, errno, FailedAt::Operation),
+            },
+            Request::Port { id, op } => match ports::answer(id, op) {
+                Ok((reply, descriptors)) => self.control.send(&reply, &descriptors),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
             Request::MakeDirs { id, path, user } => match files::make_dirs(&path, user) {

@@ -12,6 +12,7 @@
 //! else the second time gains nothing.
 
 mod address;
+mod connection;
 pub mod dns;
 mod host_address;
 mod policy;
@@ -26,6 +27,7 @@ use agentvm_guest::net::NetSockets;
 use tokio::task::JoinSet;
 
 pub use self::address::Scope;
+pub use self::connection::Connection;
 pub use self::policy::{Policy, Rule, Verdict};
 
 /// The running network of one VM. Dropping it ends every connection and query.
@@ -33,6 +35,7 @@ pub use self::policy::{Policy, Rule, Verdict};
 pub struct Network {
     /// Aborted with the set, and with each of them what it serves.
     _servers: JoinSet<()>,
+    policy: Arc<Policy>,
 }
 
 impl Network {
@@ -50,7 +53,7 @@ impl Network {
         let dns_tcp = sockets::listener(sockets.dns_tcp, sockets::V4)?;
 
         let mut servers = JoinSet::new();
-        let proxy = proxy::Proxy::new(policy);
+        let proxy = proxy::Proxy::new(Arc::clone(&policy));
         if let Some(tcp6) = tcp6 {
             servers.spawn(proxy.clone().serve(tcp6));
         }
@@ -58,6 +61,15 @@ impl Network {
         let server = Arc::new(dns::Server::default());
         servers.spawn(dns::serve_udp(dns_udp, Arc::clone(&server)));
         servers.spawn(dns::serve_tcp(dns_tcp, server));
-        Ok(Self { _servers: servers })
+        Ok(Self {
+            _servers: servers,
+            policy,
+        })
+    }
+
+    /// Whether this port of the VM's loopback is the host's.
+    #[must_use]
+    pub fn is_exempt(&self, port: u16) -> bool {
+        self.policy.is_exempt(port)
     }
 }

@@ -60,6 +60,10 @@ impl Policy {
         }
     }
 
+    pub(super) fn is_exempt(&self, port: u16) -> bool {
+        self.loopback_exempt_ports.contains(&port)
+    }
+
     /// The part that the VM's own rules refuse at once. What they let through is judged here again
     /// when it is dialled.
     #[must_use]
@@ -92,8 +96,7 @@ impl Policy {
     pub fn judge(&self, destination: SocketAddr) -> Verdict {
         let address = destination.ip();
         // Exactly these two: the guest's rules exempt no other address of 127/8.
-        let exempt =
-            is_localhost(address) && self.loopback_exempt_ports.contains(&destination.port());
+        let exempt = is_localhost(address) && self.is_exempt(destination.port());
         match scope(address) {
             Scope::Loopback if exempt => Verdict::Allow,
             Scope::Public => match host_address::is_ours(address) {

@@ -1,19 +1,19 @@
 //! Sockets that PID 1 handed out, checked before they are used.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
 };
-use std::os::fd::AsRawFd;
 use tokio::net::{TcpListener, UdpSocket};
 
 pub(super) const V4: AddressFamily = AddressFamily::Inet;
 pub(super) const V6: AddressFamily = AddressFamily::Inet6;
 
 pub(super) fn listener(socket: OwnedFd, family: AddressFamily) -> io::Result<TcpListener> {
-    check(&socket, family, SockType::Stream)?;
+    check(&socket, &[family], SockType::Stream)?;
     if !getsockopt(&socket, sockopt::AcceptConn)? {
         return Err(unexpected("a socket that does not listen"));
     }
@@ -23,25 +23,63 @@ pub(super) fn listener(socket: OwnedFd, family: AddressFamily) -> io::Result<Tcp
 }
 
 pub(super) fn datagram(socket: OwnedFd) -> io::Result<UdpSocket> {
-    check(&socket, V4, SockType::Datagram)?;
+    check(&socket, &[V4], SockType::Datagram)?;
     let socket = std::net::UdpSocket::from(socket);
     socket.set_nonblocking(true)?;
     UdpSocket::from_std(socket)
 }
 
 /// A descriptor of something else is no socket to `getsockopt` (`ENOTSOCK`).
-fn check(socket: &OwnedFd, family: AddressFamily, kind: SockType) -> io::Result<()> {
+pub(super) fn check(
+    socket: &OwnedFd,
+    families: &[AddressFamily],
+    kind: SockType,
+) -> io::Result<()> {
     if getsockopt(socket, sockopt::SockType)? != kind {
         return Err(unexpected("a socket of another type"));
     }
     let name: SockaddrStorage = getsockname(socket.as_raw_fd())?;
-    if name.family() != Some(family) {
+    if !name
+        .family()
+        .is_some_and(|family| families.contains(&family))
+    {
         return Err(unexpected("a socket of another family"));
     }
     Ok(())
 }
 
-fn unexpected(what: &str) -> io::Error {
+/// Its number, as `IPPROTO_TCP`.
+pub(super) fn protocol(socket: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    let mut protocol: i32 = 0;
+    let mut size: libc::socklen_t = 4;
+    // SAFETY: the kernel writes at most `size` bytes to the integer, and the size.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PROTOCOL,
+            (&raw mut protocol).cast(),
+            &raw mut size,
+        )
+    };
+    Errno::result(result)?;
+    Ok(protocol)
+}
+
+/// Ends a TCP connection at once, in both directions, whatever has been sent (tcp(7): connecting to
+/// `AF_UNSPEC` dissolves it). Unlike a close it never waits.
+pub(super) fn reset(socket: BorrowedFd<'_>) {
+    const SIZE: libc::socklen_t = 16;
+    /// A `struct sockaddr` of this family, which is 0.
+    const NOWHERE: [u8; SIZE as usize] = [0; SIZE as usize];
+    // SAFETY: the kernel reads the address, whose size is given.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), NOWHERE.as_ptr().cast(), SIZE) };
+    if let Err(errno) = Errno::result(result) {
+        tracing::debug!(%errno, "can't reset a connection");
+    }
+}
+
+pub(super) fn unexpected(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 

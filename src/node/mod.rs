@@ -7,6 +7,7 @@
 mod agents;
 mod argument;
 mod client;
+mod connection;
 mod error;
 mod events;
 mod options;

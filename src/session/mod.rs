@@ -11,6 +11,7 @@ mod calls;
 mod client;
 mod compile_cache;
 mod configuration;
+mod connection;
 mod control;
 mod emission;
 mod environment;
@@ -36,6 +37,7 @@ mod turn;
 mod updates;
 
 pub use client::{Client, ClientOptions, Settings, VmHandle, VmSettings, text_prompt};
+pub use connection::VmConnection;
 pub use control::{Change, SessionView};
 pub use emission::{Item, Notice, SessionState, ShutdownReason, Subscription};
 pub use kept::Resume;

@@ -60,9 +60,25 @@ pub enum VmError {
     /// happened, and it can be made again in another VM.
     #[error("the VM ended before the call: {0}")]
     NotSent(String),
+    /// A server inside the VM can't be reached.
+    #[error("can't connect to port {port} in the VM: {}", connect_problem(*.errno))]
+    Connect { port: u16, errno: nix::errno::Errno },
+    /// In the VM this port is the host's.
+    #[error(
+        "port: {0} is in loopbackExemptPorts: in this VM, port {0} of 127.0.0.1 is the host's. Connect to it from the host, or let the server in the VM use another port"
+    )]
+    ExemptPort(u16),
     /// PID 1 broke the protocol; the VM is stopped.
     #[error("the VM's PID 1 sent {0}: the VM was stopped")]
     Protocol(String),
+}
+
+fn connect_problem(errno: nix::errno::Errno) -> &'static str {
+    if errno == nix::errno::Errno::ECONNREFUSED {
+        "nothing listens there on 127.0.0.1 or ::1 (waitForPort waits until something does)"
+    } else {
+        errno.desc()
+    }
 }
 
 impl From<VmError> for Error {
@@ -82,7 +98,10 @@ impl From<VmError> for Error {
                 .raw_os_error()
                 .map_or(Code::Internal, Code::from_errno),
             VmError::Busy { .. } => Code::VmBusy,
-            VmError::File { errno, .. } | VmError::Spawn { errno, .. } => Code::from(*errno),
+            VmError::File { errno, .. }
+            | VmError::Spawn { errno, .. }
+            | VmError::Connect { errno, .. } => Code::from(*errno),
+            VmError::ExemptPort(_) => Code::InvalidArgument,
             VmError::NotRegular { found, .. } => Code::Errno(if *found == "a directory" {
                 "EISDIR"
             } else {

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 pub use error::VmError;
 pub use foreground::{Commands, Extent, Foreground, Moment};
+pub use port::Ports;
 
 pub mod environment;
 mod error;
@@ -18,6 +19,7 @@ pub mod exec;
 pub mod file;
 mod foreground;
 pub mod namespace;
+mod port;
 
 /// What a program, or an agent, should know of a VM: in it at `/etc/agentvm/instructions.md`.
 pub const INSTRUCTIONS: &str = include_str!("instructions.md");
@@ -126,7 +128,7 @@ pub enum VmEnd {
 
 /// A running VM. All calls act on the guest side: no guest path is ever resolved by the host.
 #[async_trait]
-pub trait Vm: Send + Sync + 'static {
+pub trait Vm: Ports + Send + Sync + 'static {
     async fn spawn(&self, command: &Command) -> Result<Process>;
 
     /// Signals the whole process group of a process started by [`Vm::spawn`].

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,6 +28,7 @@ use crate::vm::{Exit, VmError};
 pub(super) enum Answer {
     Spawned(Child),
     Opened(OwnedFd),
+    Listeners(Vec<SocketAddr>),
     Done,
     Foreground(Option<Instance>, Vec<Instance>),
     ForegroundEnded(u32),
@@ -283,6 +285,7 @@ impl Control {
                     .ok_or("an opened file without descriptor")?;
                 (id, Answer::Opened(file))
             }
+            Reply::Listeners { id, listeners } => (id, Answer::Listeners(listeners)),
             Reply::Done { id } => (id, Answer::Done),
             Reply::Foreground { id, agent, seen } => (id, Answer::Foreground(agent, seen)),
             Reply::ForegroundEnded { id, killed } => (id, Answer::ForegroundEnded(killed)),

@@ -6,6 +6,7 @@ mod directory;
 mod guest;
 mod ids;
 mod layout;
+mod ports;
 mod preparation;
 mod running;
 mod seccomp;

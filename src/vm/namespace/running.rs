@@ -23,13 +23,13 @@ use crate::vm::{
 
 /// A running VM.
 pub struct NamespaceVm {
-    control: Arc<Control>,
+    pub(super) control: Arc<Control>,
     ended: watch::Receiver<Option<VmEnd>>,
     /// Tells the supervisor to end the VM.
     stop: watch::Sender<bool>,
     ids: IdMap,
     /// Dropped with the VM: its connections end.
-    network: Mutex<Option<Network>>,
+    pub(super) network: Mutex<Option<Network>>,
 }
 
 impl NamespaceVm {
@@ -345,6 +345,6 @@ fn processes(errno: Errno) -> VmError {
     }
 }
 
-fn unexpected(answer: &Answer) -> VmError {
+pub(super) fn unexpected(answer: &Answer) -> VmError {
     VmError::Protocol(format!("an answer of another kind ({answer:?})"))
 }

@@ -1,0 +1,145 @@
+//! A connection to a server inside the VM, over a socket that PID 1 made.
+//!
+//! PID 1 may keep a duplicate, and with it share the socket's flags and options: it could let calls block
+//! that must not. So every call here says by itself that it does not wait (`MSG_DONTWAIT`), and the
+//! socket is closed, which may wait too (`SO_LINGER`), where waiting harms nobody.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    MsgFlags, Shutdown, SockType, getpeername, getsockopt, recv, send, setsockopt, shutdown,
+    sockopt,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
+
+use super::sockets;
+
+/// Most that one read gives.
+const CHUNK: usize = 256 * 1024;
+
+/// An established TCP connection. Both directions may be used at the same time. Dropping it before both
+/// have ended resets it.
+#[derive(Debug)]
+pub struct Connection {
+    /// `None` only while it is dropped.
+    socket: Option<AsyncFd<OwnedFd>>,
+    runtime: Handle,
+}
+
+impl Connection {
+    /// Waits until a connection that PID 1 has begun is established. Anything but a TCP socket is an error.
+    pub async fn establish(socket: OwnedFd) -> io::Result<Self> {
+        sockets::check(&socket, &[sockets::V4, sockets::V6], SockType::Stream)?;
+        check_protocol(&socket)?;
+        let connection = Self {
+            // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
+            socket: Some(unsafe { AsyncFd::register(socket) }?),
+            runtime: Handle::current(),
+        };
+        let socket = connection.socket()?;
+        loop {
+            let mut ready = socket.writable().await?;
+            let error = getsockopt(socket.get_ref(), sockopt::SocketError)?;
+            if error != 0 {
+                return Err(io::Error::from_raw_os_error(error));
+            }
+            match getpeername::<nix::sys::socket::SockaddrStorage>(socket.as_raw_fd()) {
+                Ok(_) => break,
+                // Told of readiness too early.
+                Err(nix::errno::Errno::ENOTCONN) => ready.clear_ready(),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        // Whoever writes has decided what goes into one segment.
+        setsockopt(socket.get_ref(), sockopt::TcpNoDelay, &true)?;
+        Ok(connection)
+    }
+
+    /// What has arrived, 256 KiB at most, as soon as there is something. Empty: the server has
+    /// ended its direction.
+    pub async fn read(&self) -> io::Result<Vec<u8>> {
+        let socket = self.socket()?;
+        loop {
+            let mut ready = socket.readable().await?;
+            // Nothing is held while there is nothing to read.
+            let mut chunk = vec![0; CHUNK];
+            let received = ready.try_io(|socket| {
+                recv(socket.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT)
+                    .map_err(io::Error::from)
+            });
+            match received {
+                Ok(Ok(length)) => {
+                    chunk.truncate(length);
+                    chunk.shrink_to_fit();
+                    return Ok(chunk);
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// Returns when the kernel has taken all of it, which is when the server reads fast enough.
+    pub async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let socket = self.socket()?;
+        while !bytes.is_empty() {
+            let mut ready = socket.writable().await?;
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let sent = ready
+                .try_io(|socket| send(socket.as_raw_fd(), bytes, flags).map_err(io::Error::from));
+            match sent {
+                Ok(Ok(length)) => bytes = bytes.get(length..).unwrap_or_default(),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends this direction; the other goes on.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        Ok(shutdown(self.socket()?.as_raw_fd(), Shutdown::Write)?)
+    }
+
+    /// For a connection whose two directions have ended: what was written still arrives.
+    pub fn close(mut self) {
+        self.release(false);
+    }
+
+    fn socket(&self) -> io::Result<&AsyncFd<OwnedFd>> {
+        self.socket
+            .as_ref()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    fn release(&mut self, reset: bool) {
+        let Some(socket) = self.socket.take().map(AsyncFd::into_inner) else {
+            return;
+        };
+        if reset {
+            sockets::reset(socket.as_fd());
+        }
+        // Closing the last descriptor waits as long as SO_LINGER says, and PID 1 may have set that.
+        // It ends with the VM at the latest, whose end of the connection is gone then.
+        self.runtime.spawn_blocking(move || drop(socket));
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.release(true);
+    }
+}
+
+fn check_protocol(socket: &OwnedFd) -> io::Result<()> {
+    // Multipath TCP and SCTP are streams as well.
+    if sockets::protocol(socket.as_fd())? == libc::IPPROTO_TCP {
+        Ok(())
+    } else {
+        Err(sockets::unexpected("a socket of another protocol"))
+    }
+}
