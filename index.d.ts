@@ -1,5 +1,8 @@
 /// <reference lib="esnext.disposable" />
 
+import type { Duplex } from "node:stream";
+import type { WebSocket } from "undici";
+
 /**
  * agentvm: coding agents in isolated Linux VMs, inside the Node process that asks for them.
  *
@@ -311,6 +314,57 @@ export interface Agent extends AsyncDisposable {
    * @throws {AgentVmError} with the errno's name as code: `ENOENT`, `EACCES`, `ENOSPC`, …
    */
   writeFile(path: string, content: string | Uint8Array, options?: FileOptions): Promise<void>;
+
+  /**
+   * `fetch` to an HTTP server inside the VM that listens on `127.0.0.1` or `::1`, whoever started it. The
+   * port is open to nobody else, on the host neither.
+   *
+   * ```ts
+   * const response = await agent.vmFetch(3000, "/api/items?limit=5", { method: "POST", body: "…" });
+   * console.log(response.status, await response.json());
+   * ```
+   *
+   * It is the platform's `fetch` in all that follows from `init`: streams in both directions, redirects,
+   * compressed bodies, `signal`. A redirect is followed inside the VM only. There is no time-out but your
+   * `signal`, and no connection is kept for the next request. The VM stays awake until the body has been
+   * read, cancelled, or garbage collected.
+   *
+   * @param path begins with `/`
+   * @throws {AgentVmError} `ECONNREFUSED` if nothing listens on the port, `ECONNRESET` if the server
+   * closed the connection instead of answering, `EPROTO` if it does not speak HTTP, `NETWORK_DENIED` for a
+   * redirect out of the VM, `INVALID_ARGUMENT`, also for a port of `loopbackExemptPorts`, which in the VM
+   * is the host's; `ABORTED`. When the connection or the VM ends later, reading the body fails with a
+   * `TypeError` that has the `cause`
+   */
+  vmFetch(port: number, path: string, init?: VmFetchInit): Promise<Response>;
+
+  /**
+   * A WebSocket to a server inside the VM: a standard one, from undici. It is returned at once; `open`,
+   * or `error` and `close`, follow. A message of more than 128 MiB closes it.
+   *
+   * @throws {AgentVmError} `INVALID_ARGUMENT`
+   */
+  vmWebSocket(port: number, path: string, protocols?: string | readonly string[]): WebSocket;
+
+  /**
+   * A TCP connection to a server inside the VM that listens on `127.0.0.1` or `::1`. It keeps the VM awake
+   * until it is closed; what ends the VM destroys it with `ABORTED`.
+   *
+   * @throws {AgentVmError} `ECONNREFUSED`, `INVALID_ARGUMENT` as with `vmFetch`; `ABORTED`
+   */
+  connect(port: number, options?: ConnectOptions): Promise<VmConnection>;
+
+  /**
+   * Resolves when something listens on this port, where `vmFetch` and `connect` reach it: after a
+   * development server was started, say. It looks ten times a second, keeps the VM awake, and waits as
+   * long as it takes: `signal` gives it an end.
+   *
+   * @throws {AgentVmError} `ABORTED`, `INVALID_ARGUMENT`
+   */
+  waitForPort(port: number, options?: ConnectOptions): Promise<void>;
+
+  /** The TCP sockets that listen in the VM, by port; at most 3,000. Wakes the VM. */
+  listeningPorts(): Promise<ListeningPort[]>;
 
   /** Ends agents and processes; keeps files and sessions. The next call that needs the VM wakes it. */
   sleep(): Promise<void>;
@@ -743,6 +797,26 @@ export interface ExecResult {
 export interface FileOptions {
   /** Who opens the file. Default: `"user"`. */
   user?: "user" | "root";
+}
+
+/** What `fetch` takes. A stream as `body` needs no `duplex`. */
+export type VmFetchInit = Omit<RequestInit, "dispatcher" | "duplex">;
+
+export interface ConnectOptions {
+  /** Aborting gives the call up and rejects with `ABORTED`. It does nothing to an open connection. */
+  signal?: AbortSignal;
+}
+
+/**
+ * A stream as `net.Socket` is one, with `end()` for one direction and `destroy()` for both. Errors have a
+ * `code`: `ECONNRESET`, `EPIPE`, `ABORTED`, `VM_EXITED`, …
+ */
+export interface VmConnection extends Duplex {}
+
+export interface ListeningPort {
+  port: number;
+  /** Where it listens, as `"127.0.0.1"`, `"0.0.0.0"`, `"::1"` or `"::"`. */
+  address: string;
 }
 
 export interface AgentEvents {

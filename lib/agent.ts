@@ -1,10 +1,13 @@
+import type { WebSocket } from "undici";
 import type * as Api from "../index";
 import { abortable, throwIfAborted } from "./abort";
 import { bytes, json, refuseMore, requireJson, requireOptions, requireString } from "./arguments";
+import { connect, requirePort } from "./connection";
 import { aborted, call, callSync, invalidArgument } from "./errors";
 import { Listeners } from "./listeners";
 import type { native } from "./native";
 import { SessionEvents } from "./session-events";
+import { vmFetch, vmWebSocket } from "./vm-fetch";
 
 type NativeVm = InstanceType<typeof native.NativeVm>;
 
@@ -262,6 +265,33 @@ export class Agent implements Api.Agent {
     requireString("path", path);
     const data = bytes("content", content);
     await call(this.#vm.writeFile(path, data, json("options", requireOptions(options))));
+  }
+
+  // Servers inside
+
+  async vmFetch(port: number, path: string, init: Api.VmFetchInit = {}): Promise<Response> {
+    return await vmFetch(this.#vm, port, path, init);
+  }
+
+  vmWebSocket(port: number, path: string, protocols?: string | readonly string[]): WebSocket {
+    return vmWebSocket(this.#vm, port, path, protocols);
+  }
+
+  async connect(port: number, options: Api.ConnectOptions = {}): Promise<Api.VmConnection> {
+    const { signal, ...more } = requireOptions(options);
+    refuseMore(more);
+    return await connect(this.#vm, port, signal);
+  }
+
+  async waitForPort(port: number, options: Api.ConnectOptions = {}): Promise<void> {
+    requirePort(port);
+    const { signal, ...more } = requireOptions(options);
+    refuseMore(more);
+    await abortable(signal, (abort) => this.#vm.waitForPort(port, abort));
+  }
+
+  async listeningPorts(): Promise<Api.ListeningPort[]> {
+    return JSON.parse(await call(this.#vm.listeningPorts()));
   }
 
   // Life
