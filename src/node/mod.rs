@@ -8,6 +8,7 @@ mod agents;
 mod argument;
 mod client;
 mod connection;
+mod doctor;
 mod error;
 mod events;
 mod options;

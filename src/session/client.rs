@@ -205,6 +205,16 @@ impl Client {
         &self.inner.settings.vm
     }
 
+    pub(super) fn data_dir(&self) -> Result<&Path> {
+        self.inner.check_open()?;
+        Ok(&self.inner.data.path)
+    }
+
+    pub(super) fn settings(&self) -> Result<&Settings> {
+        self.inner.check_open()?;
+        Ok(&self.inner.settings)
+    }
+
     fn handle(&self, key: VmKey, settings: Arc<Settings>) -> Result<VmHandle> {
         let data = &self.inner.data;
         // One step for `close`, which takes the machines after it has marked the client as closed.

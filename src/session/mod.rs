@@ -13,6 +13,7 @@ mod compile_cache;
 mod configuration;
 mod connection;
 mod control;
+mod doctor;
 mod emission;
 mod environment;
 mod event;

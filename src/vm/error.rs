@@ -109,6 +109,13 @@ impl From<VmError> for Error {
             }),
             VmError::Ended(_) | VmError::NotSent(_) | VmError::Protocol(_) => Code::VmExited,
         };
-        Self::new(code, error.to_string())
+        let hint = if matches!(error, VmError::Unsupported { .. } | VmError::Boot { .. })
+            && code == Code::VmUnsupported
+        {
+            ". `npx agentvm doctor` shows what this host has and what it lacks"
+        } else {
+            ""
+        };
+        Self::new(code, format!("{error}{hint}"))
     }
 }

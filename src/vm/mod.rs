@@ -9,10 +9,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+pub use diagnosis::{Check, Diagnosis, Places, State, Trouble};
 pub use error::VmError;
 pub use foreground::{Commands, Extent, Foreground, Moment};
 pub use port::Ports;
 
+mod diagnosis;
 pub mod environment;
 mod error;
 pub mod exec;

@@ -5,6 +5,7 @@
 mod agents;
 mod child;
 mod death;
+mod doctor;
 mod isolation;
 mod net;
 mod session;

@@ -26,6 +26,7 @@ fn refuses(feature: &str, remedy: &str) {
             assert_eq!(error.code.as_str(), "VM_UNSUPPORTED", "{error}");
             assert!(error.message.contains(feature), "{error}");
             assert!(error.message.contains(remedy), "{error}");
+            assert!(error.message.contains("npx agentvm doctor"), "{error}");
             assert_eq!(processes(), "", "left by attempt {attempt}");
             assert!(attempt == 0 || descriptors() == before, "descriptors leak");
         }
@@ -41,7 +42,7 @@ fn processes() -> String {
 }
 
 /// Makes the kernel refuse a system call to this thread and all that it starts.
-fn refuse_call(call: i64, conditions: Vec<SeccompCondition>, errno: i32) {
+pub(super) fn refuse_call(call: i64, conditions: Vec<SeccompCondition>, errno: i32) {
     let rules = if conditions.is_empty() {
         Vec::new()
     } else {

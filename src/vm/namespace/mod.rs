@@ -3,6 +3,7 @@
 mod base;
 mod control;
 mod directory;
+mod doctor;
 mod guest;
 mod ids;
 mod layout;
@@ -32,6 +33,7 @@ use super::{Result, VmError};
 use crate::net::{Network, Policy};
 
 pub use self::directory::HostLock;
+pub use self::doctor::examine;
 pub use self::layout::AGENTS;
 pub use self::running::NamespaceVm;
 
@@ -60,6 +62,8 @@ pub struct Booted {
     /// The host crashed while this VM ran: what was written outside of the durable directories
     /// (`/home/user`, `/root`, `/var`) may be incomplete.
     pub layers_suspect: bool,
+    /// Whether it has a network, or why not.
+    pub net: NetState,
 }
 
 /// Boots a VM, or says what the host lacks for it. A failure leaves nothing behind but the VM's
@@ -83,12 +87,14 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
             directory,
             ids,
             network,
+            net,
             last,
         }) => Ok(Booted {
             lock: directory.host_lock(),
             vm: NamespaceVm::run(directory, control, guest, network, ids),
             base_changed: last.base_changed,
             layers_suspect: last.layers_suspect,
+            net,
         }),
         Err(error) => {
             // PID 1 exits when its socket closes. The caller hears of the failure when nothing is
@@ -105,6 +111,7 @@ struct Furnished {
     directory: Directory,
     ids: IdMap,
     network: Option<Network>,
+    net: NetState,
     last: LastBoot,
 }
 
@@ -121,11 +128,11 @@ async fn furnish(
         .map_err(|(file, errno)| unsupported::id_map(file, errno))?;
     let (directory, message) = prepared.message(pid, options).await?;
     let (net, sockets) = first_reply(control, message, directory.lock()).await?;
-    let network = match net {
-        NetState::Up { v6 } => Some(start_network(sockets, v6, Arc::clone(&options.policy))?),
+    let network = match &net {
+        NetState::Up { v6 } => Some(start_network(sockets, *v6, Arc::clone(&options.policy))?),
         NetState::Down { step, errno } => {
-            let step = String::from_utf8_lossy(&step);
-            tracing::warn!(%step, errno = %Errno::from_raw(errno), "this VM has no network");
+            let step = String::from_utf8_lossy(step);
+            tracing::warn!(%step, errno = %Errno::from_raw(*errno), "this VM has no network");
             None
         }
     };
@@ -133,6 +140,7 @@ async fn furnish(
         directory,
         ids,
         network,
+        net,
         last,
     })
 }

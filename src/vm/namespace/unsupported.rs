@@ -29,12 +29,8 @@ fn namespace_cause(errno: Errno) -> (&'static str, &'static str) {
             "As root: sysctl -w kernel.unprivileged_userns_clone=1",
         );
     }
-    if setting("kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
-        return (
-            "AppArmor restricts user namespaces",
-            "As root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give this \
-             program an AppArmor profile with 'userns,'",
-        );
+    if is_apparmor_restricting() {
+        return APPARMOR;
     }
     match errno {
         Errno::ENOSPC | Errno::EUSERS => (
@@ -58,6 +54,18 @@ fn namespace_cause(errno: Errno) -> (&'static str, &'static str) {
     }
 }
 
+const APPARMOR: (&str, &str) = (
+    "AppArmor restricts user namespaces",
+    "As root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give this \
+     program an AppArmor profile with 'userns,'",
+);
+
+/// Ubuntu since 23.10: an ordinary user may make a user namespace, but no profile lets it mount there.
+fn is_apparmor_restricting() -> bool {
+    setting("kernel/apparmor_restrict_unprivileged_userns") == Some(1)
+        && !nix::unistd::geteuid().is_root()
+}
+
 /// Writing an id map was refused.
 pub(super) fn id_map(file: &str, errno: Errno) -> VmError {
     VmError::Unsupported {
@@ -67,7 +75,7 @@ pub(super) fn id_map(file: &str, errno: Errno) -> VmError {
     }
 }
 
-const CONTAINER: &str = "In a container: start it with --security-opt seccomp=unconfined --security-opt \
+pub(super) const CONTAINER: &str = "In a container: start it with --security-opt seccomp=unconfined --security-opt \
      apparmor=unconfined --security-opt systempaths=unconfined";
 
 const MOUNT_API: (&str, &str) = (
@@ -108,6 +116,8 @@ pub(super) fn boot_step(step: String, errno: Errno) -> VmError {
         )
     } else if mounts && errno == Errno::ENOSYS {
         MOUNT_API
+    } else if mounts && matches!(errno, Errno::EPERM | Errno::EACCES) && is_apparmor_restricting() {
+        APPARMOR
     } else if mounts && matches!(errno, Errno::EPERM | Errno::EACCES) {
         (
             "mounts are forbidden in a user namespace of this process",
