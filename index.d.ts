@@ -123,6 +123,16 @@ export interface Client extends AsyncDisposable {
      */
     getOrCreate(key: string | readonly string[], options?: VmOptions): Agent;
   };
+
+  /**
+   * Tries everything that VMs need of this host, and boots a temporary one in the data directory. Nothing
+   * of it is left. `npx agentvm doctor` prints the same. A host on which no VM runs is a result, not an
+   * error.
+   *
+   * @throws {AgentVmError} `CLIENT_CLOSED`
+   */
+  doctor(): Promise<DoctorResult>;
+
   /**
    * Ends agents and VMs of this client, except those that another open client of this process uses.
    * Running turns are cancelled. Deletes nothing. Later calls reject with `CLIENT_CLOSED`.
@@ -888,6 +898,25 @@ export interface AgentStore {
    * what killed installers left. What a running VM uses, or is just being installed, stays.
    */
   prune(options?: PruneOptions): Promise<PruneResult>;
+}
+
+export interface DoctorResult {
+  /** Whether VMs run on this host: no check is `"missing"`. */
+  ok: boolean;
+  checks: DoctorCheck[];
+}
+
+export interface DoctorCheck {
+  /** Stable: `"kernel"`, `"user-namespaces"`, `"cgroups"`, `"boot"`, … */
+  name: string;
+  /** `"degraded"`: VMs run, with something less. `"missing"`: none runs. */
+  state: "ok" | "degraded" | "missing";
+  /** What was found, for a person. */
+  detail: string;
+  /** What does not work for it; `null` where all is well. */
+  lost: string | null;
+  /** How to enable it; `null` where all is well. */
+  remedy: string | null;
 }
 
 export interface InstallOptions {

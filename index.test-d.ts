@@ -1,3 +1,4 @@
+import type { Duplex } from "node:stream";
 import { expectAssignable, expectError, expectNotAssignable, expectType } from "tsd";
 import {
   type AddedEvent,
@@ -13,6 +14,7 @@ import {
   type ContentBlock,
   type CreateSessionOptions,
   createClient,
+  type DoctorResult,
   type ErrorCode,
   type ExecOptions,
   type ExecResult,
@@ -20,6 +22,7 @@ import {
   type JsonObject,
   type JsonRpcNotification,
   type JsonValue,
+  type ListeningPort,
   type McpServer,
   type PermissionOutcome,
   type PermissionRequest,
@@ -33,6 +36,7 @@ import {
   type SessionEventIterator,
   type SessionModes,
   type SessionState,
+  type VmConnection,
 } from ".";
 
 // Clients
@@ -278,6 +282,16 @@ declare const ended: ExecResult;
 expectType<number | null>(ended.exitCode);
 expectType<string | null>(ended.signal);
 expectType<boolean>(ended.truncated);
+
+expectType<Promise<Response>>(agent.vmFetch(3000, "/", { method: "POST", body: "text" }));
+expectType<Promise<VmConnection>>(agent.connect(3000));
+expectAssignable<Promise<Duplex>>(agent.connect(3000, { signal: new AbortController().signal }));
+expectType<Promise<void>>(agent.waitForPort(3000));
+expectType<Promise<ListeningPort[]>>(agent.listeningPorts());
+agent.vmWebSocket(3000, "/", ["a", "b"] as const).send("text");
+expectError(agent.vmFetch("3000", "/"));
+expectError(agent.connect(3000, { host: "example.org" }));
+expectType<Promise<DoctorResult>>(client.doctor());
 
 expectType<Promise<Uint8Array>>(agent.readFile("a", { user: "user" }));
 expectType<Promise<void>>(agent.writeFile("a", "text"));

@@ -7,6 +7,9 @@ import { gzipSync } from "node:zlib";
 
 const LOCALHOST = "127.0.0.1";
 
+/** @typedef {import("node:http").ServerResponse} Response */
+
+/** @type {Record<string, (request: import("node:http").IncomingMessage, response: Response) => unknown>} */
 const routes = {
   "/hello": (_request, response) => {
     response.writeHead(201, "Made", { "x-from": "the VM" }).end("hello");
@@ -15,7 +18,8 @@ const routes = {
     response.setHeader("content-type", request.headers["content-type"] ?? "none");
     request.pipe(response);
   },
-  "/method": (request, response) => response.setHeader("x-method", request.method).end("body"),
+  "/method": (request, response) =>
+    response.setHeader("x-method", request.method ?? "").end("body"),
   "/empty": (_request, response) => response.writeHead(204).end(),
   "/fresh": (_request, response) => response.writeHead(304).end(),
   "/gzip": (_request, response) =>
@@ -53,15 +57,16 @@ const routes = {
   },
   "/cut": (_request, response) => {
     response.writeHead(200, { "content-length": "100" });
-    response.write("half of it", () => response.socket.destroy());
+    response.write("half of it", () => response.socket?.destroy());
   },
   "/never": () => {},
 };
+/** @type {Response} */
 let waiting;
 
 const http = () => {
   const server = createServer((request, response) => {
-    const route = routes[request.url.split("?")[0]];
+    const route = routes[(request.url ?? "").split("?")[0] ?? ""];
     if (route) route(request, response);
     else response.writeHead(404).end();
   });
@@ -78,14 +83,18 @@ web.on("upgrade", (request, socket) => {
       `sec-websocket-accept: ${accept}\r\n\r\n`,
   );
   // Short frames only: unmasked, and sent back.
-  socket.on("data", (frame) => {
-    const length = frame[1] & 0x7f;
+  socket.on("data", (/** @type {Buffer} */ frame) => {
+    const [first = 0, second = 0] = frame;
+    const length = second & 0x7f;
     const mask = frame.subarray(2, 6);
-    const payload = frame.subarray(6, 6 + length).map((byte, index) => byte ^ mask[index % 4]);
-    socket.write(Buffer.concat([Buffer.from([frame[0], length]), payload]));
+    const payload = frame
+      .subarray(6, 6 + length)
+      .map((byte, index) => byte ^ (mask[index % 4] ?? 0));
+    socket.write(Buffer.concat([Buffer.from([first, length]), payload]));
   });
 });
 
+/** @param {(socket: import("node:net").Socket) => void} connected */
 const tcp = (connected) =>
   createTcpServer((socket) => {
     socket.on("error", () => {});

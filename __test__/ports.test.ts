@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
-import { type Agent, type ClientOptions, createClient } from "agentvm";
+import { type Agent, type ClientOptions, createClient, type VmFetchInit } from "agentvm";
 import { expect, test } from "vitest";
 import { failureOf, newClient, newDirectory, newVm, ROOT } from "./fixtures.js";
 
@@ -31,8 +31,10 @@ test("vmFetch gives a Response of the platform", async () => {
 
 test("method, headers and bodies of every kind arrive", async () => {
   const agent = await newServers();
-  const echo = async (body: BodyInit, headers: Record<string, string> = {}) =>
-    (await agent.vmFetch(3000, "/echo", { method: "POST", body, headers })).text();
+  const echo = async (
+    body: NonNullable<VmFetchInit["body"]>,
+    headers: Record<string, string> = {},
+  ) => (await agent.vmFetch(3000, "/echo", { method: "POST", body, headers })).text();
   const stream = new ReadableStream({
     start(controller) {
       controller.enqueue(new TextEncoder().encode("in "));

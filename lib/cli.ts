@@ -4,6 +4,7 @@
 import { parseArgs } from "node:util";
 import type * as Api from "../index";
 import { createClient, defaultAgentStoreDir } from "./client";
+import { report } from "./doctor";
 import { AgentVmError } from "./errors";
 
 const USAGE = `Usage: agentvm <command>
@@ -14,6 +15,9 @@ const USAGE = `Usage: agentvm <command>
   agents [--json]               List the agents, and what is in the store.
   remove <agent>[@version] …    Remove agents from the store. Without a version: all of them.
   prune [--dry-run]             Remove from the store what this version of agentvm does not use.
+  doctor [--json]               Try what VMs need of this host, and boot a temporary one. Says of all that
+                                is not there what is lost without it, and how to enable it.
+                                Exit code 1: no VM can run here.
   --version                     Print the version.
   -h, --help                    Print this.
 
@@ -116,6 +120,14 @@ async function prune(args: string[]): Promise<void> {
   print(`${verb} ${removed.length} of ${removed.length + kept.length}, ${size(sum(removed))}`);
 }
 
+async function doctor(args: string[]): Promise<number> {
+  const { values } = parse(args, { json: { type: "boolean" } }, 0);
+  const client = createClient();
+  const result = await client.doctor();
+  print(values["json"] ? JSON.stringify(result, null, 2) : report(result));
+  return result.ok ? 0 : 1;
+}
+
 function tellRemoved(verb: string, removed: Api.AgentStoreEntry[]): void {
   for (const { name, bytes } of removed) {
     print(`${verb} ${name}, ${size(bytes)}`);
@@ -160,11 +172,13 @@ function parse(
   }
 }
 
-const COMMANDS: Record<string, (args: string[]) => Promise<void>> = {
+/** One that resolves to a number has that as its exit code. */
+const COMMANDS: Record<string, (args: string[]) => Promise<unknown>> = {
   install,
   agents,
   remove,
   prune,
+  doctor,
 };
 
 async function main(args: string[]): Promise<number> {
@@ -183,8 +197,8 @@ async function main(args: string[]): Promise<number> {
     return 2;
   }
   try {
-    await run(rest);
-    return 0;
+    const code = await run(rest);
+    return typeof code === "number" ? code : 0;
   } catch (error) {
     if (!(error instanceof UsageError)) {
       throw error;

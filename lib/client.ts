@@ -4,6 +4,7 @@ import type * as Api from "../index";
 import { Agent } from "./agent";
 import { AgentStore } from "./agent-store";
 import { json, requireOptions } from "./arguments";
+import { doctor } from "./doctor";
 import { call, callSync, invalidArgument } from "./errors";
 import { native, packageDir } from "./native";
 
@@ -60,6 +61,10 @@ class Client implements Api.Client {
       agent.use(vm);
     }
     return agent;
+  }
+
+  async doctor(): Promise<Api.DoctorResult> {
+    return await doctor(this.#native);
   }
 
   async close(): Promise<void> {
