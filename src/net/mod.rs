@@ -19,6 +19,7 @@ mod policy;
 mod proxy;
 mod relay;
 mod sockets;
+mod traffic;
 
 use std::io;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use tokio::task::JoinSet;
 pub use self::address::Scope;
 pub use self::connection::Connection;
 pub use self::policy::{Policy, Rule, Verdict};
+pub use self::traffic::Traffic;
 
 /// The running network of one VM. Dropping it ends every connection and query.
 #[derive(Debug)]
@@ -36,6 +38,7 @@ pub struct Network {
     /// Aborted with the set, and with each of them what it serves.
     _servers: JoinSet<()>,
     policy: Arc<Policy>,
+    traffic: Arc<Traffic>,
 }
 
 impl Network {
@@ -52,18 +55,20 @@ impl Network {
         let dns_udp = sockets::datagram(sockets.dns_udp)?;
         let dns_tcp = sockets::listener(sockets.dns_tcp, sockets::V4)?;
 
+        let traffic = Arc::new(Traffic::default());
         let mut servers = JoinSet::new();
-        let proxy = proxy::Proxy::new(Arc::clone(&policy));
+        let proxy = proxy::Proxy::new(Arc::clone(&policy), Arc::clone(&traffic));
         if let Some(tcp6) = tcp6 {
             servers.spawn(proxy.clone().serve(tcp6));
         }
         servers.spawn(proxy.serve(tcp4));
-        let server = Arc::new(dns::Server::default());
+        let server = Arc::new(dns::Server::new(Arc::clone(&traffic)));
         servers.spawn(dns::serve_udp(dns_udp, Arc::clone(&server)));
         servers.spawn(dns::serve_tcp(dns_tcp, server));
         Ok(Self {
             _servers: servers,
             policy,
+            traffic,
         })
     }
 
@@ -71,5 +76,11 @@ impl Network {
     #[must_use]
     pub fn is_exempt(&self, port: u16) -> bool {
         self.policy.is_exempt(port)
+    }
+
+    /// What has gone through it so far.
+    #[must_use]
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 }

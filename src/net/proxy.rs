@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::Traffic;
 use super::policy::{Policy, Verdict, denied};
 use super::relay::relay;
 
@@ -30,13 +31,15 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Proxy {
     policy: Arc<Policy>,
     slots: Arc<Semaphore>,
+    traffic: Arc<Traffic>,
 }
 
 impl Proxy {
-    pub(super) fn new(policy: Arc<Policy>) -> Self {
+    pub(super) fn new(policy: Arc<Policy>, traffic: Arc<Traffic>) -> Self {
         Self {
             policy,
             slots: Arc::new(Semaphore::new(max_connections(descriptor_limit()))),
+            traffic,
         }
     }
 
@@ -53,8 +56,9 @@ impl Proxy {
                         return; // it is never closed
                     };
                     let policy = Arc::clone(&self.policy);
+                    let traffic = Arc::clone(&self.traffic);
                     connections.spawn(async move {
-                        connect(guest, &policy).await;
+                        connect(guest, &policy, &traffic).await;
                         drop((slot, share));
                     });
                 }
@@ -111,8 +115,8 @@ pub(super) async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
 }
 
 /// Connects the guest to where it wanted, or resets it.
-async fn connect(mut guest: TcpStream, policy: &Policy) {
-    if let Err(error) = try_connect(&mut guest, policy).await {
+async fn connect(mut guest: TcpStream, policy: &Policy, traffic: &Traffic) {
+    if let Err(error) = try_connect(&mut guest, policy, traffic).await {
         tracing::debug!(%error, "a VM's connection ended with an error");
         // The guest's program sees a connection reset, not an orderly end of a stream.
         if let Err(error) = guest.set_zero_linger() {
@@ -121,7 +125,7 @@ async fn connect(mut guest: TcpStream, policy: &Policy) {
     }
 }
 
-async fn try_connect(guest: &mut TcpStream, policy: &Policy) -> io::Result<()> {
+async fn try_connect(guest: &mut TcpStream, policy: &Policy, traffic: &Traffic) -> io::Result<()> {
     let destination = original_destination(guest)?;
     if let Verdict::Deny(rule) = policy.judge(destination) {
         denied(&destination.ip(), destination.port(), rule);
@@ -140,7 +144,7 @@ async fn try_connect(guest: &mut TcpStream, policy: &Policy) -> io::Result<()> {
     server.set_nodelay(true)?;
     // A server that vanished without a word must not hold a connection for ever.
     setsockopt(&server, sockopt::KeepAlive, &true)?;
-    let relayed = relay(guest, &mut server).await;
+    let relayed = relay(guest, &mut server, traffic).await;
     if relayed.is_err() {
         server.set_zero_linger()?;
     }

@@ -21,7 +21,7 @@ pub use self::query::{Plan, Question, answer_plan};
 
 use self::answer::{answer, encode};
 use self::upstream::Upstream;
-use super::{host_address, proxy};
+use super::{Traffic, host_address, proxy};
 
 /// Questions of one VM that are being looked up. More wait in the socket's buffer, and are lost
 /// where that is full, as DNS over UDP may be.
@@ -44,21 +44,28 @@ const MAX_TCP_ANSWER: usize = u16::MAX as usize;
 pub(super) struct Server {
     upstream: Upstream,
     questions: Arc<Semaphore>,
+    traffic: Arc<Traffic>,
 }
 
-impl Default for Server {
-    fn default() -> Self {
+impl Server {
+    pub(super) fn new(traffic: Arc<Traffic>) -> Self {
         Self {
+            traffic,
             upstream: Upstream::default(),
             questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
         }
     }
-}
 
-impl Server {
     /// The answer to a message, no longer than `limit` (over UDP also no longer than the message
     /// asks for). `None`: the message deserves none.
     async fn answer(&self, message: &[u8], limit: Limit) -> Option<Vec<u8>> {
+        self.traffic.send(message.len());
+        let answer = self.answer_to(message, limit).await?;
+        self.traffic.receive(answer.len());
+        Some(answer)
+    }
+
+    async fn answer_to(&self, message: &[u8], limit: Limit) -> Option<Vec<u8>> {
         let question = match answer_plan(message) {
             Plan::Ignore => return None,
             Plan::Answer(answer) => return encode(&answer, MAX_TCP_ANSWER),
