@@ -42,6 +42,50 @@ export interface VmOptions {
    * `false`: never. Default: 900,000 (15 minutes).
    */
   sleepAfterMs?: number | false;
+  /** What a VM may take of the host. A limit that is left out is the client's, or has its default. */
+  limits?: VmLimits;
+}
+
+/**
+ * What a VM may take. Limits hold from the VM's next boot. One that is given here and that this host can't
+ * enforce makes the call that boots the VM reject with `VM_UNSUPPORTED`, naming it, unless `bestEffort` is
+ * set.
+ *
+ * `memoryBytes` and `cpus` need cgroups: v1 as root, or a v2 subtree that was delegated to this process, as
+ * `systemd-run --user --scope -p Delegate=yes node …` makes one. Joining a cgroup takes a boot some 10 ms,
+ * for which reason VMs without these limits are in none.
+ */
+export interface VmLimits {
+  /**
+   * Of all processes together, with what they keep in `/tmp`, `/dev/shm` and `/run`, and the page cache.
+   * Beyond it the kernel kills the largest process: `limitReached`, and an `exec` or a turn that dies of it
+   * rejects with `VM_LIMIT`. At least 4 MiB. Default: no limit.
+   */
+  memoryBytes?: number;
+  /** CPUs' worth of time, as `0.5` or `2`; beyond it processes wait. At least 0.01. Default: no limit. */
+  cpus?: number;
+  /**
+   * Processes and threads, at least 8. Beyond it none can be started (`EAGAIN`, "Cannot fork"), an `exec`
+   * rejects with `VM_LIMIT`, and `sleep()` ends them all. Default: 4096, for each user of the VM: enforced
+   * without cgroups (Linux 5.14), but its root can get around that by acting as other users. Given here,
+   * it is for all users together.
+   */
+  pids?: number;
+  /**
+   * Open files of each process, 64 to 1,048,576. Default: as many as the host process may have, 1,048,576
+   * at most.
+   */
+  openFiles?: number;
+  /**
+   * Of the VM's directory: home, `/var`, `/root`, what its root wrote to the system, sessions and events. At
+   * least 1 MiB. It is looked at as often as it could be exceeded, at most four times a second, so that fast
+   * writers get beyond it for a moment; then every process of the VM, agents too, is killed:
+   * `limitReached`, and what runs rejects with `VM_LIMIT`. After that the VM goes on as long as it does not
+   * grow, so that something can be deleted. Default: no limit.
+   */
+  diskBytes?: number;
+  /** Leave out what this host can't enforce. `stats()` tells what is in force. Default: `false`. */
+  bestEffort?: boolean;
 }
 
 export interface ClientOptions extends VmOptions {
@@ -149,6 +193,7 @@ export interface Agent extends AsyncDisposable {
    *
    * @throws {AgentVmError} `AGENT_UNKNOWN`, `AGENT_NOT_INSTALLED`, `INSTALL_FAILED`,
    * `AGENT_EXITED` (with the end of its stderr), `AGENT_PROTOCOL`, `AUTH_REQUIRED`, `VM_UNSUPPORTED`,
+   * `VM_LIMIT` (the agent was killed, or could not be started, for a limit of the VM),
    * `VM_BUSY`, `NETWORK_DENIED` (an MCP server that the VM can't reach), `INVALID_ARGUMENT`,
    * `ABORTED`, …
    */
@@ -305,7 +350,8 @@ export interface Agent extends AsyncDisposable {
    * Runs `sh -c command` in the VM. A non-zero exit code resolves. Resolves when the shell exits: what
    * it left running in the background may go on.
    *
-   * @throws {AgentVmError} `TIMEOUT` (with the output until then in `data`), `ABORTED`, an errno name
+   * @throws {AgentVmError} `TIMEOUT` (with the output until then in `data`), `VM_LIMIT` if it was killed
+   * for a limit of the VM (the same), or could not be started for one, `ABORTED`, an errno name
    * as `ENOENT` for a `cwd` that does not exist, …
    */
   exec(command: string, options?: ExecOptions): Promise<ExecResult>;
@@ -375,6 +421,12 @@ export interface Agent extends AsyncDisposable {
 
   /** The TCP sockets that listen in the VM, by port; at most 3,000. Wakes the VM. */
   listeningPorts(): Promise<ListeningPort[]>;
+
+  /**
+   * What the VM takes of the host, and which limits are in force. Boots nothing. Its directory is measured
+   * each time, which takes about a second for a million files.
+   */
+  stats(): Promise<VmStats>;
 
   /** Ends agents and processes; keeps files and sessions. The next call that needs the VM wakes it. */
   sleep(): Promise<void>;
@@ -864,7 +916,58 @@ export interface AgentEvents {
     layersSuspect: boolean;
   };
   vmShutdown: { reason: "sleep" | "destroy" | "close" | "error" };
+  /** The VM has met a limit. A limit that is met again and again is told a few times a second. */
+  limitReached: {
+    limit: "memoryBytes" | "pids" | "diskBytes";
+    /** One line for a person. */
+    detail: string;
+  };
   installProgress: InstallProgress;
+}
+
+/** What a VM takes of the host. */
+export type VmStats = RunningVmStats | SleepingVmStats;
+
+export interface SleepingVmStats {
+  running: false;
+  /** Of its directory, measured now. */
+  diskBytes: number;
+}
+
+export interface RunningVmStats {
+  running: true;
+  /** Of its directory, measured now. */
+  diskBytes: number;
+  /** Since it booted. */
+  uptimeMs: number;
+  /**
+   * CPU time since it booted, of all its processes; where `countedBy` is `"processes"`, of those that run
+   * now and of their children that they have waited for.
+   */
+  cpuTimeMs: number;
+  memoryBytes: number;
+  /** The most so far. `null` where nobody has counted it. */
+  memoryPeakBytes: number | null;
+  /** Processes and threads, PID 1 included. */
+  pids: number;
+  /**
+   * By whom CPU time, memory and pids are counted: the kernel, for a VM in a cgroup, or the VM itself, as
+   * sums over its processes. Memory is then that of resident sets: what processes share counts for each,
+   * and files in `/tmp` do not.
+   */
+  countedBy: "cgroup2" | "cgroup1" | "processes";
+  /** What programs in the VM have received and sent since it booted, without headers. */
+  networkRxBytes: number;
+  networkTxBytes: number;
+  limits: LimitInForce[];
+}
+
+export interface LimitInForce {
+  name: "memoryBytes" | "cpus" | "pids" | "openFiles" | "diskBytes";
+  /** `null`: no limit. */
+  value: number | null;
+  /** How it is enforced. `"none"`: it is not. */
+  mechanism: "cgroup2" | "cgroup1" | "rlimit" | "polled" | "none";
 }
 
 /** The agents that are installed on this host, for all data directories of this user. */
@@ -1000,6 +1103,7 @@ export type ErrorCode =
   | "VM_UNSUPPORTED"
   | "VM_BUSY"
   | "VM_EXITED"
+  | "VM_LIMIT"
   | "NETWORK_DENIED"
   | "TIMEOUT"
   | "INVALID_ARGUMENT"
@@ -1018,8 +1122,8 @@ export declare class AgentVmError extends Error {
   private constructor();
   readonly code: ErrorCode;
   /**
-   * `AGENT_ERROR`, `AUTH_REQUIRED`: the agent's `{ code, data }`. `TIMEOUT` of `exec`:
-   * `{ stdout, stderr }`.
+   * `AGENT_ERROR`, `AUTH_REQUIRED`: the agent's `{ code, data }`. `TIMEOUT` and `VM_LIMIT` of
+   * `exec`: `{ stdout, stderr }`.
    */
   readonly data?: unknown;
 }

@@ -37,6 +37,7 @@ import {
   type SessionModes,
   type SessionState,
   type VmConnection,
+  type VmStats,
 } from ".";
 
 // Clients
@@ -332,6 +333,13 @@ agent.on("sessionStatus", ({ status, turnId, pendingPermissions }) => {
   expectType<string | null>(turnId);
   expectType<number>(pendingPermissions);
 });
+agent.on("limitReached", ({ limit, detail }) => {
+  expectType<"memoryBytes" | "pids" | "diskBytes">(limit);
+  expectType<string>(detail);
+});
+expectType<Promise<VmStats>>(agent.stats());
+client.vm.getOrCreate("vm", { limits: { memoryBytes: 1e9, cpus: 0.5, bestEffort: true } });
+expectError(client.vm.getOrCreate("vm", { limits: { memory: 1e9 } }));
 agent.on("installProgress", (progress) => expectType<InstallProgress>(progress));
 agent.on("vmShutdown", async ({ reason }) => {
   await Promise.resolve(reason);

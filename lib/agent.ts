@@ -296,6 +296,10 @@ export class Agent implements Api.Agent {
 
   // Life
 
+  async stats(): Promise<Api.VmStats> {
+    return JSON.parse(await call(this.#vm.stats()));
+  }
+
   async sleep(): Promise<void> {
     await call(this.#vm.sleep());
   }

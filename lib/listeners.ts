@@ -17,6 +17,7 @@ const EVENTS: readonly string[] = [
   "vmBooted",
   "vmShutdown",
   "installProgress",
+  "limitReached",
 ] satisfies Event[];
 
 /** For so long listeners run before timers, I/O and other calls get their turn. */

@@ -8,6 +8,7 @@ use agentvm_guest::protocol::{BootSpec, NetState, Rlimit, SockFilter, USER_ID};
 use nix::errno::Errno;
 
 use crate::capabilities;
+use crate::limits;
 use crate::mounts;
 
 /// Which step failed, and how.
@@ -40,6 +41,11 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
     step("become the VM's first process", || {
         become_first(spec.root_mapped)
     })?;
+    // Of which the host has made this process a member meanwhile.
+    step("see its own cgroup as the root", || {
+        // SAFETY: integers.
+        Errno::result(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }).map(drop)
+    })?;
     step("sethostname", || set_hostname(&spec.hostname))?;
     // Mounts first: they need the host's root to still be there.
     step("make mounts private", mounts::make_private)?;
@@ -49,14 +55,15 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
     }
     drop(trees);
     step("pivot_root", mounts::leave_old_root)?;
-    // Both need /proc/sys while it is still writable.
+    // These need /proc/sys while it is still writable.
     let (net, sockets) = configure_network(&spec.net);
     step("forbid nested namespaces", forbid_nested_namespaces)?;
+    step("limit what is counted per user", || {
+        limits::write_sysctls(&spec.limits)
+    })?;
     step("mask /proc", mounts::mask_proc)?;
     step("seal the root", mounts::seal_root)?;
-    for limit in &spec.rlimits {
-        step("setrlimit", || set_rlimit(limit))?;
-    }
+    step("setrlimit", || limits::set(&spec.limits))?;
     // From here on nothing can be mounted or configured any more.
     step("drop capabilities", || capabilities::keep(spec.root_mapped))?;
     step("no_new_privs", nix::sys::prctl::set_no_new_privs)?;
@@ -126,7 +133,7 @@ fn configure_network(config: &NetConfig) -> (NetState, Vec<OwnedFd>) {
     }
 }
 
-fn set_rlimit(limit: &Rlimit) -> nix::Result<()> {
+pub(crate) fn set_rlimit(limit: &Rlimit) -> nix::Result<()> {
     let value = libc::rlimit {
         rlim_cur: limit.soft,
         rlim_max: limit.hard,

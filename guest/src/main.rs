@@ -11,6 +11,7 @@ mod capabilities;
 mod control;
 mod ending;
 mod files;
+mod limits;
 mod mounts;
 mod ports;
 mod process;

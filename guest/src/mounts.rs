@@ -248,7 +248,8 @@ fn dev(path: &str, shm_size: u64) -> nix::Result<()> {
         pts.as_str(),
         Some("devpts"),
         MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
-        Some("newinstance,ptmxmode=0666,mode=0620"),
+        // The kernel has 4096 for all of the host.
+        Some("newinstance,ptmxmode=0666,mode=0620,max=256"),
     )?;
     io(fs::create_dir(at(&format!("{path}/shm"))))?;
     tmpfs(&format!("{path}/shm"), 0o1777, shm_size, 65_536)

@@ -142,6 +142,7 @@ unsafe fn become_program(child: &Child<'_>) -> (i32, FailedAt) {
         {
             return failed(FailedAt::Operation);
         }
+        crate::limits::restrict_child();
         if libc::chdir(child.launch.cwd.as_ptr()) < 0 {
             return failed(FailedAt::Cwd);
         }

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::net::NetConfig;
 
+mod limits;
 mod port;
 
+pub use self::limits::{LimitOp, LimitSpec, ProcessUsage};
 pub use self::port::{MAX_LISTENERS, PortOp};
 
 /// Largest packet either side sends: well under what SEQPACKET takes (`EMSGSIZE` near 256 KiB).
@@ -71,6 +73,8 @@ pub enum Request {
         /// Kills the agent with its process group, too.
         agent_too: bool,
     },
+    /// Of the VM as a whole.
+    Limits { id: RequestId, op: LimitOp },
     Open {
         id: RequestId,
         path: Bytes,
@@ -128,6 +132,10 @@ pub enum Reply {
     ForegroundEnded {
         id: RequestId,
         killed: u32,
+    },
+    Usage {
+        id: RequestId,
+        usage: ProcessUsage,
     },
     Failed {
         id: RequestId,
@@ -195,7 +203,7 @@ pub struct BootSpec {
     pub net: NetConfig,
     /// `struct sock_filter`s of the filter that every process gets.
     pub seccomp: Vec<SockFilter>,
-    pub rlimits: Vec<Rlimit>,
+    pub limits: LimitSpec,
 }
 
 /// `struct sock_filter` of `linux/filter.h`.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 
-use agentvm_guest::protocol::{FailedAt, Instance, Reply, Request, RequestId, Turn};
+use agentvm_guest::protocol::{FailedAt, Instance, LimitOp, Reply, Request, RequestId, Turn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use crate::control::Control;
 use crate::ending;
 use crate::files;
+use crate::limits;
 use crate::ports;
 use crate::process::{Launch, SpawnError};
 
@@ -159,6 +160,7 @@ impl Guest<'_> {
                     Err(errno) => self.fail(id, errno, FailedAt::Operation),
                 }
             }
+            Request::Limits { id, op } => self.apply(id, op),
             Request::Open {
                 id,
                 path,
@@ -177,6 +179,20 @@ impl Guest<'_> {
                 Ok(()) => self.done(id),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
+        }
+    }
+
+    fn apply(&self, id: RequestId, op: LimitOp) {
+        let done = match op {
+            LimitOp::Usage => match limits::usage() {
+                Ok(usage) => return self.control.send(&Reply::Usage { id, usage }, &[]),
+                Err(errno) => Err(errno),
+            },
+            LimitOp::Kill => limits::kill_all(),
+        };
+        match done {
+            Ok(()) => self.done(id),
+            Err(errno) => self.fail(id, errno, FailedAt::Operation),
         }
     }
 

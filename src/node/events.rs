@@ -149,6 +149,10 @@ fn notice_json(notice: &Notice) -> String {
             "type": "installProgress",
             "value": progress_json(progress),
         }),
+        Notice::LimitReached { limit, detail } => json!({
+            "type": "limitReached",
+            "value": { "limit": limit.as_str(), "detail": detail },
+        }),
         Notice::SessionStatus { session, state } => {
             let (status, turn, pending) = match state {
                 SessionState::Open {

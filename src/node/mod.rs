@@ -11,6 +11,7 @@ mod connection;
 mod doctor;
 mod error;
 mod events;
+mod limits;
 mod options;
 mod record;
 mod sessions;

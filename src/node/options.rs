@@ -10,6 +10,7 @@ use serde_json::Value;
 
 pub(super) use super::argument::parse;
 use super::argument::{MAX_SAFE, Whole, WholeOrFalse};
+use super::limits::RawLimits;
 use crate::agents::{AgentStore, BuiltIn, ClientAgents, OwnAgent, Version};
 use crate::error::{Error, Result};
 use crate::ids::Seq;
@@ -41,6 +42,7 @@ struct RawClientOptions {
     // As below: serde can't flatten into a struct that denies unknown fields.
     loopback_exempt_ports: Option<Vec<Whole<1, 65_535>>>,
     sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
+    limits: Option<RawLimits>,
 }
 
 /// What a client's VMs are booted with, and one of them over that.
@@ -49,6 +51,7 @@ struct RawClientOptions {
 struct RawVmOptions {
     loopback_exempt_ports: Option<Vec<Whole<1, 65_535>>>,
     sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
+    limits: Option<RawLimits>,
 }
 
 impl RawVmOptions {
@@ -63,6 +66,9 @@ impl RawVmOptions {
         }
         if let Some(sleep_after) = self.sleep_after_ms {
             settings.sleep_after = sleep_after.0.map(Duration::from_millis);
+        }
+        if let Some(limits) = self.limits {
+            settings.limits = limits.over(&settings.limits);
         }
         settings
     }
@@ -125,6 +131,7 @@ pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Res
     let vm = RawVmOptions {
         loopback_exempt_ports: raw.loopback_exempt_ports,
         sleep_after_ms: raw.sleep_after_ms,
+        limits: raw.limits,
     };
     settings.vm = vm.settings(&settings.vm);
     if let Some(bytes) = raw.max_message_bytes {

@@ -27,7 +27,7 @@ use crate::ids::{SessionId, VmId, VmKey};
 use crate::net::Policy;
 use crate::store::{Durability, Page, Query, SessionRecord};
 use crate::vm::exec::{self, ExecEnd, ExecOptions};
-use crate::vm::{DynVm, GuestPath, Open, User, file};
+use crate::vm::{DynVm, GuestPath, Limits, Open, User, file};
 
 /// What a client is made with.
 #[derive(Debug, Clone)]
@@ -62,6 +62,7 @@ pub struct VmSettings {
     pub loopback_exempt_ports: Vec<u16>,
     /// How long a VM that nothing needs goes on running. `None`: for ever.
     pub sleep_after: Option<Duration>,
+    pub limits: Limits,
 }
 
 /// The documented defaults.
@@ -70,6 +71,7 @@ impl Default for VmSettings {
         Self {
             loopback_exempt_ports: Vec::new(),
             sleep_after: Some(Duration::from_mins(15)),
+            limits: Limits::default(),
         }
     }
 }

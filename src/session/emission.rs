@@ -17,6 +17,7 @@ use crate::agents::InstallProgress;
 use crate::error::Result;
 use crate::ids::{Seq, SessionId};
 use crate::store::{History, Page, Query, Store, StoreError, StoredEvent};
+use crate::vm::Limit;
 
 /// What is read of a session at once. For a listener that has fallen behind what is in memory, each
 /// page opens the file.
@@ -59,6 +60,10 @@ pub enum Notice {
         reason: ShutdownReason,
     },
     InstallProgress(InstallProgress),
+    LimitReached {
+        limit: Limit,
+        detail: String,
+    },
     SessionStatus {
         session: SessionId,
         state: SessionState,
@@ -399,6 +404,10 @@ impl Position {
                 .filter(|last| matches!(last, Notice::InstallProgress(_))),
             Notice::SessionStatus { session, .. } => self.notices.iter_mut().find(
                 |queued| matches!(queued, Notice::SessionStatus { session: own, .. } if own == session),
+            ),
+            // It counts: the latest says all.
+            Notice::LimitReached { limit, .. } => self.notices.iter_mut().find(
+                |queued| matches!(queued, Notice::LimitReached { limit: own, .. } if own == limit),
             ),
             Notice::VmBooted { .. } | Notice::VmShutdown { .. } => None,
         };

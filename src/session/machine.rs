@@ -11,6 +11,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use super::awake::{Awake, Ending, Gate};
 use super::client::Settings;
 use super::emission::{Emission, Notice, ShutdownReason};
+use super::limits;
 use super::sessions::Slot;
 use crate::agents::{Installed, Lease};
 use crate::error::{Code, Error, Result};
@@ -138,6 +139,7 @@ impl Machine {
             base_cache: self.base_cache.clone(),
             agents: settings.agents.root().to_owned(),
             policy: Arc::new(settings.policy()),
+            limits: settings.vm.limits.clone(),
         };
         self.sweep();
         let emission = Arc::clone(&self.emission);
@@ -156,6 +158,7 @@ impl Machine {
                 base_changed: booted.base_changed,
                 layers_suspect: booted.layers_suspect,
             });
+            limits::watch(&vm, Arc::clone(&emission));
             watch(&vm, emission);
             Ok((vm, running))
         });
@@ -167,6 +170,12 @@ impl Machine {
         })?;
         self.emission.noticed().await;
         Ok(booted)
+    }
+
+    /// The VM, if it runs. One that boots or ends at this moment is waited for.
+    pub(super) async fn running_vm(&self) -> Option<DynVm> {
+        let vm = self.running.lock().await.vm.clone()?;
+        vm.still_runs().await.then_some(vm)
     }
 
     /// Clears, beside the first boot, what interrupted deletions have left.

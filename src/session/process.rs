@@ -14,7 +14,7 @@ use super::tail::Tail;
 use super::updates::Updates;
 use crate::acp::{Closed, Connection, RequestError};
 use crate::error::{Code, Error};
-use crate::vm::{DynVm, Exit, exited};
+use crate::vm::{DynVm, Exit, Reached, exited, limits};
 
 /// How long an agent has to exit after its stdin was closed.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
@@ -35,6 +35,8 @@ pub(super) struct AgentProcess {
     pub(super) exit: watch::Receiver<Option<Exit>>,
     /// Set once it is gone and everything that it wrote has been handled.
     pub(super) end: watch::Receiver<Option<AgentEnd>>,
+    /// What the VM had met of its limits before it was started.
+    before: Reached,
 }
 
 /// How an agent process ended.
@@ -70,6 +72,7 @@ impl AgentProcess {
         stderr: Tail,
         mut exit: watch::Receiver<Option<Exit>>,
         orphans: Option<Orphans>,
+        before: Reached,
     ) -> Arc<Self> {
         let (ended, end) = watch::channel(None);
         let process = Arc::new(Self {
@@ -79,6 +82,7 @@ impl AgentProcess {
             stderr,
             exit: exit.clone(),
             end,
+            before,
         });
         let mut closed = connection.closed();
         tokio::spawn(async move {
@@ -200,6 +204,13 @@ impl AgentProcess {
             AgentEnd::Stopped(why) => format!("was stopped, because {why}"),
             AgentEnd::VmEnded => "ended with its VM".to_owned(),
         };
+        // Itself, or what it is a wrapper for.
+        if let AgentEnd::Exited(Exit::Signal(libc::SIGKILL) | Exit::Code(137)) = end
+            && let Some(error) =
+                limits::killed(&*self.vm, &format!("{agent} was killed"), self.before)
+        {
+            return error.into();
+        }
         let code = match end {
             AgentEnd::Stopped(Closed::Protocol(_)) => Code::AgentProtocol,
             _ => Code::AgentExited,

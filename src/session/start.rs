@@ -99,6 +99,7 @@ pub(super) async fn start(
         stderr,
         started.exit,
         Orphans::of(launch),
+        started.before,
     );
     let initialized = tokio::select! {
         initialized = initialize(agent, &process, &updates) => initialized,

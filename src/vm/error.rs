@@ -3,8 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
+use serde_json::json;
 use thiserror::Error;
 
+use super::Limit;
+use super::exec::ExecOutput;
 use crate::error::{Code, Error};
 
 #[derive(Debug, Error)]
@@ -15,6 +18,23 @@ pub enum VmError {
         feature: String,
         detail: String,
         remedy: String,
+    },
+    /// A limit that was asked for is one that the host can't enforce.
+    #[error("limits.{limit} can't be enforced on this host: {why}. {remedy}")]
+    LimitUnsupported {
+        limit: Limit,
+        why: String,
+        remedy: &'static str,
+    },
+    /// A process was killed, or could not be started, because the VM has met a limit.
+    #[error("{what}: the VM has reached its limit {limit}. {remedy}")]
+    Limit {
+        what: String,
+        /// With its value, as `pids (4096)`.
+        limit: String,
+        remedy: &'static str,
+        /// What a killed command had written until then.
+        output: Option<Box<ExecOutput>>,
     },
     /// A directory or file of the VM on the host can't be used.
     #[error("{what} {path:?}: {source}")]
@@ -81,6 +101,17 @@ fn connect_problem(errno: nix::errno::Errno) -> &'static str {
     }
 }
 
+impl VmError {
+    /// Of a command that has reached a limit.
+    #[must_use]
+    pub(super) fn with_output(mut self, written: ExecOutput) -> Self {
+        if let Self::Limit { output, .. } = &mut self {
+            *output = Some(Box::new(written));
+        }
+        self
+    }
+}
+
 impl From<VmError> for Error {
     fn from(error: VmError) -> Self {
         let code = match &error {
@@ -88,9 +119,11 @@ impl From<VmError> for Error {
                 errno: nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT,
                 ..
             } => Code::StoreFull,
-            VmError::Unsupported { .. } | VmError::Boot { .. } | VmError::User(_) => {
-                Code::VmUnsupported
-            }
+            VmError::Limit { .. } => Code::VmLimit,
+            VmError::LimitUnsupported { .. }
+            | VmError::Unsupported { .. }
+            | VmError::Boot { .. }
+            | VmError::User(_) => Code::VmUnsupported,
             VmError::Host { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
                 Code::StoreFull
             }
@@ -116,6 +149,16 @@ impl From<VmError> for Error {
         } else {
             ""
         };
-        Self::new(code, format!("{error}{hint}"))
+        let told = Self::new(code, format!("{error}{hint}"));
+        match error {
+            VmError::Limit {
+                output: Some(output),
+                ..
+            } => told.with_data(json!({
+                "stdout": String::from_utf8_lossy(&output.stdout),
+                "stderr": String::from_utf8_lossy(&output.stderr),
+            })),
+            _ => told,
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
-use super::{Command, Exit, GuestPath, Process, Result, User, VmError, exited};
+use super::{Command, Exit, GuestPath, Process, Result, User, VmError, exited, limits};
 use crate::vm::environment;
 
 /// How [`exec`] runs a command.
@@ -115,6 +115,14 @@ pub async fn attend(vm: &super::DynVm, process: Process, options: ExecOptions) -
         stderr: stderr.kept,
         exit: exit.ok_or_else(|| VmError::Ended("a command was running".to_owned()))?,
     };
+    // The command itself, or one that its shell has waited for.
+    let killed = matches!(output.exit, Exit::Signal(libc::SIGKILL) | Exit::Code(137));
+    if killed
+        && !timed_out
+        && let Some(error) = limits::killed(&**vm, "the command was killed", process.before)
+    {
+        return Err(error.with_output(output));
+    }
     Ok(if timed_out {
         ExecEnd::TimedOut(output)
     } else {

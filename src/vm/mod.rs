@@ -12,6 +12,7 @@ use tokio::sync::watch;
 pub use diagnosis::{Check, Diagnosis, Places, State, Trouble};
 pub use error::VmError;
 pub use foreground::{Commands, Extent, Foreground, Moment};
+pub use limits::{Limit, Limited, Limits, Reached, Usage};
 pub use port::Ports;
 
 mod diagnosis;
@@ -20,6 +21,7 @@ mod error;
 pub mod exec;
 pub mod file;
 mod foreground;
+pub mod limits;
 pub mod namespace;
 mod port;
 
@@ -101,6 +103,8 @@ pub struct Process {
     pub stderr: OwnedFd,
     /// `None` until it has exited. Closed without a value only if the whole VM has ended.
     pub exit: watch::Receiver<Option<Exit>>,
+    /// What the VM had met of its limits before it was started.
+    pub before: Reached,
 }
 
 /// Waits for the end of a process. `None`: the whole VM ended first.
@@ -130,7 +134,7 @@ pub enum VmEnd {
 
 /// A running VM. All calls act on the guest side: no guest path is ever resolved by the host.
 #[async_trait]
-pub trait Vm: Ports + Send + Sync + 'static {
+pub trait Vm: Limited + Ports + Send + Sync + 'static {
     async fn spawn(&self, command: &Command) -> Result<Process>;
 
     /// Signals the whole process group of a process started by [`Vm::spawn`].

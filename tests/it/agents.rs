@@ -119,6 +119,7 @@ async fn booted(data: &Path, agents: &Path) -> DynVm {
         base_cache: data.join("base"),
         agents: agents.to_owned(),
         policy: Arc::new(Policy::new(&[])),
+        limits: agentvm::vm::Limits::default(),
     };
     boot(options).await.unwrap().vm
 }

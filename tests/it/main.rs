@@ -7,6 +7,7 @@ mod child;
 mod death;
 mod doctor;
 mod isolation;
+mod limits;
 mod net;
 mod session;
 mod store;

@@ -24,6 +24,7 @@ pub(super) fn options(data: &Path, name: &str) -> BootOptions {
         base_cache: data.join("base"),
         agents: data.join("agents"),
         policy: Arc::new(Policy::new(&[])),
+        limits: agentvm::vm::Limits::default(),
     }
 }
 

@@ -1,12 +1,15 @@
 //! VMs from Linux namespaces, with the static guest as PID 1. No root, no daemon, no setuid helper.
 
 mod base;
+mod cgroup;
 mod control;
 mod directory;
+mod disk;
 mod doctor;
 mod guest;
 mod ids;
 mod layout;
+mod limits;
 mod ports;
 mod preparation;
 mod running;
@@ -28,11 +31,14 @@ use self::control::Control;
 use self::directory::{Directory, LastBoot};
 use self::guest::Guest;
 use self::ids::IdMap;
+use self::limits::Limiter;
 use self::preparation::{BootMessage, Prepared};
-use super::{Result, VmError};
+use self::starter::Started;
+use super::{Limits, Result, VmError};
 use crate::net::{Network, Policy};
 
 pub use self::directory::HostLock;
+pub use self::disk::disk_usage;
 pub use self::doctor::examine;
 pub use self::layout::AGENTS;
 pub use self::running::NamespaceVm;
@@ -49,6 +55,7 @@ pub struct BootOptions {
     /// The agent store, mounted read-only at [`AGENTS`].
     pub agents: PathBuf,
     pub policy: Arc<Policy>,
+    pub limits: Limits,
 }
 
 /// A VM that has just booted.
@@ -71,13 +78,15 @@ pub struct Booted {
 pub async fn boot(options: BootOptions) -> Result<Booted> {
     // The kernel needs a millisecond for the namespaces, the disk as long for the directories: at
     // the same time.
-    let (started, prepared) = tokio::join!(starter::start(), preparation::prepare(&options));
+    let mut limiter = Limiter::prepare(&options.limits, IdMap::of_this_process()).await?;
+    let (started, prepared) = tokio::join!(start(&mut limiter), preparation::prepare(&options));
     let started = match started {
         Ok(started) => started,
         Err(error) => {
+            limiter.end().await;
             // What is wrong with the VM's directory comes first: that is the caller's own.
             prepared?;
-            return Err(unsupported::namespaces(error.step, error.errno));
+            return Err(error);
         }
     };
     let pid = started.pid;
@@ -91,7 +100,7 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
             last,
         }) => Ok(Booted {
             lock: directory.host_lock(),
-            vm: NamespaceVm::run(directory, control, guest, network, ids),
+            vm: NamespaceVm::run(directory, control, guest, network, limiter, ids),
             base_changed: last.base_changed,
             layers_suspect: last.layers_suspect,
             net,
@@ -101,9 +110,19 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
             // left of the attempt.
             drop(control);
             guest.gone().await;
+            limiter.end().await;
             Err(error)
         }
     }
+}
+
+/// PID 1, within the VM's limits before it has done anything.
+async fn start(limiter: &mut Limiter) -> Result<Started> {
+    let started = starter::start()
+        .await
+        .map_err(|error| unsupported::namespaces(error.step, error.errno))?;
+    limiter.enter(started.pid).await?;
+    Ok(started)
 }
 
 /// What a guest has become a VM with.

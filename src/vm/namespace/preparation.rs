@@ -4,14 +4,14 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use agentvm_guest::protocol::{BootSpec, Rlimit};
-use nix::sys::resource::{Resource, getrlimit};
+use agentvm_guest::protocol::BootSpec;
 
 use super::BootOptions;
 use super::base::{self, Base};
 use super::directory::{self, Directory, LastBoot, blocking, host};
 use super::ids::IdMap;
 use super::layout::{self, Places};
+use super::limits;
 use super::seccomp;
 use crate::vm::{Result, VmError};
 
@@ -160,33 +160,10 @@ fn message(
         root: layout.nodes,
         net: options.policy.guest_config(),
         seccomp: seccomp::filter().map_err(VmError::Protocol)?,
-        rlimits: rlimits(),
+        limits: limits::spec(&options.limits),
     };
     Ok(BootMessage {
         spec,
         trees: layout.trees,
     })
-}
-
-/// Limits of every process in the VM, whatever the host process has.
-fn rlimits() -> Vec<Rlimit> {
-    const FILES: u64 = 1 << 20;
-    // More than this process may have is not its to give.
-    let hard = |resource| getrlimit(resource).map(|(_, hard)| hard);
-    let files = hard(Resource::RLIMIT_NOFILE).map_or(4096, |hard| hard.min(FILES));
-    let core = hard(Resource::RLIMIT_CORE).map_or(0, |hard| hard.min(1));
-    vec![
-        Rlimit {
-            resource: libc::RLIMIT_NOFILE,
-            // select(2) breaks above 1024: who can do more raises it.
-            soft: files.min(1024),
-            hard: files,
-        },
-        // 0 would not stop a core_pattern that is a pipe: only 1 does (coredump.c).
-        Rlimit {
-            resource: libc::RLIMIT_CORE,
-            soft: core,
-            hard: core,
-        },
-    ]
 }

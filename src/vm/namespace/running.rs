@@ -15,10 +15,12 @@ use super::control::{Answer, Control};
 use super::directory::{Directory, host};
 use super::guest::Guest;
 use super::ids::IdMap;
+use super::limits::Limiter;
 use crate::net::Network;
+use crate::vm::limits::no_more_pids;
 use crate::vm::{
-    Command, Commands, Extent, Foreground, GuestPath, Moment, Open, Process, Result, User, Vm,
-    VmEnd, VmError,
+    Command, Commands, Extent, Foreground, GuestPath, Limited, Moment, Open, Process, Result, User,
+    Vm, VmEnd, VmError,
 };
 
 /// A running VM.
@@ -30,6 +32,7 @@ pub struct NamespaceVm {
     ids: IdMap,
     /// Dropped with the VM: its connections end.
     pub(super) network: Mutex<Option<Network>>,
+    limiter: Arc<Limiter>,
 }
 
 impl NamespaceVm {
@@ -38,6 +41,7 @@ impl NamespaceVm {
         control: Control,
         guest: Guest,
         network: Option<Network>,
+        limiter: Limiter,
         ids: IdMap,
     ) -> Arc<Self> {
         let control = Arc::new(control);
@@ -49,9 +53,15 @@ impl NamespaceVm {
             stop,
             ids,
             network: Mutex::new(network),
+            limiter: Arc::new(limiter),
         });
+        let limiter = Arc::clone(&vm.limiter);
         let weak = Arc::downgrade(&vm);
         tokio::spawn(async move {
+            let watching = [
+                limiter.watch(),
+                limiter.watch_disk(directory.path(), &control),
+            ];
             let end = tokio::select! {
                 why = control.run() => VmEnd::Died(why),
                 _ = stopped.wait_for(|stop| *stop) => VmEnd::Shutdown,
@@ -59,6 +69,10 @@ impl NamespaceVm {
             control.end("it was shut down");
             control.hang_up();
             guest.gone().await;
+            for watching in watching.into_iter().flatten() {
+                watching.abort();
+            }
+            limiter.end().await;
             if let Some(vm) = weak.upgrade() {
                 *vm.network.lock().unwrap_or_else(PoisonError::into_inner) = None;
             }
@@ -72,6 +86,23 @@ impl NamespaceVm {
         let mut ended = self.ended.clone();
         // An error means that the supervisor is gone, which it only is after the end.
         drop(ended.wait_for(Option::is_some).await);
+    }
+
+    pub(super) fn limiter(&self) -> &Limiter {
+        &self.limiter
+    }
+
+    /// Bytes received and sent.
+    pub(super) fn traffic(&self) -> (u64, u64) {
+        let network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        network.as_ref().map_or((0, 0), |network| {
+            let traffic = network.traffic();
+            (traffic.received(), traffic.sent())
+        })
+    }
+
+    pub(super) fn control(&self) -> &Control {
+        &self.control
     }
 
     fn account(&self, user: User) -> Result<Account> {
@@ -103,6 +134,7 @@ impl Vm for NamespaceVm {
                 .map_err(|errno| host("can't set up", Path::new("stdio"), errno.into()))?;
         }
         let bytes = |text: &String| text.clone().into_bytes();
+        let before = self.reached();
         let id = self.control.next_id();
         let request = Request::Spawn {
             id,
@@ -127,6 +159,7 @@ impl Vm for NamespaceVm {
                 stdout,
                 stderr,
                 exit: child.exit,
+                before,
             }),
             Answer::Failed {
                 errno,
@@ -136,6 +169,15 @@ impl Vm for NamespaceVm {
                 path: command.cwd.as_str().to_owned(),
                 errno,
             }),
+            // fork(2), execve(2): no other cause of it is left here.
+            Answer::Failed {
+                errno: Errno::EAGAIN,
+                ..
+            } => {
+                self.limiter.refused_pid();
+                let program = command.argv.first().map_or("", String::as_str);
+                Err(no_more_pids(self, program))
+            }
             Answer::Failed { errno, .. } => Err(VmError::Spawn {
                 program: command.argv.first().cloned().unwrap_or_default(),
                 errno,
@@ -337,7 +379,7 @@ fn turn(since: Moment, spare: &[Vec<String>]) -> Turn {
     }
 }
 
-fn processes(errno: Errno) -> VmError {
+pub(super) fn processes(errno: Errno) -> VmError {
     VmError::File {
         op: "can't list the processes in",
         path: "/proc".to_owned(),

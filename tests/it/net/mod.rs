@@ -47,6 +47,7 @@ async fn booted(data: &Path, exempt_ports: &[u16]) -> DynVm {
         base_cache: data.join("base"),
         agents: data.join("agents"),
         policy: Arc::new(Policy::new(exempt_ports)),
+        limits: agentvm::vm::Limits::default(),
     };
     let vm = boot(options).await.unwrap().vm;
     let path = GuestPath::new("duplex.pl").unwrap();

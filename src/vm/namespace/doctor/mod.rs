@@ -24,7 +24,7 @@ use super::{BootOptions, boot, delete, starter};
 use crate::ids::VmKey;
 use crate::net::Policy;
 use crate::vm::exec::{ExecEnd, ExecOptions, exec};
-use crate::vm::{Check, Diagnosis, DynVm, Exit, Places, VmError};
+use crate::vm::{Check, Diagnosis, DynVm, Exit, Limits, Places, VmError};
 
 /// What is lost where something is missing without which there is no VM.
 const EVERYTHING: &str = "no VM can run";
@@ -111,6 +111,7 @@ async fn temporary_vm(places: &Places) -> Vec<Check> {
         base_cache: places.data_dir.join("base"),
         agents: places.agents.clone(),
         policy: Arc::new(Policy::new(&[])),
+        limits: Limits::default(),
     };
     let began = Instant::now();
     let mut checks = match boot(options.clone()).await {

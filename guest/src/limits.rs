@@ -1,0 +1,150 @@
+//! What the VM's processes may take, what they take, and what is done to all of them.
+
+use std::fs;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use agentvm_guest::protocol::{LimitSpec, ProcessUsage};
+use nix::errno::Errno;
+
+use crate::boot::{errno_of, set_rlimit};
+
+/// `RLIMIT_NPROC` of what PID 1 starts; 0: as its own.
+static PROCESSES: AtomicU64 = AtomicU64::new(0);
+
+/// Of one `/proc/<pid>/stat`.
+const MAX_STAT: u64 = 4096;
+
+/// Processes that are looked at for a sum, so that PID 1 is soon back at its socket.
+const MAX_COUNTED: usize = 20_000;
+
+/// Before the VM's `/proc/sys` is masked.
+pub(crate) fn write_sysctls(spec: &LimitSpec) -> nix::Result<()> {
+    for (name, value) in &spec.sysctls {
+        match fs::write(format!("/proc/sys/{name}"), value.to_string()) {
+            Ok(()) => {}
+            // A kernel without it, or one that lets only the host's root change it.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                ) => {}
+            Err(error) => return Err(errno_of(&error)),
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn set(spec: &LimitSpec) -> nix::Result<()> {
+    PROCESSES.store(spec.processes.unwrap_or(0), Ordering::Relaxed);
+    spec.rlimits.iter().try_for_each(set_rlimit)
+}
+
+/// Takes from a process that PID 1 has just started what is PID 1's alone. To be called after the last
+/// change of ids, which is where the kernel first looks at how many processes there are; a lower limit
+/// then is for those that the new process starts. System calls only: it runs on PID 1's memory.
+pub(crate) fn restrict_child() {
+    let processes = PROCESSES.load(Ordering::Relaxed);
+    if processes > 0 {
+        let limit = libc::rlimit {
+            rlim_cur: processes,
+            rlim_max: processes,
+        };
+        // SAFETY: setrlimit reads the struct. Lowering a limit can't fail.
+        unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &raw const limit) };
+    }
+}
+
+pub(crate) fn usage() -> nix::Result<ProcessUsage> {
+    let mut usage = ProcessUsage::default();
+    let page = page_size();
+    for pid in pids()?.take(MAX_COUNTED) {
+        let Some(stat) = read_stat(pid) else {
+            continue; // it has ended meanwhile
+        };
+        let Some(counted) = Counted::parse(&stat) else {
+            continue;
+        };
+        usage.cpu_ticks = usage.cpu_ticks.saturating_add(counted.cpu_ticks);
+        let bytes = counted.resident_pages.saturating_mul(page);
+        usage.resident_bytes = usage.resident_bytes.saturating_add(bytes);
+        usage.tasks = usage.tasks.saturating_add(counted.threads);
+    }
+    Ok(usage)
+}
+
+pub(crate) fn kill_all() -> nix::Result<()> {
+    signal_all(libc::SIGKILL)
+}
+
+fn signal_all(signal: i32) -> nix::Result<()> {
+    // All but the caller and, in a pid namespace, nothing outside of it.
+    // SAFETY: integers.
+    match Errno::result(unsafe { libc::kill(-1, signal) }) {
+        Ok(_) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn pids() -> nix::Result<impl Iterator<Item = i32>> {
+    let entries = fs::read_dir("/proc").map_err(|error| errno_of(&error))?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
+fn read_stat(pid: i32) -> Option<Vec<u8>> {
+    let mut stat = Vec::new();
+    let file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
+    file.take(MAX_STAT).read_to_end(&mut stat).ok()?;
+    Some(stat)
+}
+
+fn page_size() -> u64 {
+    // SAFETY: sysconf only returns a number.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// What is summed up, of `proc_pid_stat(5)`.
+#[derive(Debug, PartialEq, Eq)]
+struct Counted {
+    cpu_ticks: u64,
+    threads: u64,
+    resident_pages: u64,
+}
+
+impl Counted {
+    fn parse(stat: &[u8]) -> Option<Self> {
+        let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
+        let rest = str::from_utf8(stat.get(name_ends + 1..)?).ok()?;
+        // Numbered as in the manual page, where the state is field 3.
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        // Times of children can be negative, the manual says; they never are.
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        Some(Self {
+            cpu_ticks: [14, 15, 16, 17]
+                .into_iter()
+                .filter_map(field)
+                .fold(0, u64::saturating_add),
+            threads: field(20)?,
+            resident_pages: field(24)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_counted_with_the_children_that_it_has_waited_for() {
+        let stat = b"7 (a ) b) S 1 7 7 0 -1 0 1 2 3 4 10 20 300 4000 20 0 5 0 99 1000 25 0 0";
+        let counted = Counted::parse(stat).expect("valid");
+        assert_eq!(
+            counted,
+            Counted {
+                cpu_ticks: 4330,
+                threads: 5,
+                resident_pages: 25
+            }
+        );
+    }
+}

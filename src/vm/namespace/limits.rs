@@ -1,0 +1,430 @@
+//! How the limits of a VM are enforced on this host: for each, what works here.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use agentvm_guest::protocol::{LimitOp, LimitSpec, ProcessUsage, Request, Rlimit};
+use async_trait::async_trait;
+use nix::sys::resource::{Resource, getrlimit};
+use tokio::sync::watch;
+
+use super::cgroup::{self, Cgroup, Refused, Signals, Wanted};
+use super::control::{Answer, Control};
+use super::directory::blocking;
+use super::disk::Watch;
+use super::ids::IdMap;
+use super::running::{NamespaceVm, processes, unexpected};
+use crate::vm::limits::{DEFAULT_PIDS, InForce, Limited, Limits, Mechanism, Reached, Usage};
+use crate::vm::{Limit, Result, VmError};
+
+/// What PID 1 may start beyond what the VM's programs may: a shell for the host's calls, where these
+/// have used up theirs.
+const RESERVED_PIDS: u64 = 32;
+
+/// Most that a process may open, unless told otherwise: what systemd's services may.
+const MAX_FILES: u64 = 1 << 20;
+
+/// A VM that meets a limit again and again is told of that at most so often.
+const NOTICE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// `clock_t`: see [`ProcessUsage::cpu_ticks`].
+const MS_PER_TICK: u64 = 10;
+
+/// The limits of one VM.
+pub(super) struct Limiter {
+    in_force: Vec<InForce>,
+    best_effort: bool,
+    disk_bytes: Option<u64>,
+    booted: Instant,
+    state: Mutex<State>,
+    reached: watch::Sender<Reached>,
+}
+
+struct State {
+    /// `None`: there is none, or the VM has ended.
+    cgroup: Option<Cgroup>,
+}
+
+impl Limiter {
+    /// Decides how each limit is enforced, and makes what that needs.
+    pub(super) async fn prepare(limits: &Limits, ids: IdMap) -> Result<Self> {
+        let wanted = Wanted {
+            memory_bytes: limits.memory_bytes,
+            milli_cpus: limits.milli_cpus,
+            // Root of the VM could start any number of processes as other users of it.
+            pids: limits.pids.filter(|_| ids.root_mapped() || !per_vm_nproc()),
+        };
+        let (cgroup, refused) = if wanted.nothing() {
+            (None, Vec::new())
+        } else {
+            let wanted = Wanted {
+                // In a cgroup it costs nothing.
+                pids: Some(limits.pids.unwrap_or(DEFAULT_PIDS)),
+                ..wanted
+            };
+            let (cgroup, refused) = blocking(move || Ok(Cgroup::make(wanted))).await?;
+            (Some(cgroup), refused)
+        };
+        let may_refuse = |limit| match limit {
+            Limit::Memory => limits.memory_bytes.is_some(),
+            Limit::Cpus => limits.milli_cpus.is_some(),
+            Limit::Pids => wanted.pids.is_some(),
+            Limit::OpenFiles | Limit::Disk => true,
+        };
+        let files = open_files(limits);
+        let refused = refused
+            .into_iter()
+            .filter(|refused| may_refuse(refused.limit))
+            .chain(files.refused);
+        if !limits.best_effort
+            && let Some(Refused { limit, why }) = { refused }.next()
+        {
+            return Err(unsupported(limit, why));
+        }
+        let by_cgroup = |limit| cgroup.as_ref().and_then(|cgroup| cgroup.mechanism(limit));
+        let pids_by_rlimit = per_vm_nproc().then_some(Mechanism::Rlimit);
+        let in_force = [
+            (Limit::Memory, limits.memory_bytes, by_cgroup(Limit::Memory)),
+            (Limit::Cpus, limits.milli_cpus, by_cgroup(Limit::Cpus)),
+            (
+                Limit::Pids,
+                Some(limits.pids.unwrap_or(DEFAULT_PIDS)),
+                by_cgroup(Limit::Pids).or(pids_by_rlimit),
+            ),
+            (Limit::OpenFiles, Some(files.hard), Some(Mechanism::Rlimit)),
+            (Limit::Disk, limits.disk_bytes, Some(Mechanism::Polled)),
+        ];
+        let in_force = in_force.map(|(limit, value, mechanism)| InForce {
+            limit,
+            value: value.map(|value| in_unit(limit, value)),
+            mechanism: mechanism
+                .filter(|_| value.is_some())
+                .unwrap_or(Mechanism::None),
+        });
+        Ok(Self {
+            in_force: in_force.to_vec(),
+            best_effort: limits.best_effort,
+            disk_bytes: limits.disk_bytes,
+            booted: Instant::now(),
+            state: Mutex::new(State { cgroup }),
+            reached: watch::Sender::default(),
+        })
+    }
+
+    /// Makes PID 1 a member of the VM's cgroups. It has started nothing yet.
+    pub(super) async fn enter(&mut self, pid: i32) -> Result<()> {
+        let Some(cgroup) = self.state().cgroup.take() else {
+            return Ok(());
+        };
+        let (cgroup, entered) = blocking(move || {
+            let entered = cgroup.enter(pid);
+            Ok((cgroup, entered))
+        })
+        .await?;
+        let Err((file, error)) = entered else {
+            self.state().cgroup = Some(cgroup);
+            return Ok(());
+        };
+        let limited = |own: &&mut InForce| cgroup.mechanism(own.limit) == Some(own.mechanism);
+        let mut lost = None;
+        for own in self.in_force.iter_mut().filter(limited) {
+            lost.get_or_insert(own.limit);
+            own.mechanism = match own.limit {
+                Limit::Pids if per_vm_nproc() => Mechanism::Rlimit,
+                _ => Mechanism::None,
+            };
+        }
+        // A member of some of them leaves them when PID 1 ends.
+        self.state().cgroup = Some(cgroup);
+        match lost {
+            Some(limit) if !self.best_effort => {
+                let why = format!("can't write {}: {error}", file.display());
+                Err(unsupported(limit, why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells of limits that are met, as long as the VM runs.
+    pub(super) fn watch(self: &Arc<Self>) -> Option<tokio::task::JoinHandle<()>> {
+        let signals = self.state().cgroup.as_ref().map(Cgroup::signals)?;
+        let signals = match signals {
+            Ok(signals) => signals,
+            Err(error) => {
+                tracing::warn!(%error, "limits that a VM meets are told late");
+                return None;
+            }
+        };
+        Some(tokio::spawn(Arc::clone(self).tell(signals)))
+    }
+
+    async fn tell(self: Arc<Self>, mut signals: Signals) {
+        while signals.changed().await.is_ok() {
+            self.look();
+            tokio::time::sleep(NOTICE_INTERVAL).await;
+            // With v1 the notice comes before the process is killed.
+            self.look();
+        }
+    }
+
+    /// Ends what writes when the VM's directory takes too much, as long as the VM runs.
+    pub(super) fn watch_disk(
+        self: &Arc<Self>,
+        directory: &Path,
+        control: &Arc<Control>,
+    ) -> Option<tokio::task::JoinHandle<()>> {
+        let watch = Watch::new(directory.to_owned(), self.disk_bytes?);
+        let (limiter, control) = (Arc::clone(self), Arc::clone(control));
+        Some(tokio::spawn(async move {
+            if let Err(error) = limiter.keep_within(&watch, &control).await {
+                tracing::warn!(%error, "the disk use of a VM is watched no more");
+            }
+        }))
+    }
+
+    /// Once over its limit, a VM may go on without growing: what is too much has to be deleted in it.
+    async fn keep_within(&self, watch: &Watch, control: &Control) -> Result<()> {
+        let mut before = 0;
+        loop {
+            before = watch.exceeded(before).await?;
+            // First, so that who sees the end of a process finds why.
+            self.reached.send_modify(|reached| reached.disk += 1);
+            let id = control.next_id();
+            let op = LimitOp::Kill;
+            match control.call(id, &Request::Limits { id, op }, &[]).await? {
+                Answer::Done => {}
+                Answer::Failed { errno, .. } => return Err(processes(errno)),
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    /// Reads how often limits were met, and tells if that is news.
+    fn look(&self) -> Reached {
+        let state = self.state();
+        if let Some(cgroup) = &state.cgroup {
+            let (memory, pids) = (cgroup.killed_for_memory(), cgroup.refused_pids());
+            self.reached.send_if_modified(|reached| {
+                let before = *reached;
+                reached.memory = reached.memory.max(memory);
+                reached.pids = reached.pids.max(pids);
+                *reached != before
+            });
+        }
+        *self.reached.borrow()
+    }
+
+    /// The kernel has refused PID 1 a process.
+    pub(super) fn refused_pid(&self) {
+        // A cgroup has counted it.
+        let counted = self.state().cgroup.is_some();
+        if counted {
+            self.look();
+        } else {
+            self.reached.send_modify(|reached| reached.pids += 1);
+        }
+    }
+
+    /// Nothing of the VM is left.
+    pub(super) async fn end(&self) {
+        self.look();
+        let cgroup = self.state().cgroup.take();
+        if let Some(cgroup) = cgroup {
+            // It logs what it can't remove.
+            drop(tokio::task::spawn_blocking(move || drop(cgroup)).await);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Limited for NamespaceVm {
+    fn limits(&self) -> &[InForce] {
+        &self.limiter().in_force
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        let counted = {
+            let state = self.limiter().state();
+            state.cgroup.as_ref().map(Cgroup::counted)
+        }
+        .unwrap_or_default();
+        // Of what no controller counts.
+        let found =
+            if counted.cpu_ms.is_some() && counted.memory_bytes.is_some() && counted.pids.is_some()
+            {
+                ProcessUsage::default()
+            } else {
+                self.process_usage().await?
+            };
+        let by_cgroup = counted.memory_bytes.and_then(|_| {
+            self.limiter()
+                .state()
+                .cgroup
+                .as_ref()?
+                .mechanism(Limit::Memory)
+        });
+        let (network_rx_bytes, network_tx_bytes) = self.traffic();
+        Ok(Usage {
+            cpu_ms: counted
+                .cpu_ms
+                .unwrap_or_else(|| found.cpu_ticks.saturating_mul(MS_PER_TICK)),
+            memory_bytes: counted.memory_bytes.unwrap_or(found.resident_bytes),
+            memory_peak_bytes: counted.memory_peak_bytes,
+            pids: counted.pids.unwrap_or(found.tasks),
+            counted_by: by_cgroup,
+            uptime_ms: u64::try_from(self.limiter().booted.elapsed().as_millis())
+                .unwrap_or(u64::MAX),
+            network_rx_bytes,
+            network_tx_bytes,
+        })
+    }
+
+    fn reached(&self) -> Reached {
+        self.limiter().look()
+    }
+
+    fn watch_limits(&self) -> watch::Receiver<Reached> {
+        self.limiter().reached.subscribe()
+    }
+}
+
+impl NamespaceVm {
+    /// What PID 1 says: a sum that it could make up.
+    async fn process_usage(&self) -> Result<ProcessUsage> {
+        let id = self.control().next_id();
+        let op = LimitOp::Usage;
+        match self
+            .control()
+            .call(id, &Request::Limits { id, op }, &[])
+            .await?
+        {
+            Answer::Usage(usage) => Ok(usage),
+            Answer::Failed { errno, .. } => Err(processes(errno)),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "JavaScript's numbers are no more exact"
+)]
+fn in_unit(limit: Limit, value: u64) -> f64 {
+    match limit {
+        Limit::Cpus => value as f64 / 1000.0,
+        _ => value as f64,
+    }
+}
+
+fn unsupported(limit: Limit, why: String) -> VmError {
+    let remedy = match limit {
+        Limit::OpenFiles => {
+            "Raise the hard limit of the host process (ulimit -Hn), or ask for less"
+        }
+        _ => cgroup::REMEDY,
+    };
+    VmError::LimitUnsupported { limit, why, remedy }
+}
+
+/// Whether `RLIMIT_NPROC` counts what a user runs in one user namespace, which each VM has one of.
+fn per_vm_nproc() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse().ok());
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (5, 14)
+}
+
+/// More than this process may have is not its to give.
+fn hard_limit(resource: Resource) -> u64 {
+    getrlimit(resource).map_or(0, |(_, hard)| hard)
+}
+
+struct OpenFiles {
+    hard: u64,
+    refused: Option<Refused>,
+}
+
+fn open_files(limits: &Limits) -> OpenFiles {
+    let most = match hard_limit(Resource::RLIMIT_NOFILE) {
+        0 => MAX_FILES,
+        most => most,
+    };
+    let wanted = limits.open_files.unwrap_or(MAX_FILES);
+    let refused = (limits.open_files.is_some() && wanted > most).then(|| Refused {
+        limit: Limit::OpenFiles,
+        why: format!("the host process itself may open {most} files at most"),
+    });
+    OpenFiles {
+        hard: wanted.min(most),
+        refused,
+    }
+}
+
+/// What PID 1 sets, whatever the host process has.
+pub(super) fn spec(limits: &Limits) -> LimitSpec {
+    let files = open_files(limits).hard;
+    // 0 would not stop a core_pattern that is a pipe: only 1 does (coredump.c).
+    let core = hard_limit(Resource::RLIMIT_CORE).min(1);
+    let both = |resource, value| Rlimit {
+        resource,
+        soft: value,
+        hard: value,
+    };
+    let at_most = |resource: u32, of: Resource, most: u64| both(resource, hard_limit(of).min(most));
+    let mut rlimits = vec![
+        Rlimit {
+            resource: libc::RLIMIT_NOFILE,
+            // select(2) breaks above 1024: who can do more raises it.
+            soft: files.min(1024),
+            hard: files,
+        },
+        both(libc::RLIMIT_CORE, core),
+        // Kernel memory that is counted per user and user namespace: the VM's own.
+        at_most(libc::RLIMIT_MEMLOCK, Resource::RLIMIT_MEMLOCK, 64 << 20),
+        at_most(libc::RLIMIT_MSGQUEUE, Resource::RLIMIT_MSGQUEUE, 800 << 10),
+        at_most(
+            libc::RLIMIT_SIGPENDING,
+            Resource::RLIMIT_SIGPENDING,
+            16 << 10,
+        ),
+    ];
+    let processes = per_vm_nproc().then(|| {
+        let hard = hard_limit(Resource::RLIMIT_NPROC);
+        let wanted = limits.pids.unwrap_or(DEFAULT_PIDS).min(hard);
+        let own = wanted.saturating_add(RESERVED_PIDS).min(hard);
+        rlimits.push(both(libc::RLIMIT_NPROC, own));
+        wanted
+    });
+    LimitSpec {
+        rlimits,
+        processes,
+        sysctls: per_user_sysctls(),
+    }
+}
+
+/// The kernel counts these for the user who runs the host process, over all VMs and what else he runs:
+/// one VM gets a quarter.
+fn per_user_sysctls() -> Vec<(String, u64)> {
+    const FEWEST: u64 = 16;
+    [
+        ("max_inotify_instances", "inotify/max_user_instances"),
+        ("max_inotify_watches", "inotify/max_user_watches"),
+        ("max_fanotify_groups", "fanotify/max_user_groups"),
+        ("max_fanotify_marks", "fanotify/max_user_marks"),
+    ]
+    .into_iter()
+    .filter_map(|(own, hosts)| {
+        let text = fs::read_to_string(format!("/proc/sys/fs/{hosts}")).ok()?;
+        let most: u64 = text.trim().parse().ok()?;
+        Some((format!("user/{own}"), (most / 4).max(FEWEST)))
+    })
+    .collect()
+}

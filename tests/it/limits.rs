@@ -1,0 +1,290 @@
+//! What a VM may take of the host, and what happens when it takes more.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use agentvm::error::Error;
+use agentvm::vm::exec::{ExecEnd, ExecOptions, exec};
+use agentvm::vm::limits::{InForce, Mechanism};
+use agentvm::vm::namespace::{boot, disk_usage};
+use agentvm::vm::{DynVm, Exit, Limit, Limits};
+use tokio::time::timeout;
+
+use super::vm::{booted, options, sh, stdout};
+
+const LONG: Duration = Duration::from_mins(1);
+
+async fn limited(data: &Path, name: &str, limits: Limits) -> DynVm {
+    let mut options = options(data, name);
+    options.limits = limits;
+    boot(options).await.unwrap().vm
+}
+
+/// Whether this process may make cgroups. Elsewhere nothing here can be tested but the refusal.
+fn has_cgroups() -> bool {
+    nix::unistd::geteuid().is_root() && Path::new("/sys/fs/cgroup/memory/cgroup.procs").exists()
+}
+
+fn in_force(vm: &DynVm, limit: Limit) -> InForce {
+    *vm.limits().iter().find(|own| own.limit == limit).unwrap()
+}
+
+async fn fails(vm: &DynVm, command: &str) -> Error {
+    let ended = timeout(LONG, exec(vm, command, ExecOptions::default())).await;
+    ended.unwrap().unwrap_err().into()
+}
+
+/// cgroups of VMs of this process.
+fn cgroups() -> Vec<String> {
+    let own = format!("-{}-", std::process::id());
+    let mut found = Vec::new();
+    let mut directories = vec![Path::new("/sys/fs/cgroup").to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let name = entry.file_name().into_string().unwrap();
+            if name.starts_with("agentvm-") && name.contains(&own) {
+                found.push(entry.path().display().to_string());
+            } else if entry.file_type().unwrap().is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_command_that_needs_too_much_memory_is_killed_and_says_why() {
+    if !has_cgroups() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        memory_bytes: Some(64 << 20),
+        ..Limits::default()
+    };
+    let vm = limited(data.path(), "a", limits).await;
+    let other = booted(data.path(), "b").await;
+    let mut reached = vm.watch_limits();
+    assert_eq!(in_force(&vm, Limit::Memory).mechanism, Mechanism::Cgroup1);
+    let error = fails(&vm, "echo begun; tail /dev/zero").await;
+    assert_eq!(error.code.as_str(), "VM_LIMIT", "{error}");
+    assert!(error.message.contains("memoryBytes (67108864)"), "{error}");
+    assert_eq!(error.data.unwrap()["stdout"], "begun\n");
+    timeout(LONG, reached.wait_for(|reached| reached.memory > 0))
+        .await
+        .unwrap()
+        .unwrap();
+    // This VM goes on, and the other one has not noticed.
+    assert_eq!(stdout(&vm, "echo alive").await, "alive\n");
+    assert_eq!(other.reached().memory, 0);
+    assert_eq!(stdout(&other, "echo alive").await, "alive\n");
+    vm.shutdown().await;
+    other.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_command_that_is_killed_for_something_else_is_not_blamed_on_a_limit() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    assert_eq!(
+        sh(&vm, "kill -KILL $$").await.exit,
+        Exit::Signal(libc::SIGKILL)
+    );
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn memory_in_tmp_counts() {
+    if !has_cgroups() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        memory_bytes: Some(64 << 20),
+        ..Limits::default()
+    };
+    let vm = limited(data.path(), "a", limits).await;
+    let error = fails(&vm, "exec head -c 200M /dev/zero > /tmp/file").await;
+    assert_eq!(error.code.as_str(), "VM_LIMIT", "{error}");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn half_a_cpu_is_half_a_second_of_each() {
+    if !has_cgroups() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        milli_cpus: Some(500),
+        ..Limits::default()
+    };
+    let vm = limited(data.path(), "a", limits).await;
+    let (before, began) = (vm.usage().await.unwrap(), std::time::Instant::now());
+    // Two that would take two CPUs.
+    let output = sh(
+        &vm,
+        "for i in 1 2; do timeout 1 sh -c 'while :; do :; done' & done; wait",
+    );
+    output.await;
+    let took = began.elapsed().as_millis();
+    let used = u128::from(vm.usage().await.unwrap().cpu_ms - before.cpu_ms);
+    // A busy machine gives less; a period's quota may be had in advance.
+    assert!(used <= took / 2 + 150, "{used} ms in {took} ms");
+    vm.shutdown().await;
+}
+
+const BOMB: &str = "bash -c ':(){ :|:& };:'";
+
+async fn survives_a_bomb(limits: Limits, mechanism: Mechanism) {
+    let data = tempfile::tempdir().unwrap();
+    let vm = limited(data.path(), "a", limits).await;
+    let other = booted(data.path(), "b").await;
+    assert_eq!(in_force(&vm, Limit::Pids).mechanism, mechanism);
+    let most = in_force(&vm, Limit::Pids).value.unwrap();
+    assert_eq!(sh(&vm, BOMB).await.exit, Exit::Code(0));
+    for _ in 0..20 {
+        // It works, or says what is in its way.
+        match timeout(LONG, exec(&vm, "echo alive", ExecOptions::default()))
+            .await
+            .unwrap()
+        {
+            Ok(ExecEnd::Exited(_)) => {}
+            Ok(ended) => panic!("{ended:?}"),
+            Err(error) => {
+                let error = Error::from(error);
+                assert_eq!(error.code.as_str(), "VM_LIMIT", "{error}");
+                assert!(error.message.contains("pids ("), "{error}");
+            }
+        }
+        #[expect(clippy::cast_precision_loss, reason = "small")]
+        let pids = vm.usage().await.unwrap().pids as f64;
+        // Read from /proc one by one, while others come and go: not what there was at any moment.
+        assert!(pids <= most.mul_add(2.0, 40.0), "{pids} processes");
+    }
+    assert_eq!(stdout(&other, "echo alive").await, "alive\n");
+    timeout(LONG, vm.shutdown()).await.unwrap();
+    other.shutdown().await;
+    // It boots again.
+    let vm = booted(data.path(), "a").await;
+    assert_eq!(stdout(&vm, "echo alive").await, "alive\n");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_fork_bomb_is_contained_by_the_default() {
+    survives_a_bomb(Limits::default(), Mechanism::Rlimit).await;
+}
+
+#[tokio::test]
+async fn a_fork_bomb_is_contained_by_a_limit_of_all_users() {
+    let limits = Limits {
+        pids: Some(100),
+        ..Limits::default()
+    };
+    let mechanism = if has_cgroups() {
+        Mechanism::Cgroup1
+    } else {
+        Mechanism::Rlimit
+    };
+    survives_a_bomb(limits, mechanism).await;
+}
+
+#[tokio::test]
+async fn a_limit_that_this_host_cant_enforce_is_refused_by_name_unless_best_effort_will_do() {
+    if has_cgroups() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let mut options = options(data.path(), "a");
+    options.limits.memory_bytes = Some(64 << 20);
+    let error = Error::from(boot(options.clone()).await.err().unwrap());
+    assert_eq!(error.code.as_str(), "VM_UNSUPPORTED");
+    assert!(error.message.starts_with("limits.memoryBytes "), "{error}");
+    assert!(error.message.contains("Delegate=yes"), "{error}");
+    options.limits.best_effort = true;
+    let vm: DynVm = boot(options).await.unwrap().vm;
+    assert_eq!(in_force(&vm, Limit::Memory).mechanism, Mechanism::None);
+    assert_eq!(stdout(&vm, "echo alive").await, "alive\n");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_process_may_open_as_many_files_as_it_is_given() {
+    let data = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        open_files: Some(100),
+        ..Limits::default()
+    };
+    let vm = limited(data.path(), "a", limits).await;
+    assert_eq!(stdout(&vm, "ulimit -Sn; ulimit -Hn").await, "100\n100\n");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_the_kernel_counts_per_user_of_the_host_is_capped_for_each_vm() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let hosts = fs::read_to_string("/proc/sys/fs/inotify/max_user_instances").unwrap();
+    let hosts: u64 = hosts.trim().parse().unwrap();
+    let own = stdout(&vm, "cat /proc/sys/user/max_inotify_instances").await;
+    assert_eq!(own.trim().parse::<u64>().unwrap(), (hosts / 4).max(16));
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_vm_sees_its_cgroup_as_the_root_and_leaves_none_behind() {
+    if !has_cgroups() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        memory_bytes: Some(256 << 20),
+        ..Limits::default()
+    };
+    let vm = limited(data.path(), "a", limits).await;
+    assert!(!cgroups().is_empty());
+    let cgroup = stdout(&vm, "grep -E ':(memory|pids):' /proc/self/cgroup").await;
+    assert!(cgroup.lines().all(|line| line.ends_with(":/")), "{cgroup}");
+    vm.shutdown().await;
+    assert_eq!(cgroups(), [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn what_writes_too_much_is_killed_and_the_vm_goes_on() {
+    let data = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        disk_bytes: Some(20 << 20),
+        ..Limits::default()
+    };
+    let vm = limited(data.path(), "a", limits).await;
+    assert_eq!(in_force(&vm, Limit::Disk).mechanism, Mechanism::Polled);
+    let error = fails(&vm, "head -c 40M /dev/zero > file; sleep 1000").await;
+    assert_eq!(error.code.as_str(), "VM_LIMIT", "{error}");
+    assert!(error.message.contains("diskBytes (20971520)"), "{error}");
+    // What is too much can be deleted.
+    assert_eq!(stdout(&vm, "rm file; echo gone").await, "gone\n");
+    assert!(disk_usage(&data.path().join("vms/a")).await.unwrap() < 20 << 20);
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn usage_tells_what_runs() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let idle = vm.usage().await.unwrap();
+    assert_eq!(idle.pids, 1);
+    assert_eq!(idle.counted_by, None);
+    sh(
+        &vm,
+        "sleep 1000 & i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done",
+    )
+    .await;
+    let busy = vm.usage().await.unwrap();
+    assert_eq!(busy.pids, 2);
+    assert!(busy.cpu_ms > idle.cpu_ms, "{busy:?}");
+    assert!(busy.memory_bytes > idle.memory_bytes, "{busy:?}");
+    assert!(busy.uptime_ms >= idle.uptime_ms);
+    vm.shutdown().await;
+}
