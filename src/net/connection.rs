@@ -143,3 +143,138 @@ fn check_protocol(socket: &OwnedFd) -> io::Result<()> {
         Err(sockets::unexpected("a socket of another protocol"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::libc::linger;
+    use nix::sys::socket::{SockFlag, socket};
+
+    use super::*;
+
+    /// A server's end of a connection, ours, and the duplicate of it that PID 1 has kept.
+    fn pair() -> (TcpStream, OwnedFd, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let kept = TcpStream::connect(address).expect("a connection");
+        let (server, _) = listener.accept().expect("a connection");
+        let ours = kept.try_clone().expect("a duplicate").into();
+        (server, ours, kept)
+    }
+
+    /// As a compromised PID 1 does at any time.
+    fn let_it_block(socket: &TcpStream) {
+        fcntl(socket, FcntlArg::F_SETFL(OFlag::empty())).expect("F_SETFL");
+    }
+
+    #[tokio::test]
+    async fn only_tcp_is_taken() {
+        let multipath = socket(
+            sockets::V4,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            nix::sys::socket::SockProtocol::Sctp,
+        );
+        let others = [
+            Some(OwnedFd::from(File::open("/dev/null").expect("/dev/null"))),
+            Some(
+                std::net::UdpSocket::bind("127.0.0.1:0")
+                    .expect("UDP")
+                    .into(),
+            ),
+            Some(
+                std::os::unix::net::UnixStream::pair()
+                    .expect("a pair")
+                    .0
+                    .into(),
+            ),
+            // Not every kernel has it.
+            multipath.ok(),
+        ];
+        for other in others.into_iter().flatten() {
+            assert!(Connection::establish(other).await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_listens_is_never_established() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+        let establishing = Connection::establish(listener.into());
+        // It has no events, or it fails: it is no connection in any case.
+        let ended = tokio::time::timeout(Duration::from_millis(100), establishing).await;
+        assert!(!matches!(ended, Ok(Ok(_))));
+    }
+
+    #[tokio::test]
+    async fn bytes_go_both_ways_until_both_have_ended() {
+        let (mut server, ours, _kept) = pair();
+        let connection = Connection::establish(ours).await.expect("established");
+        connection.write(b"ping").await.expect("written");
+        let mut asked = [0; 4];
+        server.read_exact(&mut asked).expect("read");
+        assert_eq!(&asked, b"ping");
+        server.write_all(b"pong").expect("written");
+        assert_eq!(connection.read().await.expect("read"), b"pong");
+        connection.shutdown_write().expect("ended");
+        assert_eq!(server.read(&mut asked).expect("read"), 0);
+        drop(server);
+        assert_eq!(connection.read().await.expect("read"), b"");
+        connection.close();
+    }
+
+    // On one thread, which a call that blocks would keep from ever finishing.
+    #[tokio::test]
+    async fn a_socket_that_was_made_to_block_does_not_block() {
+        let (mut server, ours, kept) = pair();
+        let connection = Connection::establish(ours).await.expect("established");
+        let_it_block(&kept);
+        let slow = tokio::time::timeout(Duration::from_millis(50), connection.read()).await;
+        assert!(slow.is_err(), "nothing was sent");
+        // More than the buffers take, of a server that does not read.
+        let much = vec![0; 64 << 20];
+        let full = tokio::time::timeout(Duration::from_millis(200), connection.write(&much)).await;
+        assert!(full.is_err(), "nobody reads");
+        server.write_all(b"!").expect("written");
+        assert_eq!(connection.read().await.expect("read"), b"!");
+    }
+
+    #[tokio::test]
+    async fn closing_does_not_wait_for_a_server_that_does_not_read() {
+        for reset in [true, false] {
+            let (server, ours, kept) = pair();
+            let connection = Connection::establish(ours).await.expect("established");
+            let much = vec![0; 64 << 20];
+            let full = tokio::time::timeout(Duration::from_millis(50), connection.write(&much));
+            assert!(full.await.is_err(), "nobody reads");
+            let minutes = linger {
+                l_onoff: 1,
+                l_linger: 600,
+            };
+            setsockopt(&kept, sockopt::Linger, &minutes).expect("SO_LINGER");
+            drop(kept);
+            let began = Instant::now();
+            if reset {
+                drop(connection);
+            } else {
+                connection.close();
+            }
+            assert!(began.elapsed() < Duration::from_secs(10));
+            drop(server);
+        }
+    }
+
+    #[tokio::test]
+    async fn dropping_resets_the_server() {
+        let (mut server, ours, kept) = pair();
+        let connection = Connection::establish(ours).await.expect("established");
+        drop(kept);
+        drop(connection);
+        let error = server.read(&mut [0]).expect_err("a reset");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+}

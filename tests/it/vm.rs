@@ -16,6 +16,7 @@ use agentvm::vm::{DynVm, Exit, GuestPath, User, file};
 use super::child::{block_on, in_child};
 
 mod foreground;
+mod ports;
 
 pub(super) fn options(data: &Path, name: &str) -> BootOptions {
     BootOptions {
