@@ -539,7 +539,10 @@ mod tests {
     #[tokio::test]
     async fn a_line_over_the_limit_ends_the_connection() {
         let mut agent = agent();
-        agent.stdout.write_all(&vec![b'x'; 20_000]).expect("written");
+        agent
+            .stdout
+            .write_all(&vec![b'x'; 20_000])
+            .expect("written");
         let mut closed = agent.connection.closed();
         let closed = closed.wait_for(Option::is_some).await.expect("closed");
         assert!(matches!(&*closed, Some(Closed::Protocol(_))));
