@@ -22,7 +22,7 @@ async fn limited(data: &Path, name: &str, limits: Limits) -> DynVm {
 }
 
 /// Whether this process may make cgroups. Elsewhere nothing here can be tested but the refusal.
-fn has_cgroups() -> bool {
+pub(super) fn has_cgroups() -> bool {
     nix::unistd::geteuid().is_root() && Path::new("/sys/fs/cgroup/memory/cgroup.procs").exists()
 }
 
@@ -287,4 +287,54 @@ async fn usage_tells_what_runs() {
     assert!(busy.memory_bytes > idle.memory_bytes, "{busy:?}");
     assert!(busy.uptime_ms >= idle.uptime_ms);
     vm.shutdown().await;
+}
+
+/// A boot that fails after the VM's PID 1 has been started: its directory is not usable.
+#[tokio::test]
+async fn a_boot_that_fails_half_way_leaves_nothing_of_its_limits() {
+    let data = tempfile::tempdir().unwrap();
+    let mut options = options(data.path(), "a");
+    options.limits.memory_bytes = Some(64 << 20);
+    options.limits.best_effort = true;
+    // Where its directories belong.
+    fs::create_dir_all(&options.dir).unwrap();
+    fs::write(options.dir.join("home"), "").unwrap();
+    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+    // The first attempt opens what the process keeps for all VMs.
+    assert!(boot(options.clone()).await.is_err());
+    let before = descriptors();
+    for _ in 0..3 {
+        assert!(boot(options.clone()).await.is_err());
+    }
+    assert_eq!(descriptors(), before);
+    assert_eq!(cgroups(), [] as [String; 0]);
+    fs::remove_file(options.dir.join("home")).unwrap();
+    fs::create_dir(options.dir.join("home")).unwrap();
+    let vm: DynVm = boot(options).await.unwrap().vm;
+    assert_eq!(stdout(&vm, "echo alive").await, "alive\n");
+    vm.shutdown().await;
+    assert_eq!(cgroups(), [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn a_hundred_vms_run_at_once_and_leave_nothing_behind() {
+    let data = tempfile::tempdir().unwrap();
+    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+    booted(data.path(), "first").await.shutdown().await;
+    let before = descriptors();
+    let mut booting = tokio::task::JoinSet::new();
+    for number in 0..100 {
+        let options = options(data.path(), &number.to_string());
+        booting.spawn(async move { boot(options).await.unwrap().vm as DynVm });
+    }
+    let vms = booting.join_all().await;
+    for vm in &vms {
+        assert_eq!(vm.usage().await.unwrap().pids, 1);
+    }
+    let mut ending = tokio::task::JoinSet::new();
+    for vm in vms {
+        ending.spawn(async move { vm.shutdown().await });
+    }
+    ending.join_all().await;
+    assert_eq!(descriptors(), before);
 }

@@ -12,6 +12,7 @@ mod full;
 mod host;
 mod hostile;
 mod kill;
+mod limits;
 mod output;
 mod own;
 mod parallel;

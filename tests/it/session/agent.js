@@ -187,6 +187,13 @@ const commands = {
   "close-stdout": () => fs.closeSync(1),
   exit: (code) => process.exit(Number(code)),
   kill: () => process.kill(process.pid, "SIGKILL"),
+  /** Takes memory until something ends it. */
+  async hog() {
+    for (const taken = []; ; ) {
+      taken.push(Buffer.alloc(1 << 20, 1));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+  },
   /** Leaves a process of a session of its own that holds all of its pipes. */
   grandchild: () => void spawn("sleep", ["1000"], { detached: true, stdio: "inherit" }).unref(),
 };
