@@ -44,6 +44,39 @@ export interface VmOptions {
   sleepAfterMs?: number | false;
   /** What a VM may take of the host. A limit that is left out is the client's, or has its default. */
   limits?: VmLimits;
+  /**
+   * Directories and files of the host in the VM, 32 at most. Given for a VM, they replace the client's.
+   * They hold from the VM's next boot. Default: none.
+   *
+   * ```ts
+   * client.vm.getOrCreate("vm", { mounts: [{ path: "/home/user/project", hostPath: "." }] });
+   * ```
+   */
+  mounts?: readonly Mount[];
+}
+
+/**
+ * A directory or file of the host in a VM. What is mounted below it on the host is not shown, links out of
+ * it lead nowhere, and devices and set-user-ID programs in it are only files. The data directory and the
+ * agent store are seen empty in it; a mount of something in them is refused.
+ *
+ * Its owner on the host is `user` in the VM, and what `user` makes in it is that owner's on the host. Where
+ * the host process is root, other owners of the host are nobody in the VM, which may do with their files
+ * what everybody may, and files of the VM's root belong to nobody of the host.
+ *
+ * Where something is missing, the call that boots the VM rejects with an errno name, `ENOENT` for
+ * example, and names it: `mounts[0].hostPath`.
+ */
+export interface Mount {
+  /**
+   * Where it is in the VM: absolute, not in `/usr`, `/etc`, `/proc` and the like. What is missing of the
+   * path is made in the VM; symbolic links on the way are an error (`ELOOP`).
+   */
+  path: string;
+  /** On the host; a relative path starts at `process.cwd()`. It is looked up when the VM boots. */
+  hostPath: string;
+  /** Nothing in it can be changed from the VM. Default: `false`. */
+  readOnly?: boolean;
 }
 
 /**

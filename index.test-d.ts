@@ -340,6 +340,8 @@ agent.on("limitReached", ({ limit, detail }) => {
 expectType<Promise<VmStats>>(agent.stats());
 client.vm.getOrCreate("vm", { limits: { memoryBytes: 1e9, cpus: 0.5, bestEffort: true } });
 expectError(client.vm.getOrCreate("vm", { limits: { memory: 1e9 } }));
+client.vm.getOrCreate("vm", { mounts: [{ path: "/work", hostPath: ".", readOnly: true }] });
+expectError(client.vm.getOrCreate("vm", { mounts: [{ path: "/work" }] }));
 agent.on("installProgress", (progress) => expectType<InstallProgress>(progress));
 agent.on("vmShutdown", async ({ reason }) => {
   await Promise.resolve(reason);

@@ -8,8 +8,7 @@ use agentvm_guest::protocol::{BootSpec, NetState, Rlimit, SockFilter, USER_ID};
 use nix::errno::Errno;
 
 use crate::capabilities;
-use crate::limits;
-use crate::mounts;
+use crate::{host_mounts, limits, mounts, setid};
 
 /// Which step failed, and how.
 pub(crate) struct Failure {
@@ -49,10 +48,15 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
     step("sethostname", || set_hostname(&spec.hostname))?;
     // Mounts first: they need the host's root to still be there.
     step("make mounts private", mounts::make_private)?;
+    let mut table = host_mounts::mount_table().map_err(|errno| Failure {
+        step: "open the table of mounts".to_owned(),
+        errno,
+    })?;
     step("mount the new root", mounts::enter_new_root)?;
     for node in &spec.root {
-        mounts::make(node, &trees)?;
+        mounts::make(node, &trees, &mut table)?;
     }
+    drop(table);
     drop(trees);
     step("pivot_root", mounts::leave_old_root)?;
     // These need /proc/sys while it is still writable.
@@ -68,6 +72,9 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
     step("drop capabilities", || capabilities::keep(spec.root_mapped))?;
     step("no_new_privs", nix::sys::prctl::set_no_new_privs)?;
     step("seccomp", || install_seccomp(&spec.seccomp))?;
+    if !spec.program_seccomp.is_empty() {
+        setid::forbid(&spec.program_seccomp);
+    }
     // After the last change of credentials, which would clear both.
     step("become undumpable", become_undumpable)?;
     Ok(Booted { net, sockets, lock })

@@ -5,5 +5,6 @@
 //! [`protocol::Reply`] is bounded and its descriptors are checked by `fstat` before use.
 
 pub mod foreground;
+pub mod mountinfo;
 pub mod net;
 pub mod protocol;

@@ -11,11 +11,13 @@ mod capabilities;
 mod control;
 mod ending;
 mod files;
+mod host_mounts;
 mod limits;
 mod mounts;
 mod ports;
 mod process;
 mod serve;
+mod setid;
 
 use std::ffi::c_int;
 

@@ -1,7 +1,7 @@
 //! The VM's file system: its root, built node by node beside the host's, and the step across.
 
 use std::ffi::{CStr, CString};
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
@@ -11,10 +11,11 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::boot::{Failure, errno_of};
+use crate::host_mounts;
 
 /// Where the new root grows, seen by this mount namespace only: a directory that every host has and
 /// that no [`Source::HostPath`] lies under.
-const NEW_ROOT: &str = "/proc";
+pub(crate) const NEW_ROOT: &str = "/proc";
 
 /// Scratch mount points for the parts of an overlay, gone before the VM runs.
 const LOWER: &str = "/proc/.lower";
@@ -39,7 +40,7 @@ pub(crate) fn enter_new_root() -> nix::Result<()> {
 }
 
 /// Makes one node of the root. The failure names the node.
-pub(crate) fn make(node: &Node, trees: &[OwnedFd]) -> Result<(), Failure> {
+pub(crate) fn make(node: &Node, trees: &[OwnedFd], table: &mut File) -> Result<(), Failure> {
     let (path, result) = match node {
         Node::Dir { path, mode, owner } => (path, directory(path, *mode, *owner)),
         Node::Symlink { path, target } => (
@@ -52,6 +53,7 @@ pub(crate) fn make(node: &Node, trees: &[OwnedFd]) -> Result<(), Failure> {
             read_only,
             no_exec,
         } => (path, tree(path, source, trees, *read_only, *no_exec)),
+        Node::HostMount(mount) => (&mount.path, host_mounts::make(mount, trees, table)),
         Node::Overlay {
             path,
             lowers,
@@ -293,7 +295,7 @@ fn open_tree(path: &CStr, flags: u32) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn set_attributes(tree: &OwnedFd, set: u64) -> nix::Result<()> {
+pub(crate) fn set_attributes(tree: &OwnedFd, set: u64) -> nix::Result<()> {
     change_attributes(tree, set, libc::AT_RECURSIVE)
 }
 

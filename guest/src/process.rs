@@ -7,6 +7,8 @@ use std::ptr;
 use agentvm_guest::protocol::{Account, Bytes, FailedAt, USER_ID};
 use nix::errno::Errno;
 
+use crate::setid;
+
 const STACK_SIZE: usize = 64 * 1024;
 
 /// A program to start; everything is laid out before the child exists, which must not allocate.
@@ -143,6 +145,9 @@ unsafe fn become_program(child: &Child<'_>) -> (i32, FailedAt) {
             return failed(FailedAt::Operation);
         }
         crate::limits::restrict_child();
+        if setid::apply().is_err() {
+            return failed(FailedAt::Operation);
+        }
         if libc::chdir(child.launch.cwd.as_ptr()) < 0 {
             return failed(FailedAt::Cwd);
         }

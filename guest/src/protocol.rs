@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::net::NetConfig;
 
+mod host_mount;
 mod limits;
 mod port;
 
+pub use self::host_mount::{HostMount, HostSource};
 pub use self::limits::{LimitOp, LimitSpec, ProcessUsage};
 pub use self::port::{MAX_LISTENERS, PortOp};
 
@@ -204,6 +206,8 @@ pub struct BootSpec {
     /// `struct sock_filter`s of the filter that every process gets.
     pub seccomp: Vec<SockFilter>,
     pub limits: LimitSpec,
+    /// A second one of every process but PID 1. Empty: none.
+    pub program_seccomp: Vec<SockFilter>,
 }
 
 /// `struct sock_filter` of `linux/filter.h`.
@@ -241,6 +245,8 @@ pub enum Node {
         read_only: bool,
         no_exec: bool,
     },
+    /// Of the host, by the wish of the VM's owner.
+    HostMount(HostMount),
     /// The directories of `lowers` as one, the first on top, with a persistent writable layer:
     /// `layer` holds `upper` and `work`.
     Overlay {

@@ -20,6 +20,7 @@ use crate::session::{
 };
 use crate::store::{Durability, Query};
 use crate::vm::exec::ExecOptions;
+use crate::vm::mount::{self, HostMount};
 use crate::vm::{GuestPath, User};
 
 #[derive(Deserialize)]
@@ -43,6 +44,7 @@ struct RawClientOptions {
     loopback_exempt_ports: Option<Vec<Whole<1, 65_535>>>,
     sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
     limits: Option<RawLimits>,
+    mounts: Option<Vec<RawMount>>,
 }
 
 /// What a client's VMs are booted with, and one of them over that.
@@ -52,11 +54,12 @@ struct RawVmOptions {
     loopback_exempt_ports: Option<Vec<Whole<1, 65_535>>>,
     sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
     limits: Option<RawLimits>,
+    mounts: Option<Vec<RawMount>>,
 }
 
 impl RawVmOptions {
     /// `over`: what holds where nothing is given.
-    fn settings(self, over: &VmSettings) -> VmSettings {
+    fn settings(self, over: &VmSettings) -> Result<VmSettings> {
         let mut settings = over.clone();
         if let Some(ports) = self.loopback_exempt_ports {
             // In the range of a port, as parsed.
@@ -70,13 +73,38 @@ impl RawVmOptions {
         if let Some(limits) = self.limits {
             settings.limits = limits.over(&settings.limits);
         }
-        settings
+        if let Some(raw) = self.mounts {
+            settings.mounts = mounts(raw)?;
+        }
+        Ok(settings)
     }
 }
 
 /// The options of one VM, over those of its client.
 pub(super) fn vm_options(json: &str, client: &VmSettings) -> Result<VmSettings> {
-    Ok(parse::<RawVmOptions>(json)?.settings(client))
+    parse::<RawVmOptions>(json)?.settings(client)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawMount {
+    path: String,
+    host_path: PathBuf,
+    #[serde(default)]
+    read_only: bool,
+}
+
+fn mounts(raw: Vec<RawMount>) -> Result<Vec<HostMount>> {
+    let invalid = |index: usize, field: &str, problem: String| {
+        Error::invalid_argument(&format!("mounts[{index}].{field}"), problem)
+    };
+    let mounts = raw.into_iter().enumerate().map(|(index, raw)| {
+        HostMount::new(&raw.path, &raw.host_path, raw.read_only)
+            .map_err(|(field, problem)| invalid(index, field, problem))
+    });
+    let mounts: Vec<_> = mounts.collect::<Result<_>>()?;
+    mount::check(&mounts).map_err(|wrong| invalid(wrong.index, wrong.field, wrong.problem))?;
+    Ok(mounts)
 }
 
 /// What V8 holds in one string is less.
@@ -132,8 +160,9 @@ pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Res
         loopback_exempt_ports: raw.loopback_exempt_ports,
         sleep_after_ms: raw.sleep_after_ms,
         limits: raw.limits,
+        mounts: raw.mounts,
     };
-    settings.vm = vm.settings(&settings.vm);
+    settings.vm = vm.settings(&settings.vm)?;
     if let Some(bytes) = raw.max_message_bytes {
         settings.max_message_bytes = usize::try_from(bytes.0).unwrap_or(usize::MAX);
     }

@@ -27,6 +27,7 @@ use crate::ids::{SessionId, VmId, VmKey};
 use crate::net::Policy;
 use crate::store::{Durability, Page, Query, SessionRecord};
 use crate::vm::exec::{self, ExecEnd, ExecOptions};
+use crate::vm::mount::HostMount;
 use crate::vm::{DynVm, GuestPath, Limits, Open, User, file};
 
 /// What a client is made with.
@@ -63,6 +64,8 @@ pub struct VmSettings {
     /// How long a VM that nothing needs goes on running. `None`: for ever.
     pub sleep_after: Option<Duration>,
     pub limits: Limits,
+    /// Directories and files of the host in the VM.
+    pub mounts: Vec<HostMount>,
 }
 
 /// The documented defaults.
@@ -72,6 +75,7 @@ impl Default for VmSettings {
             loopback_exempt_ports: Vec::new(),
             sleep_after: Some(Duration::from_mins(15)),
             limits: Limits::default(),
+            mounts: Vec::new(),
         }
     }
 }
@@ -95,6 +99,13 @@ impl Settings {
     /// What VMs may connect to.
     pub(super) fn policy(&self) -> Policy {
         Policy::new(&self.vm.loopback_exempt_ports)
+    }
+
+    /// What no mount may show: the agent store, and every data directory that this process knows.
+    pub(super) fn private_directories(&self) -> Vec<PathBuf> {
+        let mut private = vec![self.agents.root().to_owned()];
+        private.extend(DataDir::all().iter().map(|data| data.path.clone()));
+        private
     }
 
     /// An agent that is ready to be launched. If it had to be installed for that, with its compile cache.
@@ -145,10 +156,17 @@ struct DataDir {
     machines: Mutex<HashMap<VmId, Arc<Machine>>>,
 }
 
+/// The data directories that clients of this process have open.
+static OPEN: Mutex<Vec<Weak<DataDir>>> = Mutex::new(Vec::new());
+
 impl DataDir {
+    fn all() -> Vec<Arc<Self>> {
+        let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// The one of this path, whoever asked for it first.
     fn open(path: &Path) -> Arc<Self> {
-        static OPEN: Mutex<Vec<Weak<DataDir>>> = Mutex::new(Vec::new());
         // A directory that does not exist yet has no other name that would matter.
         let path = std::fs::canonicalize(path)
             .or_else(|_| std::path::absolute(path))

@@ -140,6 +140,8 @@ impl Machine {
             agents: settings.agents.root().to_owned(),
             policy: Arc::new(settings.policy()),
             limits: settings.vm.limits.clone(),
+            mounts: settings.vm.mounts.clone(),
+            private: settings.private_directories(),
         };
         self.sweep();
         let emission = Arc::clone(&self.emission);

@@ -64,6 +64,27 @@ pub enum VmError {
         program: String,
         errno: nix::errno::Errno,
     },
+    /// A mount that is not allowed: `mounts[index].field`.
+    #[error("mounts[{index}].{field}: {problem}")]
+    Mount {
+        index: usize,
+        field: &'static str,
+        problem: String,
+    },
+    /// What is to be mounted can't be opened on the host.
+    #[error("mounts[{index}].hostPath: can't use {path:?} of the host: {}", .errno.desc())]
+    MountSource {
+        index: usize,
+        path: PathBuf,
+        errno: nix::errno::Errno,
+    },
+    /// There is something else in the VM at the place of a mount.
+    #[error("can't mount at {path:?} in the VM: {}. {remedy}", .errno.desc())]
+    MountPoint {
+        path: String,
+        errno: nix::errno::Errno,
+        remedy: &'static str,
+    },
     /// A step of the boot sequence failed inside the guest.
     #[error("VM boot failed at step '{step}': {}", .errno.desc())]
     Boot {
@@ -118,6 +139,10 @@ impl From<VmError> for Error {
             VmError::Boot {
                 errno: nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT,
                 ..
+            }
+            | VmError::MountPoint {
+                errno: nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT,
+                ..
             } => Code::StoreFull,
             VmError::Limit { .. } => Code::VmLimit,
             VmError::LimitUnsupported { .. }
@@ -131,10 +156,22 @@ impl From<VmError> for Error {
                 .raw_os_error()
                 .map_or(Code::Internal, Code::from_errno),
             VmError::Busy { .. } => Code::VmBusy,
+            VmError::ExemptPort(_) => Code::InvalidArgument,
+            VmError::Mount {
+                index,
+                field,
+                problem,
+            } => {
+                return Self::invalid_argument(
+                    &format!("mounts[{index}].{field}"),
+                    problem.clone(),
+                );
+            }
             VmError::File { errno, .. }
             | VmError::Spawn { errno, .. }
-            | VmError::Connect { errno, .. } => Code::from(*errno),
-            VmError::ExemptPort(_) => Code::InvalidArgument,
+            | VmError::Connect { errno, .. }
+            | VmError::MountSource { errno, .. }
+            | VmError::MountPoint { errno, .. } => Code::from(*errno),
             VmError::NotRegular { found, .. } => Code::Errno(if *found == "a directory" {
                 "EISDIR"
             } else {

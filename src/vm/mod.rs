@@ -22,6 +22,7 @@ pub mod exec;
 pub mod file;
 mod foreground;
 pub mod limits;
+pub mod mount;
 pub mod namespace;
 mod port;
 

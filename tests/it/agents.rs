@@ -120,6 +120,8 @@ async fn booted(data: &Path, agents: &Path) -> DynVm {
         agents: agents.to_owned(),
         policy: Arc::new(Policy::new(&[])),
         limits: agentvm::vm::Limits::default(),
+        mounts: Vec::new(),
+        private: Vec::new(),
     };
     boot(options).await.unwrap().vm
 }

@@ -16,6 +16,7 @@ use agentvm::vm::{DynVm, Exit, GuestPath, User, file};
 use super::child::{block_on, in_child};
 
 mod foreground;
+mod mounts;
 mod ports;
 
 pub(super) fn options(data: &Path, name: &str) -> BootOptions {
@@ -26,6 +27,8 @@ pub(super) fn options(data: &Path, name: &str) -> BootOptions {
         agents: data.join("agents"),
         policy: Arc::new(Policy::new(&[])),
         limits: agentvm::vm::Limits::default(),
+        mounts: Vec::new(),
+        private: Vec::new(),
     }
 }
 

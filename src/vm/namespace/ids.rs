@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::unistd::{getegid, geteuid};
 
 /// How many ids a VM has where a range can be mapped.
-const RANGE: u32 = 65_536;
+pub(super) const RANGE: u32 = 65_536;
 
 /// First id of the default range: between what systemd gives containers (up to 1879048191) and its
 /// foreign range (from 2147352576), and far from `/etc/subuid`'s usual start at 100000.

@@ -7,6 +7,7 @@ mod directory;
 mod disk;
 mod doctor;
 mod guest;
+mod host_mounts;
 mod ids;
 mod layout;
 mod limits;
@@ -34,6 +35,7 @@ use self::ids::IdMap;
 use self::limits::Limiter;
 use self::preparation::{BootMessage, Prepared};
 use self::starter::Started;
+use super::mount::HostMount;
 use super::{Limits, Result, VmError};
 use crate::net::{Network, Policy};
 
@@ -56,6 +58,10 @@ pub struct BootOptions {
     pub agents: PathBuf,
     pub policy: Arc<Policy>,
     pub limits: Limits,
+    /// What of the host the VM is shown beside its base.
+    pub mounts: Vec<HostMount>,
+    /// Directories of the host that no mount may show: data directories, the agent store.
+    pub private: Vec<PathBuf>,
 }
 
 /// A VM that has just booted.
@@ -145,8 +151,9 @@ async fn furnish(
     let (ids, last) = (prepared.ids, prepared.last);
     ids.write(pid)
         .map_err(|(file, errno)| unsupported::id_map(file, errno))?;
-    let (directory, message) = prepared.message(pid, options).await?;
-    let (net, sockets) = first_reply(control, message, directory.lock()).await?;
+    let (directory, mut message) = prepared.message(pid, options).await?;
+    host_mounts::add(&mut message, ids, options).await?;
+    let (net, sockets) = first_reply(control, message, directory.lock(), &options.mounts).await?;
     let network = match &net {
         NetState::Up { v6 } => Some(start_network(sockets, *v6, Arc::clone(&options.policy))?),
         NetState::Down { step, errno } => {
@@ -191,20 +198,20 @@ async fn first_reply(
     control: &Control,
     BootMessage { spec, trees }: BootMessage,
     lock: &File,
+    mounts: &[HostMount],
 ) -> Result<(NetState, Vec<OwnedFd>)> {
     let mut descriptors = vec![lock.as_fd()];
     descriptors.extend(trees.iter().map(AsFd::as_fd));
-    let sent = control
-        .send(&Request::Boot(Box::new(spec)), &descriptors)
-        .await;
+    let sent = control.send(&Request::Boot(spec), &descriptors).await;
     // A guest that failed early has said why before it closed its end.
     let reply = control.receive().await.map_err(VmError::Protocol)?;
     match (reply, sent) {
         (Some((Reply::Ready { net }, sockets)), Ok(())) => Ok((net, sockets)),
-        (Some((Reply::BootFailed { step, errno }, _)), _) => Err(unsupported::boot_step(
-            String::from_utf8_lossy(&step).into_owned(),
-            Errno::from_raw(errno),
-        )),
+        (Some((Reply::BootFailed { step, errno }, _)), _) => {
+            let (step, errno) = (String::from_utf8_lossy(&step), Errno::from_raw(errno));
+            Err(host_mounts::explain(mounts, &step, errno)
+                .unwrap_or_else(|| unsupported::boot_step(step.into_owned(), errno)))
+        }
         (Some(_), _) => Err(VmError::Protocol("another first message".to_owned())),
         (None, Err(error)) => Err(VmError::Ended(format!("PID 1 died at its start: {error}"))),
         (None, Ok(())) => Err(VmError::Ended("PID 1 died while it booted".to_owned())),

@@ -25,7 +25,7 @@ pub(super) struct Prepared {
 
 /// The first message to PID 1.
 pub(super) struct BootMessage {
-    pub(super) spec: BootSpec,
+    pub(super) spec: Box<BootSpec>,
     /// The mount trees that the spec refers to.
     pub(super) trees: Vec<OwnedFd>,
 }
@@ -62,7 +62,6 @@ pub(super) async fn prepare(options: &BootOptions) -> Result<Prepared> {
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "one value, moved twice")]
 enum Opened {
     Prepared(Prepared),
     /// By the VM of a process that has died, which is still being torn down.
@@ -154,14 +153,15 @@ fn message(
         agents: options.agents.is_dir().then_some(&*options.agents),
     };
     let layout = layout::layout(ids, &places, namespace)?;
-    let spec = BootSpec {
+    let spec = Box::new(BootSpec {
         root_mapped: ids.root_mapped(),
         hostname: base::HOSTNAME.as_bytes().to_vec(),
         root: layout.nodes,
         net: options.policy.guest_config(),
         seccomp: seccomp::filter().map_err(VmError::Protocol)?,
         limits: limits::spec(&options.limits),
-    };
+        program_seccomp: Vec::new(),
+    });
     Ok(BootMessage {
         spec,
         trees: layout.trees,

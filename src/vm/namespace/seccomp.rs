@@ -115,6 +115,85 @@ pub(super) fn filter() -> Result<Vec<SockFilter>, String> {
         .clone()
 }
 
+/// Of programs in a VM that can write to directories of the host: what makes a file setuid or setgid.
+/// `openat2` hides its mode from seccomp, and is as on a kernel without it.
+pub(super) fn no_setid() -> Result<Vec<SockFilter>, String> {
+    static FILTER: OnceLock<Result<Vec<SockFilter>, String>> = OnceLock::new();
+    FILTER
+        .get_or_init(|| compile_no_setid().map_err(|error| error.to_string()))
+        .clone()
+}
+
+fn compile_no_setid() -> Result<Vec<SockFilter>, seccompiler::Error> {
+    /// Not in `libc` for every C library.
+    const FCHMODAT2: i64 = 452;
+    // Calls that take a mode, and which argument it is.
+    let mut modes = vec![
+        (libc::SYS_fchmod, 1),
+        (libc::SYS_fchmodat, 2),
+        (FCHMODAT2, 2),
+        (libc::SYS_mknodat, 2),
+    ];
+    // The same, where the mode is looked at only if the flags before it create a file.
+    let mut creating = vec![(libc::SYS_openat, 3)];
+    #[cfg(target_arch = "x86_64")]
+    {
+        modes.extend([
+            (libc::SYS_chmod, 1),
+            (libc::SYS_creat, 1),
+            (libc::SYS_mknod, 1),
+        ]);
+        creating.push((libc::SYS_open, 2));
+    }
+    let has = |argument, bit: u32| {
+        let (length, bit) = (SeccompCmpArgLen::Dword, u64::from(bit));
+        SeccompCondition::new(argument, length, SeccompCmpOp::MaskedEq(bit), bit)
+    };
+    // The one bit of O_TMPFILE that is its own.
+    let creates = [libc::O_CREAT, libc::O_TMPFILE & !libc::O_DIRECTORY];
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for bit in [libc::S_ISUID, libc::S_ISGID] {
+        for (call, mode) in &modes {
+            let rule = SeccompRule::new(vec![has(*mode, bit)?])?;
+            rules.entry(*call).or_default().push(rule);
+        }
+        for (call, mode) in &creating {
+            for flag in creates.map(i32::cast_unsigned) {
+                let rule = SeccompRule::new(vec![has(*mode - 1, flag)?, has(*mode, bit)?])?;
+                rules.entry(*call).or_default().push(rule);
+            }
+        }
+    }
+    let denied = SeccompAction::Errno(libc::EPERM.cast_unsigned());
+    let arch = std::env::consts::ARCH.try_into()?;
+    let program: BpfProgram =
+        SeccompFilter::new(rules, SeccompAction::Allow, denied, arch)?.try_into()?;
+    let openat2 = u32::try_from(libc::SYS_openat2).unwrap_or(u32::MAX);
+    Ok(call_refused(openat2)
+        .into_iter()
+        .chain(program.into_iter().map(|f| SockFilter {
+            code: f.code,
+            jt: f.jt,
+            jf: f.jf,
+            k: f.k,
+        }))
+        .collect())
+}
+
+/// `ENOSYS` for one call.
+fn call_refused(number: u32) -> [SockFilter; 3] {
+    const LOAD_NUMBER: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS, offset 0: seccomp_data.nr
+    const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    const ERRNO: u32 = 0x0005_0000; // SECCOMP_RET_ERRNO
+    let instruction = |code, jt, jf, k| SockFilter { code, jt, jf, k };
+    [
+        instruction(LOAD_NUMBER, 0, 0, 0),
+        instruction(JUMP_IF_EQUAL, 0, 1, number),
+        instruction(RETURN, 0, 0, ERRNO | libc::ENOSYS.cast_unsigned()),
+    ]
+}
+
 fn compile() -> Result<Vec<SockFilter>, seccompiler::Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DENIED
         .iter()

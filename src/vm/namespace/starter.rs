@@ -64,15 +64,24 @@ pub(super) struct StartError {
 /// Starts a guest. PID 1 learns of this process's death also through its control socket; the parent
 /// death signal follows the *thread* that started it, hence one thread for the life of the process.
 pub(super) async fn start() -> Result<Started, StartError> {
+    start_in(NAMESPACES).await
+}
+
+/// Starts one that is only to hold a user namespace open, until it is dropped.
+pub(super) async fn start_holder() -> Result<Started, StartError> {
+    start_in(libc::CLONE_NEWUSER).await
+}
+
+async fn start_in(namespaces: c_int) -> Result<Started, StartError> {
     static THREAD: OnceLock<Option<mpsc::Sender<Job>>> = OnceLock::new();
     let sender = THREAD.get_or_init(|| {
         let (sender, jobs) = mpsc::channel::<Job>();
         thread::Builder::new()
             .name("agentvm-starter".to_owned())
             .spawn(move || {
-                for reply in jobs {
+                for (namespaces, reply) in jobs {
                     // A caller that has gone away leaves it to be dropped.
-                    drop(reply.send(start_here()));
+                    drop(reply.send(start_here(namespaces)));
                 }
             })
             .ok()
@@ -84,14 +93,16 @@ pub(super) async fn start() -> Result<Started, StartError> {
         errno: Errno::EAGAIN,
     };
     match sender {
-        Some(sender) if sender.send(reply).is_ok() => started.await.unwrap_or(Err(no_thread)),
+        Some(sender) if sender.send((namespaces, reply)).is_ok() => {
+            started.await.unwrap_or(Err(no_thread))
+        }
         _ => Err(no_thread),
     }
 }
 
-type Job = oneshot::Sender<Result<Started, StartError>>;
+type Job = (c_int, oneshot::Sender<Result<Started, StartError>>);
 
-fn start_here() -> Result<Started, StartError> {
+fn start_here(namespaces: c_int) -> Result<Started, StartError> {
     let at = |step| move |errno| StartError { step, errno };
     let guest = guest_executable().map_err(|error| StartError {
         step: "make the guest's memfd",
@@ -136,7 +147,7 @@ fn start_here() -> Result<Started, StartError> {
         libc::clone(
             run_child,
             stack.as_mut_ptr().add(STACK_SIZE).cast(),
-            NAMESPACES | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD,
+            namespaces | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD,
             (&raw mut child).cast(),
             &raw mut pidfd,
         )

@@ -1,6 +1,6 @@
 //! Detached mount trees, which a privileged host makes for a VM that could not reach the paths.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,18 +12,34 @@ use nix::errno::Errno;
 pub(super) fn clone_tree(path: &Path, map: Option<&OwnedFd>) -> nix::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
     let recursive = libc::AT_RECURSIVE.cast_unsigned();
+    let tree = open_tree(libc::AT_FDCWD, &path, recursive)?;
+    make_own(&tree, map)?;
+    Ok(tree)
+}
+
+/// The same of what is open as `place`, without what is mounted below it.
+pub(super) fn clone_mount(place: &OwnedFd, map: Option<&OwnedFd>) -> nix::Result<OwnedFd> {
+    let tree = open_tree(place.as_raw_fd(), c"", libc::AT_EMPTY_PATH.cast_unsigned())?;
+    make_own(&tree, map)?;
+    Ok(tree)
+}
+
+fn open_tree(at: RawFd, path: &CStr, flags: u32) -> nix::Result<OwnedFd> {
     // SAFETY: the path outlives the call.
     let fd = unsafe {
         libc::syscall(
             libc::SYS_open_tree,
-            libc::AT_FDCWD,
+            at,
             path.as_ptr(),
-            libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | recursive,
+            libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | flags,
         )
     };
     let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel has just returned this descriptor.
-    let tree = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn make_own(tree: &OwnedFd, map: Option<&OwnedFd>) -> nix::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: map.map_or(0, |_| libc::MOUNT_ATTR_IDMAP),
         attr_clr: 0,
@@ -43,6 +59,5 @@ pub(super) fn clone_tree(path: &Path, map: Option<&OwnedFd>) -> nix::Result<Owne
             size_of::<libc::mount_attr>(),
         )
     };
-    Errno::result(result)?;
-    Ok(tree)
+    Errno::result(result).map(drop)
 }

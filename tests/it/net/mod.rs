@@ -48,6 +48,8 @@ async fn booted(data: &Path, exempt_ports: &[u16]) -> DynVm {
         agents: data.join("agents"),
         policy: Arc::new(Policy::new(exempt_ports)),
         limits: agentvm::vm::Limits::default(),
+        mounts: Vec::new(),
+        private: Vec::new(),
     };
     let vm = boot(options).await.unwrap().vm;
     let path = GuestPath::new("duplex.pl").unwrap();

@@ -112,6 +112,8 @@ async fn temporary_vm(places: &Places) -> Vec<Check> {
         agents: places.agents.clone(),
         policy: Arc::new(Policy::new(&[])),
         limits: Limits::default(),
+        mounts: Vec::new(),
+        private: Vec::new(),
     };
     let began = Instant::now();
     let mut checks = match boot(options.clone()).await {

@@ -1,0 +1,385 @@
+//! Directories of the host in a VM.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+
+use agentvm::error::Error;
+use agentvm::vm::exec::{ExecEnd, ExecOptions, exec};
+use agentvm::vm::mount::HostMount;
+use agentvm::vm::namespace::{BootOptions, boot};
+use agentvm::vm::{DynVm, Exit, User};
+
+use super::super::child::{block_on, in_child, unshare};
+use super::{options, sh, stdout};
+
+fn mount(path: &str, host_path: &Path) -> HostMount {
+    HostMount::new(path, host_path, false).unwrap()
+}
+
+fn read_only(path: &str, host_path: &Path) -> HostMount {
+    HostMount::new(path, host_path, true).unwrap()
+}
+
+fn with(data: &Path, mounts: Vec<HostMount>) -> BootOptions {
+    BootOptions {
+        mounts,
+        private: vec![data.to_owned()],
+        ..options(data, "a")
+    }
+}
+
+async fn booted(data: &Path, mounts: Vec<HostMount>) -> DynVm {
+    boot(with(data, mounts)).await.unwrap().vm
+}
+
+async fn refused(options: BootOptions) -> Error {
+    Error::from(boot(options).await.err().expect("a refusal"))
+}
+
+async fn as_root(vm: &DynVm, command: &str) -> (Exit, String) {
+    let options = ExecOptions {
+        user: User::Root,
+        ..ExecOptions::default()
+    };
+    match exec(vm, command, options).await.unwrap() {
+        ExecEnd::Exited(output) => (
+            output.exit,
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        ),
+        ExecEnd::TimedOut(_) => unreachable!("no time limit was given"),
+    }
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// A directory of the host that everybody may go through, and a data directory.
+fn world() -> (tempfile::TempDir, tempfile::TempDir) {
+    let host = tempfile::tempdir().unwrap();
+    fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    (host, tempfile::tempdir().unwrap())
+}
+
+#[tokio::test]
+async fn what_the_vm_writes_is_owned_by_who_owns_the_directory() {
+    let (host, data) = world();
+    fs::write(host.path().join("given"), "from the host").unwrap();
+    let vm = booted(data.path(), vec![mount("/work", host.path())]).await;
+    let shown = stdout(&vm, "cat /work/given; stat -c ' %U %G' /work /work/given").await;
+    assert_eq!(shown, "from the host user user\n user user\n");
+    stdout(
+        &vm,
+        "echo new > /work/made; mkdir /work/dir; mv /work/made /work/dir; echo >> /work/given",
+    )
+    .await;
+    vm.shutdown().await;
+    let made = fs::metadata(host.path().join("dir/made")).unwrap();
+    let owner = fs::metadata(host.path()).unwrap();
+    assert_eq!((made.uid(), made.gid()), (owner.uid(), owner.gid()));
+}
+
+#[tokio::test]
+async fn a_directory_of_another_user_of_the_host_is_the_vms_users_on_a_root_host() {
+    if !is_root() {
+        return;
+    }
+    let (host, data) = world();
+    let project = host.path().join("project");
+    fs::create_dir(&project).unwrap();
+    fs::write(project.join("roots"), "").unwrap();
+    chown(&project, Some(4321), Some(8765)).unwrap();
+    let vm = booted(data.path(), vec![mount("/work", &project)]).await;
+    let shown = stdout(&vm, "touch /work/made; stat -c %U /work /work/roots").await;
+    assert_eq!(shown, "user\nnobody\n");
+    let (_, owner) = as_root(&vm, "touch /work/by-root; stat -c %U /work/by-root").await;
+    assert_eq!(owner, "root\n");
+    vm.shutdown().await;
+    let made = fs::metadata(project.join("made")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (4321, 8765));
+    // Neither the host's root nor anybody else of the host.
+    let by_root = fs::metadata(project.join("by-root")).unwrap();
+    assert!(by_root.uid() > 1_000_000_000, "{}", by_root.uid());
+}
+
+#[tokio::test]
+async fn nothing_can_be_written_to_a_read_only_mount() {
+    let (host, data) = world();
+    fs::write(host.path().join("file"), "kept").unwrap();
+    let vm = booted(data.path(), vec![read_only("/work", host.path())]).await;
+    assert_eq!(stdout(&vm, "cat /work/file").await, "kept");
+    let write = "touch /work/new || echo > /work/file || rm -f /work/file || chmod 777 /work";
+    assert_ne!(sh(&vm, write).await.exit, Exit::Code(0));
+    if is_root() {
+        assert_ne!(as_root(&vm, write).await.0, Exit::Code(0));
+    }
+    vm.shutdown().await;
+    assert_eq!(
+        fs::read_to_string(host.path().join("file")).unwrap(),
+        "kept"
+    );
+}
+
+#[tokio::test]
+async fn a_single_file_can_be_mounted() {
+    let (host, data) = world();
+    let file = host.path().join("settings");
+    fs::write(&file, "text").unwrap();
+    let vm = booted(
+        data.path(),
+        vec![mount("/home/user/.config/tool/rc", &file)],
+    )
+    .await;
+    let shown = stdout(
+        &vm,
+        "cat .config/tool/rc; stat -c ' %U' .config .config/tool; echo more > .config/tool/rc",
+    )
+    .await;
+    assert_eq!(shown, "text user\n user\n");
+    vm.shutdown().await;
+    assert_eq!(fs::read_to_string(&file).unwrap(), "more\n");
+}
+
+#[tokio::test]
+async fn links_lead_out_of_a_mount_only_to_the_vms_own_files() {
+    let (host, data) = world();
+    let secret = host.path().join("secret");
+    fs::write(&secret, "of the host").unwrap();
+    let work = host.path().join("work");
+    fs::create_dir(&work).unwrap();
+    symlink(&secret, work.join("absolute")).unwrap();
+    symlink("../secret", work.join("relative")).unwrap();
+    symlink("../..", work.join("up")).unwrap();
+    let vm = booted(data.path(), vec![mount("/work", &work)]).await;
+    let reach = "cd /work; cat absolute || cat relative || cat up/secret || cat ../secret || \
+                 ln ../secret hard || find /work -name secret | grep .";
+    assert_ne!(sh(&vm, reach).await.exit, Exit::Code(0));
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_directory_that_the_host_moves_away_gives_no_way_out() {
+    let (host, data) = world();
+    fs::write(host.path().join("secret"), "of the host").unwrap();
+    fs::create_dir_all(host.path().join("work/deep")).unwrap();
+    let vm = booted(data.path(), vec![mount("/work", &host.path().join("work"))]).await;
+    stdout(
+        &vm,
+        "mkfifo /work/go; (cd /work/deep; cat /work/go; cat ../secret > /tmp/out 2>&1; echo > /tmp/done) \
+         > /dev/null 2>&1 & \
+         until [ \"$(readlink /proc/$!/cwd)\" = /work/deep ]; do :; done",
+    )
+    .await;
+    fs::rename(host.path().join("work/deep"), host.path().join("deep")).unwrap();
+    let out = stdout(
+        &vm,
+        "echo > /work/go; until [ -e /tmp/done ]; do :; done; cat /tmp/out",
+    )
+    .await;
+    assert!(!out.contains("of the host"), "{out}");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn nothing_becomes_setuid_in_a_vm_that_can_write_to_the_host() {
+    let (host, data) = world();
+    let vm = booted(data.path(), vec![mount("/work", host.path())]).await;
+    let attempts = "cd /work; cp /bin/true t; chmod 755 t; \
+        chmod u+s t; chmod g+s t; chmod 4755 t; install -m 4755 /bin/true i; \
+        perl -e 'use Fcntl; sysopen(F, \"p\", O_CREAT|O_WRONLY, 04755); umask 0; mkdir \"d\", 02755; \
+                 chmod 02755, \"d\"; syscall(437, -100, \"q\", pack(\"QQQ\", 0101, 06755, 0), 24)'; \
+        mknod -m 4755 f p; exit 0";
+    stdout(&vm, attempts).await;
+    if is_root() {
+        as_root(&vm, attempts).await;
+    }
+    vm.shutdown().await;
+    assert!(host.path().join("t").exists());
+    for entry in fs::read_dir(host.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().mode();
+        assert_eq!(mode & 0o6000, 0, "{:?} {mode:o}", entry.file_name());
+    }
+}
+
+#[tokio::test]
+async fn device_nodes_and_setuid_programs_of_the_host_are_only_files() {
+    if !is_root() {
+        return;
+    }
+    let (host, data) = world();
+    let node = host.path().join("zero");
+    let device = nix::sys::stat::makedev(1, 5);
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
+    nix::sys::stat::mknod(&node, nix::sys::stat::SFlag::S_IFCHR, mode, device).unwrap();
+    let vm = booted(data.path(), vec![mount("/work", host.path())]).await;
+    assert_ne!(sh(&vm, "head -c1 /work/zero").await.exit, Exit::Code(0));
+    let (exit, _) = as_root(&vm, "mknod /work/mine c 1 5").await;
+    assert_ne!(exit, Exit::Code(0));
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_mount_that_holds_the_data_directory_shows_it_empty() {
+    let (host, _) = world();
+    let data = host.path().join("project/state/agentvm");
+    fs::create_dir_all(&data).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
+    let vm = booted(&data, vec![mount("/work", host.path())]).await;
+    assert_eq!(stdout(&vm, "ls -A /work/project/state/agentvm").await, "");
+    // Nor can it be moved to where the next boot would not find it.
+    for from in ["project/state/agentvm", "project/state", "project"] {
+        let moved = sh(&vm, &format!("mv /work/{from} /work/elsewhere")).await;
+        assert_ne!(moved.exit, Exit::Code(0), "{from}");
+    }
+    let written = sh(&vm, "touch /work/project/state/agentvm/x").await;
+    assert_ne!(written.exit, Exit::Code(0));
+    stdout(&vm, "touch /work/project/state/other").await;
+    vm.shutdown().await;
+    assert!(data.join("vms/a/vm.json").exists());
+}
+
+#[tokio::test]
+async fn a_mount_in_the_data_directory_is_refused_by_whatever_name() {
+    let (host, data) = world();
+    let link = host.path().join("link");
+    symlink(data.path(), &link).unwrap();
+    for path in [
+        data.path().to_owned(),
+        data.path().join("vms"),
+        data.path().join("vms/a/home"),
+        link.join("vms"),
+    ] {
+        let error = refused(with(data.path(), vec![read_only("/work", &path)])).await;
+        assert_eq!(error.code.as_str(), "INVALID_ARGUMENT", "{error}");
+        assert!(error.message.contains("mounts[0].hostPath"), "{error}");
+    }
+}
+
+#[test]
+fn a_bind_mount_is_no_way_around_the_data_directory() {
+    // A mount of its own, for this test alone.
+    in_child(
+        &unshare(&["--mount"]),
+        "vm::mounts::a_bind_mount_is_no_way_around_the_data_directory",
+        || {
+            let (host, outer) = world();
+            let data = outer.path().join("data");
+            let second = host.path().join("second");
+            fs::create_dir(&data).unwrap();
+            fs::create_dir(&second).unwrap();
+            let none: Option<&str> = None;
+            nix::mount::mount(
+                Some(outer.path()),
+                &second,
+                none,
+                nix::mount::MsFlags::MS_BIND,
+                none,
+            )
+            .unwrap();
+            block_on(async {
+                let vm = booted(&data, vec![read_only("/work", &second)]).await;
+                assert_eq!(stdout(&vm, "ls -A /work/data").await, "");
+                vm.shutdown().await;
+                let inside = vec![read_only("/work", &second.join("data/vms"))];
+                let error = refused(with(&data, inside)).await;
+                assert_eq!(error.code.as_str(), "INVALID_ARGUMENT", "{error}");
+            });
+            nix::mount::umount2(&second, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        },
+    );
+}
+
+#[tokio::test]
+async fn the_hosts_root_shows_neither_its_processes_nor_the_data_directory() {
+    let (_, data) = world();
+    let vm = booted(data.path(), vec![read_only("/host", Path::new("/"))]).await;
+    assert_eq!(
+        stdout(&vm, "ls -A /host/proc /host/sys").await,
+        "/host/proc:\n\n/host/sys:\n"
+    );
+    let pid = std::process::id();
+    assert_ne!(
+        sh(&vm, &format!("cat /host/proc/{pid}/environ")).await.exit,
+        Exit::Code(0)
+    );
+    stdout(&vm, "cat /host/etc/passwd").await;
+    let hidden = format!("/host{}", data.path().display());
+    assert_eq!(stdout(&vm, &format!("ls -A {hidden}")).await, "");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn windows_on_the_kernel_can_not_be_mounted() {
+    let (_, data) = world();
+    for path in ["/proc", "/proc/self/net", "/sys", "/sys/kernel"] {
+        let error = refused(with(data.path(), vec![read_only("/work", Path::new(path))])).await;
+        assert_eq!(error.code.as_str(), "INVALID_ARGUMENT", "{error}");
+    }
+    let null = refused(with(
+        data.path(),
+        vec![mount("/work", Path::new("/dev/null"))],
+    ))
+    .await;
+    assert_eq!(null.code.as_str(), "INVALID_ARGUMENT", "{null}");
+}
+
+#[tokio::test]
+async fn what_does_not_exist_is_enoent_and_leaves_the_vm_usable() {
+    let (host, data) = world();
+    let missing = host.path().join("missing");
+    let error = refused(with(data.path(), vec![mount("/work", &missing)])).await;
+    assert_eq!(error.code.as_str(), "ENOENT");
+    assert!(error.message.contains("mounts[0].hostPath"), "{error}");
+    assert!(error.message.contains("missing"), "{error}");
+    booted(data.path(), Vec::new()).await.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_mount_point_that_is_a_symlink_in_the_vm_is_not_followed() {
+    let (host, data) = world();
+    let vm = booted(data.path(), Vec::new()).await;
+    stdout(&vm, "ln -s /tmp work; touch file").await;
+    vm.shutdown().await;
+    for (point, code) in [
+        ("/home/user/work", "ELOOP"),
+        ("/home/user/work/x", "ELOOP"),
+        ("/home/user/file", "ENOTDIR"),
+    ] {
+        let error = refused(with(data.path(), vec![mount(point, host.path())])).await;
+        assert_eq!(error.code.as_str(), code, "{error}");
+        assert!(error.message.contains(point), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_mount_in_a_mount_lies_on_top_whatever_the_order() {
+    let (host, data) = world();
+    let (outer, inner) = (host.path().join("outer"), host.path().join("inner"));
+    fs::create_dir(&outer).unwrap();
+    fs::create_dir(&inner).unwrap();
+    fs::write(inner.join("file"), "inner").unwrap();
+    let mounts = vec![read_only("/work/sub", &inner), mount("/work", &outer)];
+    let vm = booted(data.path(), mounts).await;
+    assert_eq!(stdout(&vm, "cat /work/sub/file").await, "inner");
+    assert_ne!(sh(&vm, "touch /work/sub/x").await.exit, Exit::Code(0));
+    stdout(&vm, "touch /work/x").await;
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_symlink_that_the_vm_could_have_made_decides_nothing() {
+    let (host, data) = world();
+    let (outer, secret) = (host.path().join("outer"), host.path().join("secret"));
+    fs::create_dir(&outer).unwrap();
+    fs::create_dir(&secret).unwrap();
+    symlink(&secret, outer.join("config")).unwrap();
+    let mounts = vec![
+        mount("/work", &outer),
+        read_only("/config", &outer.join("config")),
+    ];
+    let error = refused(with(data.path(), mounts)).await;
+    assert_eq!(error.code.as_str(), "INVALID_ARGUMENT");
+    assert!(error.message.contains("mounts[1].hostPath"), "{error}");
+}
