@@ -8,6 +8,7 @@
 import { parseArgs } from "node:util";
 import { agents } from "./agents";
 import { boot } from "./boot";
+import { crowd } from "./crowd";
 import { events } from "./events";
 import { exec } from "./exec";
 import type { Comparison } from "./measure";
@@ -25,7 +26,8 @@ interface Bench {
 const BENCHES: Record<string, Bench> = {
   boot: { run: boot, turns: 200 },
   exec: { run: exec, turns: 500 },
-  memory: { run: memory, turns: 50 },
+  crowd: { run: crowd, turns: 15 },
+  memory: { run: memory, turns: 500 },
   session: { run: session, turns: 20 },
   agents: { run: agents, turns: 15 },
   network: { run: network, turns: 10 },
