@@ -117,6 +117,13 @@ export interface VmLimits {
    * grow, so that something can be deleted. Default: no limit.
    */
   diskBytes?: number;
+  /**
+   * What the file system of the data directory keeps free, for the stores of all VMs and for the host. When
+   * less is left, every process of a VM that goes on growing is killed: `limitReached`, and what runs
+   * rejects with `VM_LIMIT`. It is looked at as often as a fast disk could be filled; who allocates much at
+   * once (`fallocate`) is seen too late. `0`: nothing. Default: a 64th of the file system, 512 MiB at most.
+   */
+  minFreeDiskBytes?: number;
   /** Leave out what this host can't enforce. `stats()` tells what is in force. Default: `false`. */
   bestEffort?: boolean;
 }
@@ -951,7 +958,7 @@ export interface AgentEvents {
   vmShutdown: { reason: "sleep" | "destroy" | "close" | "error" };
   /** The VM has met a limit. A limit that is met again and again is told a few times a second. */
   limitReached: {
-    limit: "memoryBytes" | "pids" | "diskBytes";
+    limit: "memoryBytes" | "pids" | "diskBytes" | "minFreeDiskBytes";
     /** One line for a person. */
     detail: string;
   };
@@ -996,7 +1003,7 @@ export interface RunningVmStats {
 }
 
 export interface LimitInForce {
-  name: "memoryBytes" | "cpus" | "pids" | "openFiles" | "diskBytes";
+  name: "memoryBytes" | "cpus" | "pids" | "openFiles" | "diskBytes" | "minFreeDiskBytes";
   /** `null`: no limit. */
   value: number | null;
   /** How it is enforced. `"none"`: it is not. */

@@ -28,6 +28,7 @@ test("stats of a VM that runs tell what it takes and which limits are in force",
     { name: "pids", value: 4096, mechanism: "rlimit" },
     { name: "openFiles", value: 500, mechanism: "rlimit" },
     { name: "diskBytes", value: null, mechanism: "none" },
+    { name: "minFreeDiskBytes", value: expect.any(Number), mechanism: "polled" },
   ]);
 });
 

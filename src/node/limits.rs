@@ -23,6 +23,7 @@ pub(super) struct RawLimits {
     pids: Option<Whole<8, 4_194_304>>,
     open_files: Option<Whole<64, 1_048_576>>,
     disk_bytes: Option<Whole<{ 1 << 20 }, MAX_SAFE>>,
+    min_free_disk_bytes: Option<Whole<0, MAX_SAFE>>,
     best_effort: Option<bool>,
 }
 
@@ -34,6 +35,10 @@ impl RawLimits {
             pids: self.pids.map(|own| own.0).or(limits.pids),
             open_files: self.open_files.map(|own| own.0).or(limits.open_files),
             disk_bytes: self.disk_bytes.map(|own| own.0).or(limits.disk_bytes),
+            min_free_disk_bytes: self
+                .min_free_disk_bytes
+                .map(|own| own.0)
+                .or(limits.min_free_disk_bytes),
             best_effort: self.best_effort.unwrap_or(limits.best_effort),
         }
     }

@@ -49,7 +49,8 @@ impl VmHandle {
 pub(super) fn watch(vm: &DynVm, emission: Arc<Emission>) {
     let mut changes = vm.watch_limits();
     // Not the VM itself: it ends when nobody has it any more.
-    let described = [Limit::Memory, Limit::Pids, Limit::Disk].map(|limit| vm.describe(limit));
+    let described =
+        [Limit::Memory, Limit::Pids, Limit::Disk, Limit::FreeDisk].map(|limit| vm.describe(limit));
     tokio::spawn(async move {
         let mut told = Reached::default();
         while changes.changed().await.is_ok() {
@@ -62,8 +63,8 @@ pub(super) fn watch(vm: &DynVm, emission: Arc<Emission>) {
     });
 }
 
-fn news(told: Reached, now: Reached, described: &[String; 3]) -> Vec<(Limit, String)> {
-    let [memory, pids, disk] = described;
+fn news(told: Reached, now: Reached, described: &[String; 4]) -> Vec<(Limit, String)> {
+    let [memory, pids, disk, free_disk] = described;
     let mut news = Vec::new();
     if now.memory > told.memory {
         let count = now.memory;
@@ -83,6 +84,13 @@ fn news(told: Reached, now: Reached, described: &[String; 3]) -> Vec<(Limit, Str
         let detail = format!("the VM had more than {disk} on its disk: its processes were killed");
         news.push((Limit::Disk, detail));
     }
+    if now.free_disk > told.free_disk {
+        let detail = format!(
+            "the VM was growing when the disk of the data directory had less than {free_disk} left: its \
+             processes were killed"
+        );
+        news.push((Limit::FreeDisk, detail));
+    }
     news
 }
 
@@ -92,7 +100,13 @@ mod tests {
 
     #[test]
     fn only_what_is_new_is_told() {
-        let described = ["memoryBytes (1)", "pids (2)", "diskBytes (3)"].map(str::to_owned);
+        let described = [
+            "memoryBytes (1)",
+            "pids (2)",
+            "diskBytes (3)",
+            "minFreeDiskBytes (4)",
+        ]
+        .map(str::to_owned);
         let told = Reached {
             memory: 1,
             ..Reached::default()

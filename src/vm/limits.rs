@@ -20,6 +20,9 @@ pub struct Limits {
     pub open_files: Option<u64>,
     /// Of the VM's directory. No limit.
     pub disk_bytes: Option<u64>,
+    /// What the file system of the VM's directory is to keep free; 0: nothing. A 64th of it, 512 MiB at
+    /// most.
+    pub min_free_disk_bytes: Option<u64>,
     /// What can't be enforced on this host is left out, or done by weaker means, instead of refused.
     pub best_effort: bool,
 }
@@ -35,6 +38,7 @@ pub enum Limit {
     Pids,
     OpenFiles,
     Disk,
+    FreeDisk,
 }
 
 impl Limit {
@@ -47,6 +51,7 @@ impl Limit {
             Self::Pids => "pids",
             Self::OpenFiles => "openFiles",
             Self::Disk => "diskBytes",
+            Self::FreeDisk => "minFreeDiskBytes",
         }
     }
 }
@@ -116,6 +121,9 @@ pub struct Reached {
     pub pids: u64,
     /// Times that it was found with too much on its disk, and its processes were killed.
     pub disk: u64,
+    /// Times that it was found growing when too little of the host's disk was free, and its processes
+    /// were killed.
+    pub free_disk: u64,
 }
 
 /// The part of a VM that is about limits.
@@ -151,6 +159,10 @@ pub fn killed(vm: &(impl Limited + ?Sized), what: &str, before: Reached) -> Opti
         let remedy = "Delete something in it, or give it more with limits.diskBytes of getOrCreate or \
              createClient";
         (Limit::Disk, remedy)
+    } else if now.free_disk > before.free_disk {
+        let remedy = "Free space on the file system of the data directory: the VM was growing when less \
+             than that was left";
+        (Limit::FreeDisk, remedy)
     } else {
         return None;
     };

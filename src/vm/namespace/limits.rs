@@ -14,6 +14,7 @@ use super::cgroup::{self, Cgroup, Refused, Signals, Wanted};
 use super::control::{Answer, Control};
 use super::directory::blocking;
 use super::disk::Watch;
+use super::free_space;
 use super::ids::IdMap;
 use super::running::{NamespaceVm, processes, unexpected};
 use crate::vm::limits::{DEFAULT_PIDS, InForce, Limited, Limits, Mechanism, Reached, Usage};
@@ -37,6 +38,7 @@ pub(super) struct Limiter {
     in_force: Vec<InForce>,
     best_effort: bool,
     disk_bytes: Option<u64>,
+    min_free_disk_bytes: u64,
     booted: Instant,
     state: Mutex<State>,
     reached: watch::Sender<Reached>,
@@ -49,7 +51,7 @@ struct State {
 
 impl Limiter {
     /// Decides how each limit is enforced, and makes what that needs.
-    pub(super) async fn prepare(limits: &Limits, ids: IdMap) -> Result<Self> {
+    pub(super) async fn prepare(limits: &Limits, ids: IdMap, directory: &Path) -> Result<Self> {
         let wanted = Wanted {
             memory_bytes: limits.memory_bytes,
             milli_cpus: limits.milli_cpus,
@@ -71,7 +73,7 @@ impl Limiter {
             Limit::Memory => limits.memory_bytes.is_some(),
             Limit::Cpus => limits.milli_cpus.is_some(),
             Limit::Pids => wanted.pids.is_some(),
-            Limit::OpenFiles | Limit::Disk => true,
+            Limit::OpenFiles | Limit::Disk | Limit::FreeDisk => true,
         };
         let files = open_files(limits);
         let refused = refused
@@ -85,6 +87,7 @@ impl Limiter {
         }
         let by_cgroup = |limit| cgroup.as_ref().and_then(|cgroup| cgroup.mechanism(limit));
         let pids_by_rlimit = per_vm_nproc().then_some(Mechanism::Rlimit);
+        let min_free = free_space::floor(limits.min_free_disk_bytes, directory);
         let in_force = [
             (Limit::Memory, limits.memory_bytes, by_cgroup(Limit::Memory)),
             (Limit::Cpus, limits.milli_cpus, by_cgroup(Limit::Cpus)),
@@ -95,6 +98,11 @@ impl Limiter {
             ),
             (Limit::OpenFiles, Some(files.hard), Some(Mechanism::Rlimit)),
             (Limit::Disk, limits.disk_bytes, Some(Mechanism::Polled)),
+            (
+                Limit::FreeDisk,
+                Some(min_free).filter(|bytes| *bytes > 0),
+                Some(Mechanism::Polled),
+            ),
         ];
         let in_force = in_force.map(|(limit, value, mechanism)| InForce {
             limit,
@@ -107,6 +115,7 @@ impl Limiter {
             in_force: in_force.to_vec(),
             best_effort: limits.best_effort,
             disk_bytes: limits.disk_bytes,
+            min_free_disk_bytes: min_free,
             booted: Instant::now(),
             state: Mutex::new(State { cgroup }),
             reached: watch::Sender::default(),
@@ -169,12 +178,16 @@ impl Limiter {
         }
     }
 
-    /// Ends what writes when the VM's directory takes too much, as long as the VM runs.
+    /// Ends what writes when the VM's directory takes too much, or leaves the host too little, as long as
+    /// the VM runs.
     pub(super) fn watch_disk(
         self: &Arc<Self>,
         directory: &Path,
         control: &Arc<Control>,
     ) -> Option<tokio::task::JoinHandle<()>> {
+        if let Err(error) = free_space::watch(directory, self.min_free_disk_bytes, self, control) {
+            tracing::warn!(%error, "what a VM leaves free of the disk is not watched");
+        }
         let watch = Watch::new(directory.to_owned(), self.disk_bytes?);
         let (limiter, control) = (Arc::clone(self), Arc::clone(control));
         Some(tokio::spawn(async move {
@@ -189,15 +202,24 @@ impl Limiter {
         let mut before = 0;
         loop {
             before = watch.exceeded(before).await?;
-            // First, so that who sees the end of a process finds why.
-            self.reached.send_modify(|reached| reached.disk += 1);
-            let id = control.next_id();
-            let op = LimitOp::Kill;
-            match control.call(id, &Request::Limits { id, op }, &[]).await? {
-                Answer::Done => {}
-                Answer::Failed { errno, .. } => return Err(processes(errno)),
-                other => return Err(unexpected(&other)),
-            }
+            self.kill_all(control, |reached| reached.disk += 1).await?;
+        }
+    }
+
+    /// Kills everything that runs in the VM.
+    pub(super) async fn kill_all(
+        &self,
+        control: &Control,
+        count: impl FnOnce(&mut Reached),
+    ) -> Result<()> {
+        // First, so that who sees the end of a process finds why.
+        self.reached.send_modify(count);
+        let id = control.next_id();
+        let op = LimitOp::Kill;
+        match control.call(id, &Request::Limits { id, op }, &[]).await? {
+            Answer::Done => Ok(()),
+            Answer::Failed { errno, .. } => Err(processes(errno)),
+            other => Err(unexpected(&other)),
         }
     }
 

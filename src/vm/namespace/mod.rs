@@ -6,6 +6,7 @@ mod control;
 mod directory;
 mod disk;
 mod doctor;
+mod free_space;
 mod guest;
 mod host_mounts;
 mod ids;
@@ -84,7 +85,8 @@ pub struct Booted {
 pub async fn boot(options: BootOptions) -> Result<Booted> {
     // The kernel needs a millisecond for the namespaces, the disk as long for the directories: at
     // the same time.
-    let mut limiter = Limiter::prepare(&options.limits, IdMap::of_this_process()).await?;
+    let mut limiter =
+        Limiter::prepare(&options.limits, IdMap::of_this_process(), &options.dir).await?;
     let (started, prepared) = tokio::join!(start(&mut limiter), preparation::prepare(&options));
     let started = match started {
         Ok(started) => started,

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use agentvm::error::{Code, Error};
+use agentvm::ids::VmKey;
 use agentvm::store::Status;
+use agentvm::vm::exec::ExecOptions;
 
 use super::fixture::{Listener, World, within};
 use crate::child::{block_on, in_child, unshare};
@@ -137,6 +139,46 @@ fn a_session_that_a_full_disk_keeps_from_being_made_leaves_nothing() {
             assert_eq!(world.text(session, "say fine").await, "fine");
             within(world.vm.destroy()).await.unwrap();
         }
+        world.close().await;
+    });
+}
+
+#[test]
+fn what_fills_the_disk_is_ended_while_there_is_room_for_the_stores_of_all() {
+    const TEST: &str =
+        "session::full::what_fills_the_disk_is_ended_while_there_is_room_for_the_stores_of_all";
+    const FLOOR: u64 = 64 << 20;
+    on_a_small_disk(TEST, async {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().join("data");
+        small_disk(&data, 256);
+        let mut world = World::at(directory, data.clone()).await;
+        world.settings.vm.limits.min_free_disk_bytes = Some(FLOOR);
+        let world = world.beside();
+        let session = world.session().await;
+        let other = VmKey::new(vec!["other".to_owned()]).unwrap();
+        let other = world.another_client().0.vm(other).unwrap();
+        let command = "while sleep 0.05; do echo lives; done & exec sleep 1000";
+        let undisturbed = {
+            let other = other.clone();
+            tokio::spawn(async move { other.exec(command, ExecOptions::default()).await })
+        };
+
+        let fill = "i=0; while head -c 1000000 /dev/zero > $i; do i=$((i+1)); sleep 0.01; done";
+        let filled = within(world.vm.exec(fill, ExecOptions::default())).await;
+        let error = filled.unwrap_err();
+        assert_eq!(error.code, Code::VmLimit, "{error}");
+        assert!(error.message.contains("minFreeDiskBytes"), "{error}");
+        let disk = nix::sys::statvfs::statvfs(&data).unwrap();
+        let free = disk.blocks_available() * disk.fragment_size();
+        assert!((FLOOR / 4..FLOOR).contains(&free), "{free}");
+
+        // Who does not fill it goes on, and so does the session when there is room.
+        assert!(!undisturbed.is_finished());
+        world.sh("rm -f [0-9]*").await;
+        assert_eq!(world.text(session, "say on").await, "on");
+        within(other.sleep()).await.unwrap();
+        assert!(undisturbed.await.unwrap().is_err());
         world.close().await;
     });
 }

@@ -113,7 +113,7 @@ impl Cgroup {
             Limit::Memory => &self.memory,
             Limit::Cpus => &self.cpu,
             Limit::Pids => &self.pids,
-            Limit::OpenFiles | Limit::Disk => return None,
+            Limit::OpenFiles | Limit::Disk | Limit::FreeDisk => return None,
         };
         place.as_ref().map(Place::mechanism)
     }
