@@ -86,19 +86,19 @@ fn signal_all(signal: i32) -> nix::Result<()> {
     }
 }
 
-fn pids() -> nix::Result<impl Iterator<Item = i32>> {
+pub(crate) fn pids() -> nix::Result<impl Iterator<Item = i32>> {
     let entries = fs::read_dir("/proc").map_err(|error| errno_of(&error))?;
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
 }
 
-fn read_stat(pid: i32) -> Option<Vec<u8>> {
+pub(crate) fn read_stat(pid: i32) -> Option<Vec<u8>> {
     let mut stat = Vec::new();
     let file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
     file.take(MAX_STAT).read_to_end(&mut stat).ok()?;
     Some(stat)
 }
 
-fn page_size() -> u64 {
+pub(crate) fn page_size() -> u64 {
     // SAFETY: sysconf only returns a number.
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }

@@ -16,6 +16,7 @@ mod limits;
 mod mounts;
 mod ports;
 mod process;
+mod processes;
 mod serve;
 mod setid;
 

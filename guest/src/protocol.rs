@@ -9,10 +9,12 @@ use crate::net::NetConfig;
 mod host_mount;
 mod limits;
 mod port;
+mod process;
 
 pub use self::host_mount::{HostMount, HostSource};
 pub use self::limits::{LimitOp, LimitSpec, ProcessUsage};
 pub use self::port::{MAX_LISTENERS, PortOp};
+pub use self::process::{MAX_COMMAND, ProcessEntry, ProcessOp};
 
 /// Largest packet either side sends: well under what SEQPACKET takes (`EMSGSIZE` near 256 KiB).
 /// A larger request travels in a memfd; a reply is never larger.
@@ -87,6 +89,8 @@ pub enum Request {
     },
     /// Ports of the VM's loopback; see [`PortOp`].
     Port { id: RequestId, op: PortOp },
+    /// Of everything that runs; see [`ProcessOp`].
+    Process { id: RequestId, op: ProcessOp },
     /// `mkdir -p`
     MakeDirs {
         id: RequestId,
@@ -138,6 +142,12 @@ pub enum Reply {
     Usage {
         id: RequestId,
         usage: ProcessUsage,
+    },
+    Processes {
+        id: RequestId,
+        processes: Vec<ProcessEntry>,
+        /// There are more after the last of these.
+        more: bool,
     },
     Failed {
         id: RequestId,

@@ -17,6 +17,7 @@ use crate::files;
 use crate::limits;
 use crate::ports;
 use crate::process::{Launch, SpawnError};
+use crate::processes;
 
 /// Serves the host until it hangs up, then ends every process of the VM.
 pub(crate) fn serve(control: &Control) {
@@ -173,6 +174,10 @@ impl Guest<'_> {
             },
             Request::Port { id, op } => match ports::answer(id, op) {
                 Ok((reply, descriptors)) => self.control.send(&reply, &descriptors),
+                Err(errno) => self.fail(id, errno, FailedAt::Operation),
+            },
+            Request::Process { id, op } => match processes::answer(id, op) {
+                Ok(reply) => self.control.send(&reply, &[]),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
             Request::MakeDirs { id, path, user } => match files::make_dirs(&path, user) {

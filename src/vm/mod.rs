@@ -14,6 +14,7 @@ pub use error::VmError;
 pub use foreground::{Commands, Extent, Foreground, Moment};
 pub use limits::{Limit, Limited, Limits, Reached, Usage};
 pub use port::Ports;
+pub use process::{ProcessInfo, ProcessState, Processes};
 
 mod diagnosis;
 pub mod environment;
@@ -25,6 +26,7 @@ pub mod limits;
 pub mod mount;
 pub mod namespace;
 mod port;
+mod process;
 
 /// What a program, or an agent, should know of a VM: in it at `/etc/agentvm/instructions.md`.
 pub const INSTRUCTIONS: &str = include_str!("instructions.md");
@@ -135,7 +137,7 @@ pub enum VmEnd {
 
 /// A running VM. All calls act on the guest side: no guest path is ever resolved by the host.
 #[async_trait]
-pub trait Vm: Limited + Ports + Send + Sync + 'static {
+pub trait Vm: Limited + Ports + Processes + Send + Sync + 'static {
     async fn spawn(&self, command: &Command) -> Result<Process>;
 
     /// Signals the whole process group of a process started by [`Vm::spawn`].

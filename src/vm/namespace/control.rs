@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agentvm_guest::protocol::{
-    FailedAt, IN_MEMFD, INLINE, Instance, MAX_DESCRIPTORS, MAX_PACKET, ProcessUsage, Reply,
-    Request, RequestId, decode, encode,
+    FailedAt, IN_MEMFD, INLINE, Instance, MAX_DESCRIPTORS, MAX_PACKET, ProcessEntry, ProcessUsage,
+    Reply, Request, RequestId, decode, encode,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -33,7 +33,12 @@ pub(super) enum Answer {
     Foreground(Option<Instance>, Vec<Instance>),
     ForegroundEnded(u32),
     Usage(ProcessUsage),
-    Failed { errno: Errno, at: FailedAt },
+    /// And whether there are more.
+    Processes(Vec<ProcessEntry>, bool),
+    Failed {
+        errno: Errno,
+        at: FailedAt,
+    },
 }
 
 /// A started process: its pid inside, and how it ends.
@@ -290,6 +295,11 @@ impl Control {
             Reply::Done { id } => (id, Answer::Done),
             Reply::Foreground { id, agent, seen } => (id, Answer::Foreground(agent, seen)),
             Reply::ForegroundEnded { id, killed } => (id, Answer::ForegroundEnded(killed)),
+            Reply::Processes {
+                id,
+                processes,
+                more,
+            } => (id, Answer::Processes(processes, more)),
             Reply::Usage { id, usage } => (id, Answer::Usage(usage)),
             Reply::Failed { id, errno, at } => {
                 let errno = Errno::from_raw(errno);

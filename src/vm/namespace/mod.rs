@@ -14,6 +14,7 @@ mod layout;
 mod limits;
 mod ports;
 mod preparation;
+mod processes;
 mod running;
 mod seccomp;
 mod starter;
