@@ -12,6 +12,7 @@ use super::awake::{Awake, Ending, Gate};
 use super::client::Settings;
 use super::emission::{Emission, Notice, ShutdownReason};
 use super::limits;
+use super::processes::Processes;
 use super::sessions::Slot;
 use crate::agents::{Installed, Lease};
 use crate::error::{Code, Error, Result};
@@ -38,6 +39,8 @@ pub(super) struct Machine {
     ends: AsyncMutex<()>,
     pub(super) slots: Mutex<HashMap<SessionId, Arc<Slot>>>,
     pub(super) emission: Arc<Emission>,
+    /// What callers have started in it.
+    pub(super) processes: Arc<Processes>,
     /// Open clients that have asked for this VM.
     users: Mutex<HashSet<u64>>,
 }
@@ -64,6 +67,7 @@ impl Machine {
             slots: Mutex::default(),
             swept,
             emission: Arc::default(),
+            processes: Arc::default(),
             users: Mutex::default(),
         }
     }
@@ -351,7 +355,7 @@ impl Machine {
     async fn end(&self, ending: Ending, reason: ShutdownReason) -> Result<()> {
         let one_at_a_time = self.ends.lock().await;
         ending.made().await;
-        self.close_agents().await;
+        tokio::join!(self.close_agents(), self.processes.end_all());
         let mut running = self.running.lock().await;
         self.gate.stop_timer();
         let mut ended = end(&mut running, &self.emission, reason).await;
@@ -362,12 +366,14 @@ impl Machine {
             let deleted = namespace::delete(&self.dir, &self.key_json()).await;
             ended = deleted.map_err(Error::from);
         }
+        let told = self.processes.told();
         drop((running, one_at_a_time, ending));
         if reason == ShutdownReason::Close {
             // Whoever closed listens no more after this.
             self.emission.drained().await;
         }
         self.emission.noticed().await;
+        told.await;
         ended
     }
 

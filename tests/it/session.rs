@@ -17,6 +17,7 @@ mod output;
 mod own;
 mod parallel;
 mod permissions;
+mod processes;
 mod random;
 mod restore;
 mod sleep;
