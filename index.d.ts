@@ -397,6 +397,79 @@ export interface Agent extends AsyncDisposable {
   exec(command: string, options?: ExecOptions): Promise<ExecResult>;
 
   /**
+   * Starts a program, found in `PATH` and run without a shell, as leader of a session of its own. It goes on
+   * until it ends, keeps the VM awake and Node alive, and is told of by `processOutput` and `processExit`.
+   *
+   * ```ts
+   * agent.on("processOutput", ({ pid, stream, data }) => process[stream].write(data));
+   * const { pid } = await agent.spawn("npm", ["run", "dev"], { cwd: "app" });
+   * const { exitCode } = await agent.waitProcess(pid);
+   * ```
+   *
+   * While somebody listens to `processOutput`, the program is read only as fast as listeners take it. While
+   * nobody does, it is read, and the end of its output kept for the first who listens. What it leaves running
+   * in the background when it ends is not read any more.
+   *
+   * @throws {AgentVmError} `ENOENT`, `EACCES` for the program or `cwd`, `INVALID_ARGUMENT`, `ABORTED`,
+   * `VM_LIMIT`, …
+   */
+  spawn(command: string, args?: readonly string[], options?: SpawnOptions): Promise<SpawnedProcess>;
+
+  /**
+   * Writes to the stdin of a process. What is written first arrives first, whether or not you wait. Resolves
+   * when the pipe has taken all of it: a process that reads slowly makes it wait.
+   *
+   * @throws {AgentVmError} `EPIPE` if its stdin is closed, `PROCESS_NOT_FOUND`
+   */
+  writeProcessStdin(pid: number, data: string | Uint8Array): Promise<void>;
+
+  /** Closes the stdin of a process, after what is being written. @throws {AgentVmError} `PROCESS_NOT_FOUND` */
+  closeProcessStdin(pid: number): Promise<void>;
+
+  /**
+   * Resolves when a process has ended and listeners have been told all of its output and its end; at once
+   * for one that has ended. Aborting gives up the wait, and does nothing to the process.
+   *
+   * @throws {AgentVmError} `PROCESS_NOT_FOUND`, `ABORTED`, `CLIENT_CLOSED`
+   */
+  waitProcess(pid: number, options?: WaitOptions): Promise<ProcessEnd>;
+
+  /** Asks a process and its process group to end: `signalProcess(pid, "SIGTERM")`. */
+  stopProcess(pid: number): Promise<void>;
+
+  /**
+   * Kills a process with everything in its session, also what it has moved to a process group of its own, as
+   * shells do; not what it has detached (`setsid`). One that has ended is no error.
+   *
+   * @throws {AgentVmError} `PROCESS_NOT_FOUND`
+   */
+  killProcess(pid: number): Promise<void>;
+
+  /**
+   * Signals a process with its process group. One that has ended is no error.
+   *
+   * @param signal as `"SIGINT"`, or its number
+   * @throws {AgentVmError} `PROCESS_NOT_FOUND`, `INVALID_ARGUMENT`
+   */
+  signalProcess(pid: number, signal: string | number): Promise<void>;
+
+  /**
+   * The processes that `spawn` has started in this VM, by pid: those that run, and the last 128 that have
+   * ended. Does not wake the VM. A pid may be used again for a new process, which then takes the place of
+   * the old one here.
+   */
+  listProcesses(): Promise<ProcessRecord[]>;
+
+  /** One of them. @throws {AgentVmError} `PROCESS_NOT_FOUND` */
+  getProcess(pid: number): Promise<ProcessRecord>;
+
+  /** Everything that runs in the VM, whoever started it, by pid; at most 20,000. Wakes the VM. */
+  allProcesses(): Promise<VmProcess[]>;
+
+  /** The same as a tree, whose root is PID 1; what has lost its parent meanwhile is a root, too. */
+  processTree(): Promise<ProcessTree[]>;
+
+  /**
    * Reads a regular file of at most 2 GiB, of `/proc` none. A relative path starts at `/home/user`.
    *
    * @throws {AgentVmError} with the errno's name as code: `ENOENT`, `EACCES`, `EISDIR`, …
@@ -896,6 +969,93 @@ export interface ExecResult {
   truncated: boolean;
 }
 
+export interface SpawnOptions {
+  /** Added to the VM's own defaults (`PATH`, `HOME`, …). Nothing of the host's. */
+  env?: Readonly<Record<string, string>>;
+  /** Default: `/home/user`. */
+  cwd?: string;
+  /** `"root"` is the VM's root, never the host's; it exists where the host process is root. */
+  user?: "user" | "root";
+  /** Written to the process's stdin, which is closed then. Default: stdin stays open for `writeProcessStdin`. */
+  stdin?: string | Uint8Array;
+  /** Kills the process as `killProcess` does, after so many milliseconds (≥ 1). Default: none. */
+  timeoutMs?: number;
+  /**
+   * Kept of stdout and of stderr each while nobody listens to `processOutput`, of what was written last. At
+   * most 64 MiB, which is also the most that is kept of all processes of a VM. Default: 256 KiB.
+   */
+  maxOutputBytes?: number;
+  /** Aborting rejects with `ABORTED`; once the process runs, it kills it as `killProcess` does. */
+  signal?: AbortSignal;
+}
+
+export interface SpawnedProcess {
+  /** As inside the VM. */
+  pid: number;
+}
+
+export interface WaitOptions {
+  /** Aborting gives the wait up and rejects with `ABORTED`. */
+  signal?: AbortSignal;
+}
+
+export interface ProcessEnd {
+  /** `null` when a signal ended it. */
+  exitCode: number | null;
+  /** Name of the signal that ended it, as `"SIGKILL"`. */
+  signal: string | null;
+  /** Whether it had run for `timeoutMs`. */
+  timedOut: boolean;
+  /**
+   * Whether it was ended with its VM. `sleep`, `close` and `destroy` send SIGTERM, and what has not ended a
+   * second later is killed; a VM that dies kills what is in it.
+   */
+  vmEnded: boolean;
+}
+
+/** A process that was started by `spawn`. */
+export interface ProcessRecord {
+  pid: number;
+  command: string;
+  args: string[];
+  cwd: string;
+  user: "user" | "root";
+  /** Milliseconds since the epoch. */
+  startedAt: number;
+  running: boolean;
+  /** Both are `null` while it runs; then one of them. */
+  exitCode: number | null;
+  signal: string | null;
+}
+
+/** A process of the VM. What its command line says is its own choice. */
+export interface VmProcess {
+  pid: number;
+  /** Its parent; 0 of PID 1. What `spawn` and `exec` have started is a child of PID 1. */
+  ppid: number;
+  /** Its process group. */
+  pgid: number;
+  /** Its session. */
+  sid: number;
+  /** `"user"`, `"root"`, or the number of another uid. */
+  user: string;
+  /** `"waiting"`: for a disk, mostly, and not to be interrupted. `"traced"`: stopped by a debugger. */
+  state: "running" | "sleeping" | "waiting" | "stopped" | "traced" | "zombie" | "other";
+  threads: number;
+  /** CPU time of it alone. */
+  cpuTimeMs: number;
+  /** Its resident set: what it shares with others counts for each. */
+  memoryBytes: number;
+  /** Milliseconds since the epoch. */
+  startedAt: number;
+  /** Program and arguments, the first 2 KiB. Of a process without any, its name in brackets. */
+  command: string[];
+}
+
+export interface ProcessTree extends VmProcess {
+  children: ProcessTree[];
+}
+
 export interface FileOptions {
   /** Who opens the file. Default: `"user"`. */
   user?: "user" | "root";
@@ -963,6 +1123,19 @@ export interface AgentEvents {
     detail: string;
   };
   installProgress: InstallProgress;
+  /**
+   * A process of `spawn` has written something. The first listener is also told what was kept while nobody
+   * listened.
+   */
+  processOutput: {
+    pid: number;
+    stream: "stdout" | "stderr";
+    data: Uint8Array;
+    /** How much of the stream before these bytes was not kept, because nobody listened; mostly 0. */
+    droppedBytes: number;
+  };
+  /** A process of `spawn` has ended, and all of its output was told. */
+  processExit: { pid: number } & ProcessEnd;
 }
 
 /** What a VM takes of the host. */
@@ -1140,6 +1313,7 @@ export type ErrorCode =
   | "AUTH_REQUIRED"
   | "ENV_REQUIRED"
   | "PERMISSION_NOT_FOUND"
+  | "PROCESS_NOT_FOUND"
   | "VM_UNSUPPORTED"
   | "VM_BUSY"
   | "VM_EXITED"

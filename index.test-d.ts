@@ -29,6 +29,9 @@ import {
   type PermissionResponse,
   type PersistedEvent,
   type PersistedSession,
+  type ProcessEnd,
+  type ProcessRecord,
+  type ProcessTree,
   type PromptResult,
   type PruneResult,
   type SequencedEvent,
@@ -36,7 +39,9 @@ import {
   type SessionEventIterator,
   type SessionModes,
   type SessionState,
+  type SpawnedProcess,
   type VmConnection,
+  type VmProcess,
   type VmStats,
 } from ".";
 
@@ -283,6 +288,22 @@ declare const ended: ExecResult;
 expectType<number | null>(ended.exitCode);
 expectType<string | null>(ended.signal);
 expectType<boolean>(ended.truncated);
+
+expectType<Promise<SpawnedProcess>>(agent.spawn("ls", ["-l"] as const, { cwd: "/tmp", signal }));
+expectType<Promise<void>>(agent.writeProcessStdin(1, new Uint8Array(1)));
+expectType<Promise<ProcessEnd>>(agent.waitProcess(1, { signal }));
+expectType<Promise<void>>(agent.signalProcess(1, "SIGINT"));
+expectType<Promise<ProcessRecord[]>>(agent.listProcesses());
+expectType<Promise<VmProcess[]>>(agent.allProcesses());
+expectType<Promise<ProcessTree[]>>(agent.processTree());
+expectError(agent.spawn("ls", "-l"));
+expectError(agent.spawn("ls", [], { shell: true }));
+expectError(agent.waitProcess("1"));
+agent.on("processOutput", ({ data, stream }) => {
+  expectType<Uint8Array>(data);
+  expectType<"stdout" | "stderr">(stream);
+});
+agent.on("processExit", (end) => expectType<{ pid: number } & ProcessEnd>(end));
 
 expectType<Promise<Response>>(agent.vmFetch(3000, "/", { method: "POST", body: "text" }));
 expectType<Promise<VmConnection>>(agent.connect(3000));

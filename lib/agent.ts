@@ -5,7 +5,8 @@ import { bytes, json, refuseMore, requireJson, requireOptions, requireString } f
 import { connect, requirePort } from "./connection";
 import { aborted, call, callSync, invalidArgument } from "./errors";
 import { Listeners } from "./listeners";
-import type { native } from "./native";
+import { native } from "./native";
+import { processEnd, requirePid, treeOf } from "./processes";
 import { SessionEvents } from "./session-events";
 import { vmFetch, vmWebSocket } from "./vm-fetch";
 
@@ -250,6 +251,77 @@ export class Agent implements Api.Agent {
       signal: result.signal ?? null,
       truncated: result.truncated,
     };
+  }
+
+  async spawn(
+    command: string,
+    args: readonly string[] = [],
+    options: Api.SpawnOptions = {},
+  ): Promise<Api.SpawnedProcess> {
+    requireString("command", command);
+    const { signal, stdin, ...rest } = requireOptions(options, "stdin");
+    const input = stdin === undefined ? undefined : bytes("stdin", stdin);
+    const all = json("options", { ...rest, args: requireOptions({ args }).args });
+    const pid = await abortable(signal, (abort) => this.#vm.spawn(command, all, input, abort));
+    const kill = () => void this.#vm.killProcess(pid).catch(() => {}); // it has ended
+    signal?.addEventListener("abort", kill, { once: true });
+    if (signal?.aborted) {
+      kill();
+    }
+    // A promise keeps Node alive, as long as the process runs.
+    this.#vm
+      .waitProcess(pid, new native.NativeAbort())
+      .catch(() => {}) // the client was closed
+      .finally(() => signal?.removeEventListener("abort", kill));
+    return { pid };
+  }
+
+  async writeProcessStdin(pid: number, data: string | Uint8Array): Promise<void> {
+    requirePid(pid);
+    await call(this.#vm.writeProcessStdin(pid, bytes("data", data)));
+  }
+
+  async closeProcessStdin(pid: number): Promise<void> {
+    requirePid(pid);
+    await call(this.#vm.closeProcessStdin(pid));
+  }
+
+  async waitProcess(pid: number, options: Api.WaitOptions = {}): Promise<Api.ProcessEnd> {
+    requirePid(pid);
+    const { signal, ...more } = requireOptions(options);
+    refuseMore(more);
+    return processEnd(await abortable(signal, (abort) => this.#vm.waitProcess(pid, abort)));
+  }
+
+  async signalProcess(pid: number, signal: string | number): Promise<void> {
+    requirePid(pid);
+    await call(this.#vm.signalProcess(pid, String(signal)));
+  }
+
+  async stopProcess(pid: number): Promise<void> {
+    await this.signalProcess(pid, "SIGTERM");
+  }
+
+  async killProcess(pid: number): Promise<void> {
+    requirePid(pid);
+    await call(this.#vm.killProcess(pid));
+  }
+
+  async listProcesses(): Promise<Api.ProcessRecord[]> {
+    return JSON.parse(await call(this.#vm.listProcesses()));
+  }
+
+  async getProcess(pid: number): Promise<Api.ProcessRecord> {
+    requirePid(pid);
+    return JSON.parse(await call(this.#vm.getProcess(pid)));
+  }
+
+  async allProcesses(): Promise<Api.VmProcess[]> {
+    return JSON.parse(await call(this.#vm.allProcesses()));
+  }
+
+  async processTree(): Promise<Api.ProcessTree[]> {
+    return treeOf(await this.allProcesses());
   }
 
   async readFile(path: string, options: Api.FileOptions = {}): Promise<Uint8Array> {

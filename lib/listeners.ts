@@ -4,6 +4,7 @@ import { inspect } from "node:util";
 import type * as Api from "../index";
 import { AgentVmError, callSync, invalidArgument } from "./errors";
 import type { native } from "./native";
+import { OUTPUT_EVENTS, OutputEvents } from "./processes";
 
 type NativeVm = InstanceType<typeof native.NativeVm>;
 type NativeSubscription = ReturnType<NativeVm["subscribe"]>;
@@ -18,6 +19,7 @@ const EVENTS: readonly string[] = [
   "vmShutdown",
   "installProgress",
   "limitReached",
+  ...OUTPUT_EVENTS,
 ] satisfies Event[];
 
 /** For so long listeners run before timers, I/O and other calls get their turn. */
@@ -53,10 +55,16 @@ interface Registration {
 export class Listeners {
   readonly #vm: NativeVm;
   readonly #byEvent = new Map<Event, Map<Listener, Registration>>();
+  readonly #output: OutputEvents;
   #subscription: NativeSubscription | undefined;
 
   constructor(vm: NativeVm) {
     this.#vm = vm;
+    this.#output = new OutputEvents(
+      vm,
+      (event) => this.has(event),
+      (items) => this.#handOut(items, () => true).catch(surface),
+    );
   }
 
   has(event: Event): boolean {
@@ -75,6 +83,7 @@ export class Listeners {
     if (!listeners) {
       listeners = new Map();
       this.#byEvent.set(event, listeners);
+      this.#output.changed(surface);
     }
     const known = listeners.get(listener);
     if (known) {
@@ -94,6 +103,7 @@ export class Listeners {
     const listeners = this.#byEvent.get(event);
     if (listeners?.delete(listener) && listeners.size === 0) {
       this.#byEvent.delete(event);
+      this.#output.changed(surface);
       if (this.#byEvent.size === 0) {
         this.removeAll();
       }
@@ -102,6 +112,7 @@ export class Listeners {
 
   removeAll(): void {
     this.#byEvent.clear();
+    this.#output.changed(surface);
     this.#subscription?.close();
     this.#subscription = undefined;
   }
@@ -109,7 +120,7 @@ export class Listeners {
   #subscribe(): NativeSubscription {
     const isCurrent = () => this.#subscription === subscription;
     const subscription: NativeSubscription = callSync(() =>
-      this.#vm.subscribe((batch) => this.#deliver(batch, isCurrent).catch(surface)),
+      this.#vm.subscribe((batch) => this.#handOut(itemsOf(batch), isCurrent).catch(surface)),
     );
     return subscription;
   }
@@ -118,9 +129,9 @@ export class Listeners {
    * Hands out a batch. Listeners run in slices: between two, timers, I/O and other calls have their
    * turn, so that a slow listener keeps nobody from cancelling the turn that it listens to.
    */
-  async #deliver(batch: string, isCurrent: () => boolean): Promise<void> {
+  async #handOut(items: Iterable<Item | Failure>, isCurrent: () => boolean): Promise<void> {
     let sliceEnd = performance.now() + SLICE_MS;
-    for (const item of itemsOf(batch)) {
+    for (const item of items) {
       if (item.type === "error") {
         surface(new AgentVmError(item.value.code, item.value.message));
         if (isCurrent()) {

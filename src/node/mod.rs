@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod limits;
 mod options;
+mod processes;
 mod record;
 mod sessions;
 mod vm;

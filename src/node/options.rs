@@ -305,14 +305,14 @@ impl RawFileOptions {
 
 #[derive(Default, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum RawUser {
+pub(super) enum RawUser {
     #[default]
     User,
     Root,
 }
 
 impl RawUser {
-    const fn user(self) -> User {
+    pub(super) const fn user(self) -> User {
         match self {
             Self::User => User::User,
             Self::Root => User::Root,

@@ -251,7 +251,7 @@ fn exec_result(command: &str, limit: Option<Duration>, ended: ExecEnd) -> Result
     })
 }
 
-fn signal_name(number: i32) -> String {
+pub(super) fn signal_name(number: i32) -> String {
     nix::sys::signal::Signal::try_from(number).map_or_else(
         |_real_time| format!("SIG{number}"),
         |signal| signal.as_str().to_owned(),

@@ -1,0 +1,107 @@
+/** What processes write, on its way to listeners. */
+
+import type * as Api from "../index";
+import { callSync, invalidArgument } from "./errors";
+import type { native } from "./native";
+
+type NativeVm = InstanceType<typeof native.NativeVm>;
+type NativeSubscription = ReturnType<NativeVm["subscribeOutput"]>;
+type NativeBatch = Parameters<Parameters<NativeVm["subscribeOutput"]>[0]>[0];
+
+/** Events that do not come from the log of sessions. */
+export const OUTPUT_EVENTS = ["processOutput", "processExit"] as const;
+
+type OutputEvent = (typeof OUTPUT_EVENTS)[number];
+export type OutputItem = {
+  [E in OutputEvent]: { type: E; value: Api.AgentEvents[E] };
+}[OutputEvent];
+
+/** The addon's end of the listeners to output. It knows who is there: for whom to wait, and for whom to keep. */
+export class OutputEvents {
+  readonly #vm: NativeVm;
+  readonly #has: (event: OutputEvent) => boolean;
+  readonly #deliver: (items: OutputItem[]) => Promise<void>;
+  #subscription: NativeSubscription | undefined;
+  #isChanging = false;
+
+  constructor(
+    vm: NativeVm,
+    has: (event: OutputEvent) => boolean,
+    deliver: (items: OutputItem[]) => Promise<void>,
+  ) {
+    this.#vm = vm;
+    this.#has = has;
+    this.#deliver = deliver;
+  }
+
+  /**
+   * Somebody has come or gone. Told to the addon when the caller's code has run: who adds a listener for
+   * the output and one for the end gets both in their order, whichever he adds first.
+   */
+  changed(onError: (error: unknown) => void): void {
+    if (this.#isChanging) {
+      return;
+    }
+    this.#isChanging = true;
+    queueMicrotask(() => {
+      this.#isChanging = false;
+      try {
+        this.#change();
+      } catch (error) {
+        onError(error);
+      }
+    });
+  }
+
+  #change(): void {
+    const [output, exit] = OUTPUT_EVENTS.map(this.#has) as [boolean, boolean];
+    if (!output && !exit) {
+      this.#subscription?.close();
+      this.#subscription = undefined;
+      return;
+    }
+    this.#subscription ??= callSync(() =>
+      this.#vm.subscribeOutput((batch) => this.#deliver(batch.map(itemOf))),
+    );
+    this.#subscription.setInterest(output, exit);
+  }
+}
+
+function itemOf({ pid, isStdout, data, droppedBytes, end }: NativeBatch[number]): OutputItem {
+  if (end) {
+    return { type: "processExit", value: { pid, ...processEnd(end) } };
+  }
+  const stream = isStdout ? "stdout" : "stderr";
+  return {
+    type: "processOutput",
+    value: { pid, stream, data: data ?? new Uint8Array(), droppedBytes },
+  };
+}
+
+export function processEnd(end: NonNullable<NativeBatch[number]["end"]>): Api.ProcessEnd {
+  return {
+    exitCode: end.exitCode ?? null,
+    signal: end.signal ?? null,
+    timedOut: end.timedOut,
+    vmEnded: end.vmEnded,
+  };
+}
+
+export function requirePid(pid: unknown): void {
+  if (!Number.isInteger(pid) || (pid as number) < 1 || (pid as number) > 0x7fff_ffff) {
+    throw invalidArgument("pid", `must be a positive whole number, not ${String(pid)}`);
+  }
+}
+
+/** Parents with their children. One whose parent is not in the list is a root. */
+export function treeOf(processes: Api.VmProcess[]): Api.ProcessTree[] {
+  const nodes = new Map<number, Api.ProcessTree>();
+  for (const process of processes) {
+    nodes.set(process.pid, { ...process, children: [] });
+  }
+  const roots: Api.ProcessTree[] = [];
+  for (const node of nodes.values()) {
+    (nodes.get(node.ppid)?.children ?? roots).push(node);
+  }
+  return roots;
+}

@@ -1,0 +1,390 @@
+//! Processes: started, fed, signalled, listed, and their output on its way to JavaScript.
+
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "napi hands arguments over by value"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use napi::Env;
+use napi::bindgen_prelude::{Buffer, Function, Promise, PromiseRaw, Uint8Array, spawn};
+use napi_derive::napi;
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::argument::{MAX_SAFE, Whole, parse};
+use super::error::{aborted, promise, rejection};
+use super::options::{RawUser, path};
+use super::vm::{NativeAbort, NativeVm, aborting, signal_name};
+use crate::error::{Error, Result};
+use crate::session::{
+    End, Interest, Output, OutputSubscription, SpawnOptions, Spawned, Stream, check_environment,
+};
+use crate::vm::{Exit, ProcessInfo, User};
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct RawSpawnOptions {
+    args: Vec<String>,
+    env: BTreeMap<String, String>,
+    cwd: Option<String>,
+    user: RawUser,
+    timeout_ms: Option<Whole<1, MAX_SAFE>>,
+    max_output_bytes: Option<Whole<0, { 64 << 20 }>>,
+}
+
+/// How a process ended.
+#[napi(object)]
+pub struct NativeEnd {
+    pub exit_code: Option<i32>,
+    pub signal: Option<String>,
+    pub timed_out: bool,
+    pub vm_ended: bool,
+}
+
+impl From<End> for NativeEnd {
+    fn from(end: End) -> Self {
+        let (exit_code, signal) = match end.exit {
+            Exit::Code(code) => (Some(code), None),
+            Exit::Signal(number) => (None, Some(signal_name(number))),
+        };
+        Self {
+            exit_code,
+            signal,
+            timed_out: end.timed_out,
+            vm_ended: end.with_vm,
+        }
+    }
+}
+
+/// Something that a process has written, or its end: one of `data` and `end` is there.
+#[napi(object)]
+pub struct NativeOutput {
+    pub pid: u32,
+    /// Not of standard error.
+    pub is_stdout: bool,
+    pub data: Option<Buffer>,
+    /// Before these bytes.
+    pub dropped_bytes: f64,
+    pub end: Option<NativeEnd>,
+}
+
+/// A callback for output that is called until this is closed.
+#[napi]
+pub struct NativeOutputSubscription {
+    subscription: Arc<OutputSubscription>,
+    closed: watch::Sender<bool>,
+}
+
+#[napi]
+impl NativeOutputSubscription {
+    /// What the callback is for from now on.
+    #[napi]
+    pub fn set_interest(&self, process_output: bool, process_exit: bool) {
+        self.subscription.set_interest(Interest {
+            process_output,
+            process_exit,
+        });
+    }
+
+    #[napi]
+    pub fn close(&self) {
+        self.subscription.set_interest(Interest::default());
+        self.closed.send_replace(true);
+    }
+}
+
+#[napi]
+impl NativeVm {
+    /// Resolves to the pid. `options`: JSON, with the arguments.
+    #[napi]
+    pub fn spawn<'env>(
+        &self,
+        env: &'env Env,
+        command: String,
+        options: String,
+        stdin: Option<Uint8Array>,
+        abort: &NativeAbort,
+    ) -> napi::Result<PromiseRaw<'env, u32>> {
+        let handle = self.handle.clone();
+        let abort = abort.signal();
+        // At once: the caller may change it when this has returned.
+        let stdin = stdin.map(|bytes| bytes.to_vec());
+        promise(env, async move {
+            let (argv, options) = spawn_options(command, &options, stdin)?;
+            tokio::select! {
+                spawned = handle.spawn(argv, options) => spawned,
+                () = aborting(abort) => Err(aborted()),
+            }
+        })
+    }
+
+    /// Resolves when the process's stdin has taken all of it.
+    #[napi]
+    pub fn write_process_stdin<'env>(
+        &self,
+        env: &'env Env,
+        pid: u32,
+        data: Uint8Array,
+    ) -> napi::Result<PromiseRaw<'env, ()>> {
+        // Here, not in the promise: in the order of the calls.
+        let written = self.handle.write_process_stdin(pid, data.to_vec());
+        promise(env, written)
+    }
+
+    #[napi]
+    pub fn close_process_stdin<'env>(
+        &self,
+        env: &'env Env,
+        pid: u32,
+    ) -> napi::Result<PromiseRaw<'env, ()>> {
+        let closed = self.handle.close_process_stdin(pid);
+        promise(env, closed)
+    }
+
+    /// Keeps Node alive until the process has ended.
+    #[napi]
+    pub fn wait_process<'env>(
+        &self,
+        env: &'env Env,
+        pid: u32,
+        abort: &NativeAbort,
+    ) -> napi::Result<PromiseRaw<'env, NativeEnd>> {
+        let handle = self.handle.clone();
+        let abort = abort.signal();
+        promise(env, async move {
+            let end = tokio::select! {
+                end = handle.wait_process(pid) => end?,
+                () = aborting(abort) => return Err(aborted()),
+            };
+            Ok(end.into())
+        })
+    }
+
+    /// `signal`: a name, as `SIGINT`, or a number.
+    #[napi]
+    pub fn signal_process<'env>(
+        &self,
+        env: &'env Env,
+        pid: u32,
+        signal: String,
+    ) -> napi::Result<PromiseRaw<'env, ()>> {
+        let handle = self.handle.clone();
+        promise(env, async move {
+            handle.signal_process(pid, signal_number(&signal)?).await
+        })
+    }
+
+    #[napi]
+    pub fn kill_process<'env>(
+        &self,
+        env: &'env Env,
+        pid: u32,
+    ) -> napi::Result<PromiseRaw<'env, ()>> {
+        let handle = self.handle.clone();
+        promise(env, async move { handle.kill_process(pid).await })
+    }
+
+    /// Returns JSON of an array.
+    #[napi]
+    pub fn list_processes<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, String>> {
+        let listed = self.handle.list_processes();
+        promise(env, async move {
+            let processes: Vec<_> = listed?.iter().map(spawned_json).collect();
+            Ok(Value::from(processes).to_string())
+        })
+    }
+
+    /// Returns JSON.
+    #[napi]
+    pub fn get_process<'env>(
+        &self,
+        env: &'env Env,
+        pid: u32,
+    ) -> napi::Result<PromiseRaw<'env, String>> {
+        let found = self.handle.get_process(pid);
+        promise(env, async move { Ok(spawned_json(&found?).to_string()) })
+    }
+
+    /// Returns JSON of an array.
+    #[napi]
+    pub fn all_processes<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, String>> {
+        let handle = self.handle.clone();
+        promise(env, async move {
+            let processes = handle.all_processes().await?;
+            let processes: Vec<_> = processes.iter().map(process_json).collect();
+            Ok(Value::from(processes).to_string())
+        })
+    }
+
+    /// Calls `callback` until it is closed: with the next output when the promise of the last has
+    /// resolved. Does not keep Node alive. Of interest is nothing at first.
+    #[napi(ts_args_type = "callback: (batch: NativeOutput[]) => Promise<void>")]
+    pub fn subscribe_output(
+        &self,
+        callback: Function<'_, Vec<NativeOutput>, Promise<()>>,
+    ) -> napi::Result<NativeOutputSubscription> {
+        let subscription = self.handle.subscribe_output(Interest::default());
+        let subscription = Arc::new(subscription.map_err(rejection)?);
+        let callback = callback
+            .build_threadsafe_function()
+            .weak::<true>()
+            .callee_handled::<false>()
+            .build()?;
+        let closed = watch::Sender::new(false);
+        let mut closing = closed.subscribe();
+        let own = Arc::clone(&subscription);
+        spawn(async move {
+            let deliver = async {
+                loop {
+                    let batch: Vec<_> = own.next().await.into_iter().map(output).collect();
+                    let count = batch.len();
+                    // An error means that the JavaScript environment is going away.
+                    let Ok(taken) = callback.call_async(batch).await else {
+                        return;
+                    };
+                    if taken.await.is_err() {
+                        return;
+                    }
+                    own.taken(count);
+                }
+            };
+            tokio::select! {
+                () = deliver => {}
+                _ = closing.wait_for(|closed| *closed) => {}
+            }
+            own.close();
+        });
+        Ok(NativeOutputSubscription {
+            subscription,
+            closed,
+        })
+    }
+}
+
+fn output(output: Output) -> NativeOutput {
+    match output {
+        Output::Data {
+            pid,
+            stream,
+            data,
+            dropped,
+        } => NativeOutput {
+            pid,
+            is_stdout: stream == Stream::Stdout,
+            data: Some(data.into()),
+            #[expect(clippy::cast_precision_loss, reason = "exact to 8 PiB")]
+            dropped_bytes: dropped as f64,
+            end: None,
+        },
+        Output::Exit { pid, end } => NativeOutput {
+            pid,
+            is_stdout: false,
+            data: None,
+            dropped_bytes: 0.0,
+            end: Some(end.into()),
+        },
+    }
+}
+
+fn spawn_options(
+    command: String,
+    json: &str,
+    stdin: Option<Vec<u8>>,
+) -> Result<(Vec<String>, SpawnOptions)> {
+    let raw: RawSpawnOptions = parse(json)?;
+    check_environment("env", &raw.env)?;
+    if command.is_empty() {
+        return Err(Error::invalid_argument("command", "must not be empty"));
+    }
+    let argv: Vec<String> = std::iter::once(command).chain(raw.args).collect();
+    if let Some(index) = argv.iter().position(|word| word.contains('\0')) {
+        let field = match index.checked_sub(1) {
+            None => "command".to_owned(),
+            Some(index) => format!("args[{index}]"),
+        };
+        return Err(Error::invalid_argument(&field, "contains a NUL byte"));
+    }
+    let default = SpawnOptions::default();
+    let options = SpawnOptions {
+        env: raw.env.into_iter().collect(),
+        cwd: match raw.cwd {
+            Some(cwd) => path("cwd", &cwd)?,
+            None => default.cwd,
+        },
+        user: raw.user.user(),
+        stdin,
+        timeout: raw.timeout_ms.map(|ms| Duration::from_millis(ms.0)),
+        max_output_bytes: raw
+            .max_output_bytes
+            .map_or(default.max_output_bytes, |own| {
+                usize::try_from(own.0).unwrap_or(usize::MAX)
+            }),
+    };
+    Ok((argv, options))
+}
+
+fn signal_number(signal: &str) -> Result<i32> {
+    /// The last real-time one.
+    const LAST: i32 = 64;
+    let number = match signal.parse() {
+        Ok(number) => Some(number),
+        Err(_) => signal.parse().ok().map(|signal: Signal| signal as i32),
+    };
+    number
+        .filter(|number| (1..=LAST).contains(number))
+        .ok_or_else(|| {
+            let problem = format!(
+                "must be the name of a signal, as \"SIGINT\", or its number, not {signal:?}"
+            );
+            Error::invalid_argument("signal", problem)
+        })
+}
+
+fn spawned_json(process: &Spawned) -> Value {
+    let (exit_code, signal) = match process.end.map(|end| end.exit) {
+        Some(Exit::Code(code)) => (Some(code), None),
+        Some(Exit::Signal(number)) => (None, Some(signal_name(number))),
+        None => (None, None),
+    };
+    json!({
+        "pid": process.pid,
+        "command": process.argv.first(),
+        "args": process.argv.get(1..),
+        "cwd": process.cwd.as_str(),
+        "user": match process.user {
+            User::User => "user",
+            User::Root => "root",
+        },
+        "startedAt": process.started_at,
+        "running": process.end.is_none(),
+        "exitCode": exit_code,
+        "signal": signal,
+    })
+}
+
+fn process_json(process: &ProcessInfo) -> Value {
+    let user = match process.uid {
+        0 => "root".to_owned(),
+        agentvm_guest::protocol::USER_ID => "user".to_owned(),
+        uid => uid.to_string(),
+    };
+    json!({
+        "pid": process.pid,
+        "ppid": process.parent,
+        "pgid": process.group,
+        "sid": process.session,
+        "user": user,
+        "state": process.state.as_str(),
+        "threads": process.threads,
+        "cpuTimeMs": process.cpu_ms,
+        "memoryBytes": process.memory_bytes,
+        "startedAt": process.started_at,
+        "command": process.command,
+    })
+}
