@@ -12,10 +12,12 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::directory::{host, make_parent_of_many};
+use super::ids::IdMap;
+use super::packages;
 use crate::vm::{INSTRUCTIONS, VmError};
 
 /// Raise when the table changes: VMs then get a new `/etc`.
-const TABLE_VERSION: u32 = 2;
+const TABLE_VERSION: u32 = 3;
 
 /// Namespace of the version-5 UUIDs that name a base.
 const BASE_NAMESPACE: Uuid = Uuid::from_u128(0x5a77_9c0e_21d4_4c7b_8f0e_6b1f_4e0d_9a21);
@@ -55,12 +57,23 @@ const COPIED: &[&str] = &[
     "protocols",
     "rpc",
     "services",
-    // Shells and terminals.
+    // Shells and terminals. Not `profile.d`, where people keep tokens.
     "bash.bashrc",
     "inputrc",
-    "profile",
     "shells",
+    "skel",
     "terminfo",
+    // Changing users, and making them. Secrets there (`opasswd`) are for their owner only.
+    "adduser.conf",
+    "deluser.conf",
+    "login.defs",
+    "pam.conf",
+    "pam.d",
+    "security",
+    // Installing packages; `packages` has the rest.
+    "debconf.conf",
+    "dpkg/dpkg.cfg",
+    "ucf.conf",
     // Which system this is.
     "alpine-release",
     "arch-release",
@@ -76,8 +89,13 @@ const COPIED: &[&str] = &[
     "java-17-openjdk",
     "java-21-openjdk",
     "java-25-openjdk",
+    "ImageMagick-6",
+    "ImageMagick-7",
     "magic",
     "magic.mime",
+    "manpath.config",
+    "maven/logging",
+    "maven/m2.conf",
     "perl",
     "python3",
     "python3.11",
@@ -99,13 +117,13 @@ pub(super) struct Base {
 }
 
 /// Finds or makes the base of this host in `cache`.
-pub(super) fn base(cache: &Path) -> Result<Base, VmError> {
+pub(super) fn base(cache: &Path, ids: IdMap) -> Result<Base, VmError> {
     let fingerprint = fingerprint();
     let usr = cache.join(&fingerprint);
     let failed = |error| host("can't make the base in", cache, error);
     make_parent_of_many(cache).map_err(failed)?;
     if !usr.exists() {
-        make(cache, &usr).map_err(failed)?;
+        make(cache, &usr, ids).map_err(failed)?;
     }
     Ok(Base { fingerprint, usr })
 }
@@ -145,7 +163,7 @@ fn fingerprint() -> String {
 
 /// Makes it beside its final place: a half-made base is never seen, and two processes that make the
 /// same one at once both end with a whole one.
-fn make(cache: &Path, usr: &Path) -> io::Result<()> {
+fn make(cache: &Path, usr: &Path, ids: IdMap) -> io::Result<()> {
     let partial = cache.join(format!("partial-{}", Uuid::now_v7()));
     let etc = partial.join(ETC);
     fs::create_dir_all(&etc)?;
@@ -158,21 +176,35 @@ fn make(cache: &Path, usr: &Path) -> io::Result<()> {
     for (name, content) in written() {
         let path = etc.join(name);
         fs::write(&path, content)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+        let mode = if name == "shadow" { 0o600 } else { 0o644 };
+        fs::set_permissions(&path, Permissions::from_mode(mode))?;
     }
     symlink("/proc/self/mounts", etc.join("mtab"))?;
-    // From the cache down to /etc: whatever the umask of this process.
-    for directory in etc.ancestors().take_while(|path| *path != cache) {
-        fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+    if ids.root_mapped() {
+        packages::add(Path::new("/"), &partial, &etc)?;
     }
+    open_directories(&partial)?;
     match fs::rename(&partial, usr) {
         Err(_) if usr.exists() => fs::remove_dir_all(&partial),
         result => result,
     }
 }
 
+/// Everyone may enter them, whatever the umask of this process. Few of them hold anything that is not a
+/// file.
+fn open_directories(directory: &Path) -> io::Result<()> {
+    fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_directories(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Copies what everyone may read; what is not there, or not readable, is not copied.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     const READABLE: u32 = 0o004;
     let Ok(data) = fs::symlink_metadata(from) else {
         return Ok(());
@@ -202,7 +234,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Files of `/etc` that are the VM's, not the host's. Ids of system users are Debian's fixed ones
 /// (base-passwd), so that packages find the accounts that they expect.
-fn written() -> [(&'static str, String); 9] {
+fn written() -> [(&'static str, String); 15] {
     const SYSTEM: [(&str, u32, u32, &str, &str); 18] = [
         ("root", 0, 0, "/root", "/bin/bash"),
         ("daemon", 1, 1, "/usr/sbin", "/usr/sbin/nologin"),
@@ -267,6 +299,11 @@ fn written() -> [(&'static str, String); 9] {
         // Writing to a String can't fail.
         let _ = writeln!(passwd, "{name}:x:{uid}:{gid}:{name}:{home}:{shell}");
     }
+    // Nobody has a password. Programs that make accounts look for the file.
+    let mut shadow = String::new();
+    for (name, ..) in SYSTEM {
+        let _ = writeln!(shadow, "{name}:*:19000:0:99999:7:::");
+    }
     let mut group = String::new();
     for (name, gid) in GROUPS {
         let _ = writeln!(group, "{name}:x:{gid}:");
@@ -274,6 +311,9 @@ fn written() -> [(&'static str, String); 9] {
     [
         ("passwd", passwd),
         ("group", group),
+        ("shadow", shadow),
+        ("environment", String::new()),
+        ("profile", PROFILE.to_owned()),
         ("hostname", format!("{HOSTNAME}\n")),
         (
             "hosts",
@@ -289,8 +329,41 @@ fn written() -> [(&'static str, String); 9] {
         ("host.conf", "multi on\n".to_owned()),
         ("machine-id", String::new()),
         ("agentvm/instructions.md", INSTRUCTIONS.to_owned()),
+        ("agentvm/npmrc", NPMRC.to_owned()),
+        ("gitconfig", GITCONFIG.to_owned()),
+        ("pip.conf", PIP_CONF.to_owned()),
     ]
 }
+
+/// A distribution's own sets `PATH` anew, which the agents that run each command in a login shell would
+/// lose `~/.local/bin` and the store's Node by.
+const PROFILE: &str = r#"# The PATH that a program was started with stays.
+export PATH="${PATH:-/usr/local/bin:/usr/bin:/bin}"
+if [ -n "${BASH-}" ] && [ -n "${PS1-}" ] && [ "$BASH" != /bin/sh ] && [ -r /etc/bash.bashrc ]; then
+  . /etc/bash.bashrc
+fi
+for script in /etc/profile.d/*.sh; do
+  if [ -r "$script" ]; then . "$script"; fi
+done
+unset script
+"#;
+
+/// Where `user` installs programs, who can't where npm would. Named by the environment as npm's global
+/// configuration: below `~/.npmrc`, and nothing that nvm minds, unlike `npm_config_prefix`.
+const NPMRC: &str = "prefix=${HOME}/.local
+";
+
+/// Who is in a VM may read what is in it: a repository that root cloned, or that is mounted, is no trap
+/// that another user has laid. No name and no address: git asks for them, where made-up ones would end
+/// in a history unnoticed.
+const GITCONFIG: &str = "[safe]
+	directory = *
+";
+
+/// PEP 668 protects a machine whose Python its administrator needs. This machine is the agent's.
+const PIP_CONF: &str = "[global]
+break-system-packages = true
+";
 
 /// The name of every VM's machine: nothing of the host, nothing to tell VMs apart by.
 pub(super) const HOSTNAME: &str = "agentvm";
@@ -303,12 +376,17 @@ mod tests {
     fn a_base_is_made_once_and_holds_no_account_of_the_host() {
         let data = tempfile::tempdir().expect("a directory");
         let cache = data.path().join("base");
-        let first = base(&cache).expect("a base");
-        let second = base(&cache).expect("a base");
+        let first = base(&cache, IdMap::of_this_process()).expect("a base");
+        let second = base(&cache, IdMap::of_this_process()).expect("a base");
         assert_eq!(first.usr, second.usr);
         let passwd = fs::read_to_string(first.usr.join(ETC).join("passwd")).expect("passwd");
         assert!(passwd.contains("\nuser:x:1000:1000:"));
-        assert!(!first.usr.join(ETC).join("shadow").exists());
+        let shadow = fs::read_to_string(first.usr.join(ETC).join("shadow")).expect("shadow");
+        assert!(
+            shadow
+                .lines()
+                .all(|line| line.split(':').nth(1) == Some("*"))
+        );
         assert_eq!(fs::read_dir(&cache).expect("cache").count(), 1);
     }
 

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::ids::IdMap;
+use super::packages;
 use crate::vm::VmError;
 
 /// How often a lock that a dying VM still holds is tried. The wait is short: it ends when the
@@ -312,7 +313,7 @@ fn make_skeleton(path: &Path, ids: IdMap) -> io::Result<()> {
         // The umask of the host process is not the VM's.
         fs::set_permissions(&directory, Permissions::from_mode(*mode))?;
     }
-    Ok(())
+    packages::lead_to_database(path, ids)
 }
 
 /// How long a lock may outlive its holder: a program that the holder was just starting has copies

@@ -10,6 +10,7 @@ use agentvm_guest::protocol::{Account, Node, Source};
 use super::base::{self, Base, HOST_DIRS};
 use super::directory::host;
 use super::ids::IdMap;
+use super::packages;
 use super::trees::clone_tree;
 use super::unsupported;
 use crate::vm::VmError;
@@ -74,6 +75,8 @@ pub(super) fn layout(
     ] {
         table.dir(path, 0o755);
     }
+    table.processors()?;
+    table.packages(places)?;
     table.dir(AGENTS, 0o755);
     if let Some(agents) = places.agents {
         table.read_only(AGENTS, agents)?;
@@ -194,6 +197,41 @@ impl Table<'_> {
         self.nodes.push(node);
         self.writable_base = true;
         Ok(true)
+    }
+
+    /// The part of sysfs that `/proc/cpuinfo` leaves out: how many processors there are and how they
+    /// share caches, which `lscpu` and runtimes of numerical programs ask for.
+    fn processors(&mut self) -> Result<(), VmError> {
+        const PROCESSORS: &str = "/sys/devices/system/cpu";
+        if !Path::new(PROCESSORS).is_dir() {
+            return Ok(());
+        }
+        for path in ["/sys/devices", "/sys/devices/system", PROCESSORS] {
+            self.dir(path, 0o755);
+        }
+        self.read_only(PROCESSORS, Path::new(PROCESSORS))
+    }
+
+    /// dpkg's database, if the base has one: in the layer of `/usr`, or the host's read-only.
+    fn packages(&mut self, places: &Places<'_>) -> Result<(), VmError> {
+        let snapshot = places.base.usr.join(packages::IN_USR);
+        let database = if self.ids.root_mapped() {
+            &*snapshot
+        } else {
+            Path::new(packages::DATABASE)
+        };
+        if !database.is_dir() {
+            return Ok(());
+        }
+        self.dir(packages::SHOWN, 0o755);
+        if !self.writable_base {
+            return self.read_only(packages::SHOWN, database);
+        }
+        self.nodes.push(Node::Bind {
+            path: packages::SHOWN.to_owned(),
+            from: format!("/usr/{}", packages::IN_USR),
+        });
+        Ok(())
     }
 
     /// Something of the host that is not the VM's own. Files keep owners that the VM shows as its

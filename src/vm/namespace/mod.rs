@@ -12,6 +12,7 @@ mod host_mounts;
 mod ids;
 mod layout;
 mod limits;
+mod packages;
 mod ports;
 mod preparation;
 mod processes;

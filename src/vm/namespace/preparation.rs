@@ -12,6 +12,7 @@ use super::directory::{self, Directory, LastBoot, blocking, host};
 use super::ids::IdMap;
 use super::layout::{self, Places};
 use super::limits;
+use super::packages;
 use super::seccomp;
 use crate::vm::{Result, VmError};
 
@@ -70,12 +71,22 @@ enum Opened {
 
 /// With the VM's lock held: nothing of an earlier boot is left.
 fn finish(ids: IdMap, directory: Directory, options: &BootOptions) -> Result<Prepared> {
-    let base = base::base(&options.base_cache)?;
+    let base = base::base(&options.base_cache, ids)?;
     if let Err(error) = directory::make_private_dir(&options.agents) {
         // A VM needs it for built-in agents only, and these could not be installed.
         tracing::warn!(%error, path = %options.agents.display(), "a VM without the agent store");
     }
     let last = directory::record_boot(directory.path(), &base.fingerprint)?;
+    if last.base_changed {
+        // A VM may be older than what the base has to offer.
+        packages::lead_to_database(directory.path(), ids).map_err(|error| {
+            host(
+                "can't link the package database into",
+                directory.path(),
+                error,
+            )
+        })?;
+    }
     let namespace = ids.root_mapped().then(|| idmap_namespace(ids));
     let message = match namespace {
         Some(None) => Message::NeedsNamespace(base),
