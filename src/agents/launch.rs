@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn the_stores_node_is_last_on_the_path() {
         let bin = "/opt/agentvm/agents/node-1/bin";
-        let default = format!("{}:{bin}", environment::PATH);
+        let default = format!("{}:{bin}", environment::path(User::User));
         assert_eq!(variable(&plan(&[]), "PATH"), [default.as_str()]);
         let own = format!("/srv/bin:{bin}");
         assert_eq!(
@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(variable(&launch, "A"), ["agent"]);
         assert_eq!(variable(&launch, "B"), ["session"]);
         assert_eq!(variable(&launch, "LANG"), ["agent"]);
-        assert_eq!(variable(&launch, "PATH"), [environment::PATH]);
+        assert_eq!(variable(&launch, "PATH"), [&*environment::path(User::User)]);
         assert_eq!(variable(&launch, "HOME"), [GuestPath::HOME]);
         assert_eq!(
             variable(&launch, "AGENTVM_STATE_DIR"),
