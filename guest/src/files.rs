@@ -1,20 +1,161 @@
-//! Opening and making files with the VM's own root and the caller's credentials.
+//! File operations with the VM's own root and the caller's credentials.
+//!
+//! What is short is done here, by PID 1 itself; what may take long is done by a [`worker`](crate::worker).
 
-use std::ffi::CString;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use agentvm_guest::protocol::{Account, USER_ID};
+use agentvm_guest::protocol::files::{FileAnswer, FileOp, Stat, Time};
+use agentvm_guest::protocol::{Account, Bytes, USER_ID};
 use nix::errno::Errno;
 
-use crate::boot::{become_undumpable, errno_of};
+use crate::boot::become_undumpable;
+use crate::{tree, watch, worker};
+
+/// Nothing of what it leads to but its place.
+pub(crate) const PLACE: i32 = libc::O_PATH;
+pub(crate) const DIRECTORY: i32 = libc::O_PATH | libc::O_DIRECTORY;
+
+/// Opens a file for a caller.
+pub(crate) fn open(path: &[u8], flags: i32, mode: u32, user: Account) -> nix::Result<OwnedFd> {
+    let path = text(path)?;
+    acting_as(user, || open_at(None, &path, flags, mode))
+}
+
+pub(crate) fn make_dirs(path: &[u8], user: Account) -> nix::Result<()> {
+    acting_as(user, || make_directories(path, 0o777))
+}
+
+/// Does what is asked for, or sees to it that it is done: the answer of a long operation is in its pipe.
+pub(crate) fn operate(
+    op: FileOp,
+    user: Account,
+    descriptors: Vec<OwnedFd>,
+) -> nix::Result<Option<FileAnswer>> {
+    let pipe = descriptors.into_iter().next();
+    let long = |run: &dyn Fn(&mut worker::Output) -> worker::Outcome| {
+        worker::start(pipe.ok_or(Errno::EBADF)?, user, run).map(|()| None)
+    };
+    match op {
+        FileOp::List { path, recursive } => long(&|out| tree::list(&path, recursive, out)),
+        FileOp::RemoveTree { path } => long(&|out| tree::remove(&path, out)),
+        FileOp::Watch { path, recursive } => long(&|out| watch::watch(&path, recursive, out)),
+        short => acting_as(user, || operate_now(short)),
+    }
+}
+
+fn operate_now(op: FileOp) -> nix::Result<Option<FileAnswer>> {
+    match op {
+        FileOp::Stat { path, follow } => {
+            let place = place(&path, follow)?;
+            Ok(Some(FileAnswer::Stat(stat(place.as_fd())?)))
+        }
+        FileOp::MakeDir {
+            path,
+            mode,
+            parents,
+        } => {
+            if parents {
+                make_directories(&path, mode)?;
+            } else {
+                let (parent, name) = parent(&path, Errno::EEXIST)?;
+                make_directory(parent.as_fd(), &name, mode)?;
+            }
+            Ok(None)
+        }
+        FileOp::Rename { from, to, replace } => {
+            let (from, from_name) = parent(&from, Errno::EBUSY)?;
+            let (to, to_name) = parent(&to, Errno::EBUSY)?;
+            let flags = if replace { 0 } else { libc::RENAME_NOREPLACE };
+            // SAFETY: descriptors and strings outlive the call.
+            let renamed = unsafe {
+                libc::syscall(
+                    libc::SYS_renameat2,
+                    from.as_raw_fd(),
+                    from_name.as_ptr(),
+                    to.as_raw_fd(),
+                    to_name.as_ptr(),
+                    flags,
+                )
+            };
+            Errno::result(renamed).map(|_| None)
+        }
+        FileOp::Remove { path } => {
+            let (parent, name) = parent(&path, Errno::EBUSY)?;
+            match unlink(parent.as_fd(), &name, 0) {
+                Err(Errno::EISDIR) => unlink(parent.as_fd(), &name, libc::AT_REMOVEDIR),
+                result => result,
+            }?;
+            Ok(None)
+        }
+        FileOp::SetMode { path, mode } => set_mode(&path, mode).map(|()| None),
+        FileOp::SetOwner {
+            path,
+            uid,
+            gid,
+            follow,
+        } => {
+            let place = place(&path, follow)?;
+            // (uid_t) -1 leaves an id as it is.
+            let (uid, gid) = (uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX));
+            let flags = libc::AT_EMPTY_PATH;
+            // SAFETY: the descriptor and an empty string outlive the call.
+            let owned = unsafe { libc::fchownat(place.as_raw_fd(), c"".as_ptr(), uid, gid, flags) };
+            Errno::result(owned).map(|_| None)
+        }
+        FileOp::Symlink { target, path } => {
+            let target = text(&target)?;
+            let (parent, name) = parent(&path, Errno::EEXIST)?;
+            // SAFETY: descriptor and strings outlive the call.
+            let linked =
+                unsafe { libc::symlinkat(target.as_ptr(), parent.as_raw_fd(), name.as_ptr()) };
+            Errno::result(linked).map(|_| None)
+        }
+        FileOp::ReadLink { path } => {
+            let place = place(&path, false)?;
+            // Of what is no symlink the kernel says ENOENT here.
+            let target = read_link(place.as_fd(), c"").map_err(|errno| match errno {
+                Errno::ENOENT => Errno::EINVAL,
+                other => other,
+            });
+            Ok(Some(FileAnswer::Path(target?)))
+        }
+        FileOp::RealPath { path } => {
+            let place = place(&path, true)?;
+            let real = read_link(anywhere(), &own_path(place.as_fd())?)?;
+            Ok(Some(FileAnswer::Path(real)))
+        }
+        FileOp::List { .. } | FileOp::RemoveTree { .. } | FileOp::Watch { .. } => {
+            Err(Errno::EINVAL)
+        }
+    }
+}
+
+/// For paths that are absolute.
+fn anywhere() -> BorrowedFd<'static> {
+    // SAFETY: AT_FDCWD is always there.
+    unsafe { BorrowedFd::borrow_raw(libc::AT_FDCWD) }
+}
+
+pub(crate) fn text(path: &[u8]) -> nix::Result<CString> {
+    CString::new(path).map_err(|_| Errno::EINVAL)
+}
 
 /// Magic links (`/proc/*/fd/*`) would reach this process's own descriptors, the VM's lock among
 /// them: a symlink that a program plants must not lead there.
-pub(crate) fn open(path: &[u8], flags: i32, mode: u32, user: Account) -> nix::Result<OwnedFd> {
-    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
-    let always = libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+pub(crate) fn open_at(
+    at: Option<BorrowedFd<'_>>,
+    path: &CStr,
+    flags: i32,
+    mode: u32,
+) -> nix::Result<OwnedFd> {
+    let always = libc::O_CLOEXEC
+        | if flags & libc::O_PATH == 0 {
+            libc::O_NONBLOCK | libc::O_NOCTTY
+        } else {
+            0
+        };
     // SAFETY: open_how is plain data, and all zero is its documented default.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
     how.flags = u64::try_from(flags | always).map_err(|_| Errno::EINVAL)?;
@@ -24,27 +165,129 @@ pub(crate) fn open(path: &[u8], flags: i32, mode: u32, user: Account) -> nix::Re
         u64::from(mode)
     };
     how.resolve = libc::RESOLVE_NO_MAGICLINKS;
-    acting_as(user, || {
-        // SAFETY: path and struct outlive the call, whose size is given.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_openat2,
-                libc::AT_FDCWD,
-                path.as_ptr(),
-                &raw const how,
-                size_of::<libc::open_how>(),
-            )
-        };
-        let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
-        // SAFETY: the kernel has just returned this descriptor.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-    })
+    // SAFETY: path and struct outlive the call, whose size is given.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            at.map_or(libc::AT_FDCWD, |at| at.as_raw_fd()),
+            path.as_ptr(),
+            &raw const how,
+            size_of::<libc::open_how>(),
+        )
+    };
+    let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just returned this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-pub(crate) fn make_dirs(path: &[u8], user: Account) -> nix::Result<()> {
-    let path = Path::new(std::ffi::OsStr::from_bytes(path));
-    acting_as(user, || {
-        std::fs::create_dir_all(path).map_err(|error| errno_of(&error))
+pub(crate) fn place(path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
+    let follow = if follow { 0 } else { libc::O_NOFOLLOW };
+    open_at(None, &text(path)?, PLACE | follow, 0)
+}
+
+/// The directory that a path's last name is in, and the name. The calls that change a directory can't be
+/// told to refuse magic links. `unnamed`: what a path is that ends in no name, as `/` does.
+pub(crate) fn parent(path: &[u8], unnamed: Errno) -> nix::Result<(OwnedFd, CString)> {
+    let end = path.iter().rposition(|byte| *byte != b'/');
+    let path = &path[..end.map_or(0, |end| end + 1)];
+    let start = path
+        .iter()
+        .rposition(|byte| *byte == b'/')
+        .map_or(0, |slash| slash + 1);
+    let (parent, name) = path.split_at(start);
+    if matches!(name, b"" | b"." | b"..") {
+        return Err(unnamed);
+    }
+    Ok((open_at(None, &text(parent)?, DIRECTORY, 0)?, text(name)?))
+}
+
+fn make_directory(parent: BorrowedFd<'_>, name: &CStr, mode: u32) -> nix::Result<()> {
+    // SAFETY: descriptor and string outlive the call.
+    Errno::result(unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), mode) }).map(drop)
+}
+
+fn make_directories(path: &[u8], mode: u32) -> nix::Result<()> {
+    let mut at = open_at(None, c"/", DIRECTORY, 0)?;
+    for name in path.split(|byte| *byte == b'/') {
+        if name.is_empty() || name == b"." {
+            continue;
+        }
+        let name = text(name)?;
+        at = match open_at(Some(at.as_fd()), &name, DIRECTORY, 0) {
+            Err(Errno::ENOENT) => {
+                match make_directory(at.as_fd(), &name, mode) {
+                    // Somebody else was faster; or it is a link that leads nowhere.
+                    Ok(()) | Err(Errno::EEXIST) => {}
+                    Err(errno) => return Err(errno),
+                }
+                open_at(Some(at.as_fd()), &name, DIRECTORY, 0)?
+            }
+            opened => opened?,
+        };
+    }
+    Ok(())
+}
+
+pub(crate) fn unlink(parent: BorrowedFd<'_>, name: &CStr, flags: i32) -> nix::Result<()> {
+    // SAFETY: descriptor and string outlive the call.
+    Errno::result(unsafe { libc::unlinkat(parent.as_raw_fd(), name.as_ptr(), flags) }).map(drop)
+}
+
+fn set_mode(path: &[u8], mode: u32) -> nix::Result<()> {
+    let place = place(path, true)?;
+    // fchmod(2) refuses a descriptor that is a place only, and fchmodat2(2) is new.
+    let own = own_path(place.as_fd())?;
+    // SAFETY: the string outlives the call.
+    Errno::result(unsafe { libc::chmod(own.as_ptr(), mode) }).map(drop)
+}
+
+/// A path of this process's own descriptor: the one magic link that is followed.
+pub(crate) fn own_path(descriptor: BorrowedFd<'_>) -> nix::Result<CString> {
+    text(format!("/proc/self/fd/{}", descriptor.as_raw_fd()).as_bytes())
+}
+
+fn read_link(at: BorrowedFd<'_>, path: &CStr) -> nix::Result<Bytes> {
+    let mut target = vec![0; libc::PATH_MAX as usize + 1];
+    // SAFETY: the kernel writes at most as many bytes as the buffer has.
+    let length = unsafe {
+        libc::readlinkat(
+            at.as_raw_fd(),
+            path.as_ptr(),
+            target.as_mut_ptr().cast(),
+            target.len(),
+        )
+    };
+    target.truncate(usize::try_from(Errno::result(length)?).unwrap_or(0));
+    Ok(target)
+}
+
+pub(crate) fn stat(file: BorrowedFd<'_>) -> nix::Result<Stat> {
+    let mut found = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: fstat fills the struct if it succeeds.
+    let found = unsafe {
+        Errno::result(libc::fstat(file.as_raw_fd(), found.as_mut_ptr()))?;
+        found.assume_init()
+    };
+    let time = |seconds, nanoseconds: i64| Time {
+        seconds,
+        nanoseconds: u32::try_from(nanoseconds).unwrap_or(0),
+    };
+    Ok(Stat {
+        mode: found.st_mode,
+        uid: found.st_uid,
+        gid: found.st_gid,
+        size: u64::try_from(found.st_size).unwrap_or(0),
+        blocks: u64::try_from(found.st_blocks).unwrap_or(0),
+        #[cfg_attr(
+            target_arch = "x86_64",
+            expect(clippy::useless_conversion, reason = "u32 on arm64")
+        )]
+        links: found.st_nlink.into(),
+        device: found.st_dev,
+        inode: found.st_ino,
+        accessed: time(found.st_atime, found.st_atime_nsec),
+        modified: time(found.st_mtime, found.st_mtime_nsec),
+        changed: time(found.st_ctime, found.st_ctime_nsec),
     })
 }
 
@@ -59,6 +302,14 @@ fn acting_as<T>(user: Account, run: impl FnOnce() -> nix::Result<T>) -> nix::Res
     set_fs_ids(0);
     become_undumpable()?;
     result
+}
+
+/// Acts as `user` from now on.
+pub(crate) fn act_as(user: Account) -> nix::Result<()> {
+    if user == Account::User && nix::unistd::geteuid().is_root() {
+        set_fs_ids(USER_ID);
+    }
+    nix::sys::prctl::set_dumpable(false)
 }
 
 fn set_fs_ids(id: u32) {

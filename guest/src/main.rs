@@ -19,6 +19,9 @@ mod process;
 mod processes;
 mod serve;
 mod setid;
+mod tree;
+mod watch;
+mod worker;
 
 use std::ffi::c_int;
 

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use self::files::{FileAnswer, FileOp};
 use crate::net::NetConfig;
 
+pub mod files;
 mod host_mount;
 mod limits;
 mod port;
@@ -97,6 +99,12 @@ pub enum Request {
         path: Bytes,
         user: Account,
     },
+    /// Descriptors: as the operation says.
+    File {
+        id: RequestId,
+        user: Account,
+        op: FileOp,
+    },
 }
 
 /// Guest to host. Written by a process that the host does not trust.
@@ -148,6 +156,11 @@ pub enum Reply {
         processes: Vec<ProcessEntry>,
         /// There are more after the last of these.
         more: bool,
+    },
+    /// What a [`Request::File`] found.
+    File {
+        id: RequestId,
+        answer: FileAnswer,
     },
     Failed {
         id: RequestId,

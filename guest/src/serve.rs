@@ -184,6 +184,11 @@ impl Guest<'_> {
                 Ok(()) => self.done(id),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
+            Request::File { id, user, op } => match files::operate(op, user, descriptors) {
+                Ok(None) => self.done(id),
+                Ok(Some(answer)) => self.control.send(&Reply::File { id, answer }, &[]),
+                Err(errno) => self.fail(id, errno, FailedAt::Operation),
+            },
         }
     }
 

@@ -55,6 +55,12 @@ pub enum VmError {
         path: String,
         errno: nix::errno::Errno,
     },
+    #[error("can't move {from:?} to {to:?} in the VM: {}", .errno.desc())]
+    Move {
+        from: String,
+        to: String,
+        errno: nix::errno::Errno,
+    },
     /// The path is not a regular file.
     #[error("{path:?} in the VM is {found}, not a regular file")]
     NotRegular { path: String, found: &'static str },
@@ -168,6 +174,7 @@ impl From<VmError> for Error {
                 );
             }
             VmError::File { errno, .. }
+            | VmError::Move { errno, .. }
             | VmError::Spawn { errno, .. }
             | VmError::Connect { errno, .. }
             | VmError::MountSource { errno, .. }

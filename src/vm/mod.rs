@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 pub use diagnosis::{Check, Diagnosis, Places, State, Trouble};
 pub use error::VmError;
+pub use files::Files;
 pub use foreground::{Commands, Extent, Foreground, Moment};
 pub use limits::{Limit, Limited, Limits, Reached, Usage};
 pub use port::Ports;
@@ -21,6 +22,7 @@ pub mod environment;
 mod error;
 pub mod exec;
 pub mod file;
+pub mod files;
 mod foreground;
 pub mod limits;
 pub mod mount;
@@ -35,34 +37,64 @@ pub type Result<T, E = VmError> = std::result::Result<T, E>;
 
 /// An absolute path as a program inside the VM would write it. Never resolved on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct GuestPath(String);
+pub struct GuestPath {
+    text: String,
+    /// Of a path that is not UTF-8, as Linux allows: what `text` shows only in part.
+    bytes: Option<Vec<u8>>,
+}
 
 impl GuestPath {
     pub const HOME: &'static str = "/home/user";
 
     /// Takes an absolute path, or one relative to `/home/user`.
     pub fn new(path: &str) -> Result<Self, &'static str> {
+        Self::from_bytes(path.as_bytes().to_vec())
+    }
+
+    /// The same of a path that may not be UTF-8.
+    pub fn from_bytes(path: Vec<u8>) -> Result<Self, &'static str> {
         if path.is_empty() {
             return Err("a path must not be empty");
         }
-        if path.contains('\0') {
+        if path.contains(&0) {
             return Err("a path must not contain a NUL byte");
         }
-        if path.starts_with('/') {
-            Ok(Self(path.to_owned()))
+        let path = if path.starts_with(b"/") {
+            path
         } else {
-            Ok(Self(format!("{}/{path}", Self::HOME)))
-        }
+            [Self::HOME.as_bytes(), b"/", &path].concat()
+        };
+        Ok(match String::from_utf8(path) {
+            Ok(text) => Self { text, bytes: None },
+            Err(error) => Self {
+                text: String::from_utf8_lossy(error.as_bytes()).into_owned(),
+                bytes: Some(error.into_bytes()),
+            },
+        })
     }
 
     #[must_use]
     pub fn home() -> Self {
-        Self(Self::HOME.to_owned())
+        Self {
+            text: Self::HOME.to_owned(),
+            bytes: None,
+        }
+    }
+
+    /// For messages, and for whoever takes nothing but text: of a path that is not UTF-8, with
+    /// replacement characters.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
     }
 
     #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.as_deref().unwrap_or(self.text.as_bytes())
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        self.as_bytes().to_vec()
     }
 }
 
@@ -137,7 +169,7 @@ pub enum VmEnd {
 
 /// A running VM. All calls act on the guest side: no guest path is ever resolved by the host.
 #[async_trait]
-pub trait Vm: Limited + Ports + Processes + Send + Sync + 'static {
+pub trait Vm: Files + Limited + Ports + Processes + Send + Sync + 'static {
     async fn spawn(&self, command: &Command) -> Result<Process>;
 
     /// Signals the whole process group of a process started by [`Vm::spawn`].

@@ -15,6 +15,7 @@ use agentvm::vm::{DynVm, Exit, GuestPath, User, file};
 
 use super::child::{block_on, in_child};
 
+mod files;
 mod foreground;
 mod mounts;
 mod ports;

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use agentvm_guest::protocol::files::FileAnswer;
 use agentvm_guest::protocol::{
     FailedAt, IN_MEMFD, INLINE, Instance, MAX_DESCRIPTORS, MAX_PACKET, ProcessEntry, ProcessUsage,
     Reply, Request, RequestId, decode, encode,
@@ -39,6 +40,7 @@ pub(super) enum Answer {
         errno: Errno,
         at: FailedAt,
     },
+    File(FileAnswer),
 }
 
 /// A started process: its pid inside, and how it ends.
@@ -301,6 +303,7 @@ impl Control {
                 more,
             } => (id, Answer::Processes(processes, more)),
             Reply::Usage { id, usage } => (id, Answer::Usage(usage)),
+            Reply::File { id, answer } => (id, Answer::File(answer)),
             Reply::Failed { id, errno, at } => {
                 let errno = Errno::from_raw(errno);
                 (id, Answer::Failed { errno, at })

@@ -6,6 +6,7 @@ mod control;
 mod directory;
 mod disk;
 mod doctor;
+mod files;
 mod free_space;
 mod guest;
 mod host_mounts;

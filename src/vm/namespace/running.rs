@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::control::{Answer, Control};
 use super::directory::{Directory, host};
+use super::files::Tasks;
 use super::guest::Guest;
 use super::ids::IdMap;
 use super::limits::Limiter;
@@ -33,6 +34,7 @@ pub struct NamespaceVm {
     /// Dropped with the VM: its connections end.
     pub(super) network: Mutex<Option<Network>>,
     limiter: Arc<Limiter>,
+    pub(super) tasks: Tasks,
 }
 
 impl NamespaceVm {
@@ -54,6 +56,7 @@ impl NamespaceVm {
             ids,
             network: Mutex::new(network),
             limiter: Arc::new(limiter),
+            tasks: Tasks::default(),
         });
         let limiter = Arc::clone(&vm.limiter);
         let weak = Arc::downgrade(&vm);
@@ -105,7 +108,7 @@ impl NamespaceVm {
         &self.control
     }
 
-    fn account(&self, user: User) -> Result<Account> {
+    pub(super) fn account(&self, user: User) -> Result<Account> {
         match user {
             User::User => Ok(Account::User),
             User::Root if self.ids.root_mapped() => Ok(Account::Root),
@@ -144,7 +147,7 @@ impl Vm for NamespaceVm {
                 .iter()
                 .map(|(name, value)| format!("{name}={value}").into_bytes())
                 .collect(),
-            cwd: command.cwd.as_str().as_bytes().to_vec(),
+            cwd: command.cwd.to_bytes(),
             user,
         };
         let stdio = [
@@ -280,7 +283,7 @@ impl Vm for NamespaceVm {
         let id = self.control.next_id();
         let request = Request::Open {
             id,
-            path: path.as_str().as_bytes().to_vec(),
+            path: path.to_bytes(),
             flags: flags.bits(),
             mode: 0o644,
             user,
@@ -300,7 +303,7 @@ impl Vm for NamespaceVm {
         let id = self.control.next_id();
         let request = Request::MakeDirs {
             id,
-            path: path.as_str().as_bytes().to_vec(),
+            path: path.to_bytes(),
             user: self.account(user)?,
         };
         match self.control.call(id, &request, &[]).await? {
@@ -340,7 +343,11 @@ impl Drop for NamespaceVm {
 
 /// What PID 1 handed out is not to be trusted: reading a device or a FIFO could block for ever or
 /// act on the host.
-fn regular_file(descriptor: OwnedFd, path: &GuestPath, op: &'static str) -> Result<File> {
+pub(super) fn regular_file(
+    descriptor: OwnedFd,
+    path: &GuestPath,
+    op: &'static str,
+) -> Result<File> {
     let stat = nix::sys::stat::fstat(&descriptor).map_err(|errno| VmError::File {
         op,
         path: path.as_str().to_owned(),

@@ -1,0 +1,353 @@
+//! Directory trees: listed, and removed. By descriptors from top to bottom, never by a path: whoever
+//! swaps a directory for a symlink meanwhile leads nobody out of the tree.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use agentvm_guest::protocol::files::{FileKind, Record};
+use agentvm_guest::protocol::{Bytes, files::Stat};
+use nix::errno::Errno;
+
+use crate::files::{open_at, parent, place, stat, text, unlink};
+use crate::worker::{Failure, Outcome, Output};
+
+/// Read at once.
+const BUFFER: usize = 32 * 1024;
+
+/// Levels of a tree that are held open. What is deeper than that closes the level so far above it, to be
+/// found again by `..`.
+const MAX_OPEN: usize = 64;
+
+/// How often something that others put into a directory while it is being removed is removed, too.
+const MAX_PASSES: u32 = 8;
+
+/// Entries after which a worker looks whether anybody waits for it.
+const CHECK_AFTER: u32 = 512;
+
+/// A directory that is read.
+struct Level {
+    /// In its parent.
+    name: CString,
+    directory: Option<OwnedFd>,
+    id: (u64, u64),
+    buffer: Vec<u8>,
+    position: usize,
+    /// Where to go on reading.
+    offset: i64,
+    passes: u32,
+}
+
+/// What a directory says of an entry.
+struct Entry {
+    name: CString,
+    kind: FileKind,
+}
+
+impl Level {
+    fn new(name: CString, directory: OwnedFd) -> nix::Result<Self> {
+        let id = identity(&stat(directory.as_fd())?);
+        Ok(Self {
+            name,
+            directory: Some(directory),
+            id,
+            buffer: Vec::new(),
+            position: 0,
+            offset: 0,
+            passes: 0,
+        })
+    }
+
+    fn descriptor(&self) -> nix::Result<&OwnedFd> {
+        self.directory.as_ref().ok_or(Errno::EBADF)
+    }
+
+    /// The next entry but `.` and `..`.
+    fn next(&mut self) -> nix::Result<Option<Entry>> {
+        loop {
+            if self.position >= self.buffer.len() && !self.read()? {
+                return Ok(None);
+            }
+            // struct linux_dirent64: inode (8), offset (8), length (2), type (1), name and NUL.
+            let rest = self.buffer.get(self.position..).ok_or(Errno::EIO)?;
+            let (head, names) = rest.split_first_chunk::<19>().ok_or(Errno::EIO)?;
+            let [.., low, high, kind] = *head;
+            let length = usize::from(u16::from_ne_bytes([low, high]));
+            if length < head.len() {
+                return Err(Errno::EIO);
+            }
+            let offset = head[8..16].try_into().map_err(|_| Errno::EIO)?;
+            self.offset = i64::from_ne_bytes(offset);
+            self.position += length;
+            let name = CStr::from_bytes_until_nul(names).map_err(|_| Errno::EIO)?;
+            if !matches!(name.to_bytes(), b"." | b"..") {
+                return Ok(Some(Entry {
+                    name: name.to_owned(),
+                    kind: kind_of(kind),
+                }));
+            }
+        }
+    }
+
+    /// `false`: there is no more.
+    fn read(&mut self) -> nix::Result<bool> {
+        self.buffer.resize(BUFFER, 0);
+        self.position = 0;
+        let directory = self.directory.as_ref().ok_or(Errno::EBADF)?.as_raw_fd();
+        // SAFETY: the kernel writes at most as many bytes as the buffer has.
+        let read = unsafe {
+            let buffer = self.buffer.as_mut_ptr();
+            libc::syscall(libc::SYS_getdents64, directory, buffer, BUFFER)
+        };
+        let read = match Errno::result(read) {
+            // It was removed meanwhile.
+            Err(Errno::ENOENT) => 0,
+            read => usize::try_from(read?).unwrap_or(0),
+        };
+        self.buffer.truncate(read);
+        Ok(read > 0)
+    }
+
+    /// Goes to where the last entry was, or to the start.
+    fn seek(&mut self, offset: i64) -> nix::Result<()> {
+        self.buffer.clear();
+        self.position = 0;
+        self.offset = offset;
+        // SAFETY: lseek on a descriptor of this level.
+        let sought = unsafe { libc::lseek(self.descriptor()?.as_raw_fd(), offset, libc::SEEK_SET) };
+        Errno::result(sought).map(drop)
+    }
+}
+
+fn identity(stat: &Stat) -> (u64, u64) {
+    (stat.device, stat.inode)
+}
+
+fn kind_of(kind: u8) -> FileKind {
+    match kind {
+        libc::DT_REG => FileKind::File,
+        libc::DT_DIR => FileKind::Directory,
+        libc::DT_LNK => FileKind::Symlink,
+        libc::DT_FIFO => FileKind::Fifo,
+        libc::DT_SOCK => FileKind::Socket,
+        libc::DT_CHR => FileKind::CharacterDevice,
+        libc::DT_BLK => FileKind::BlockDevice,
+        _ => FileKind::Unknown,
+    }
+}
+
+/// A way down a tree. The first level is its top.
+struct Descent {
+    levels: Vec<Level>,
+    /// Where removed entries are not met again, reading anew from the start skips nothing.
+    removing: bool,
+}
+
+impl Descent {
+    fn new(top: OwnedFd, removing: bool) -> nix::Result<Self> {
+        let levels = vec![Level::new(CString::default(), top)?];
+        Ok(Self { levels, removing })
+    }
+
+    fn level(&mut self) -> nix::Result<&mut Level> {
+        self.levels.last_mut().ok_or(Errno::EIO)
+    }
+
+    /// Into a directory of the present level. `false`: it is none any more.
+    fn enter(&mut self, name: &CStr) -> nix::Result<bool> {
+        let parent = self.level()?.descriptor()?;
+        let directory = match open_directory(parent, name) {
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(false),
+            opened => opened?,
+        };
+        self.levels.push(Level::new(name.to_owned(), directory)?);
+        if let Some(far) = self.levels.len().checked_sub(MAX_OPEN + 1) {
+            let far = &mut self.levels[far];
+            far.directory = None;
+            far.buffer = Vec::new();
+            far.position = 0;
+        }
+        Ok(true)
+    }
+
+    /// Back to the parent. `None`: that was the top.
+    fn leave(&mut self) -> nix::Result<Option<Level>> {
+        let left = self.levels.pop().ok_or(Errno::EIO)?;
+        let removing = self.removing;
+        let Some(parent) = self.levels.last_mut() else {
+            return Ok(None);
+        };
+        if parent.directory.is_none() {
+            let found = open_directory(left.descriptor()?, c"..")?;
+            // Somebody has moved it meanwhile: this is not the tree any more.
+            if identity(&stat(found.as_fd())?) != parent.id {
+                return Err(Errno::ESTALE);
+            }
+            parent.directory = Some(found);
+            parent.seek(if removing { 0 } else { parent.offset })?;
+        }
+        Ok(Some(left))
+    }
+
+    /// The path of the present level with an entry of it.
+    fn path(&self, name: &[u8]) -> Bytes {
+        let mut path = Bytes::new();
+        for level in self.levels.iter().skip(1) {
+            path.extend_from_slice(level.name.to_bytes());
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        path
+    }
+
+    fn failed(&self, name: &CStr, errno: Errno) -> Failure {
+        let path = self.path(name.to_bytes());
+        Failure { path, errno }
+    }
+}
+
+fn open_directory(at: &OwnedFd, name: &CStr) -> nix::Result<OwnedFd> {
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    open_at(Some(at.as_fd()), name, flags, 0)
+}
+
+/// Tells every entry of a directory, and with `recursive` of those in it, parents first.
+pub(crate) fn list(path: &[u8], recursive: bool, output: &mut Output) -> Outcome {
+    let top = open_at(None, &text(path)?, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+    let mut descent = Descent::new(top, false)?;
+    loop {
+        let prefix = descent.path(b"");
+        let failed = |errno| Failure {
+            path: prefix.clone(),
+            errno,
+        };
+        let Some(Entry { name, kind }) = descent.level()?.next().map_err(failed)? else {
+            if descent.leave().map_err(failed)?.is_none() {
+                return Ok(());
+            }
+            continue;
+        };
+        let path = [&prefix, name.to_bytes()].concat();
+        if path.len() >= libc::PATH_MAX as usize {
+            return Err(failed(Errno::ENAMETOOLONG));
+        }
+        output.say(&Record::Entry { path, kind })?;
+        if recursive && matches!(kind, FileKind::Directory | FileKind::Unknown) {
+            let entered = descent.enter(&name);
+            entered.map_err(|errno| descent.failed(&name, errno))?;
+        }
+    }
+}
+
+/// Removes what is at a path, with everything below it.
+pub(crate) fn remove(path: &[u8], output: &Output) -> Outcome {
+    let (parent, name) = parent(path, Errno::EBUSY)?;
+    if try_unlink(&parent, &name)? {
+        return Ok(());
+    }
+    for _ in 0..MAX_PASSES {
+        empty(open_directory(&parent, &name)?, output)?;
+        match unlink(parent.as_fd(), &name, libc::AT_REMOVEDIR) {
+            Err(Errno::ENOTEMPTY) => {}
+            removed => return Ok(removed?),
+        }
+    }
+    Err(Errno::ENOTEMPTY.into())
+}
+
+/// Removes everything in a directory.
+fn empty(top: OwnedFd, output: &Output) -> Outcome {
+    let mut descent = Descent::new(top, true)?;
+    let mut count = 0_u32;
+    loop {
+        count = count.wrapping_add(1);
+        if count.is_multiple_of(CHECK_AFTER) {
+            output.check();
+        }
+        let next = descent.level()?.next();
+        if let Some(Entry { name, kind }) = next.map_err(|errno| descent.failed(c"", errno))? {
+            let removed = remove_entry(&mut descent, &name, kind);
+            removed.map_err(|errno| descent.failed(&name, errno))?;
+        } else if let Some(left) = descent.leave()? {
+            let name = left.name.clone();
+            let removed = remove_emptied(&mut descent, left);
+            removed.map_err(|errno| descent.failed(&name, errno))?;
+        } else {
+            return Ok(());
+        }
+    }
+}
+
+/// Removes an entry of the present level, or goes into it.
+fn remove_entry(descent: &mut Descent, name: &CStr, kind: FileKind) -> nix::Result<()> {
+    let level = descent.level()?;
+    let removed = kind != FileKind::Directory && unlink_if_there(level.descriptor()?, name)?;
+    if !removed && !descent.enter(name)? {
+        // It was a directory, and is something else by now, or nothing.
+        let level = descent.level()?;
+        unlink_if_there(level.descriptor()?, name)?;
+    }
+    Ok(())
+}
+
+fn remove_emptied(descent: &mut Descent, mut left: Level) -> nix::Result<()> {
+    let parent = descent.level()?.descriptor()?;
+    match unlink(parent.as_fd(), &left.name, libc::AT_REMOVEDIR) {
+        // Something was added meanwhile.
+        Err(Errno::ENOTEMPTY) if left.passes < MAX_PASSES => {
+            left.passes += 1;
+            left.seek(0)?;
+            descent.levels.push(left);
+            Ok(())
+        }
+        Err(Errno::ENOENT) => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Removes what is no directory; `false` if it is one.
+fn try_unlink(parent: &OwnedFd, name: &CStr) -> nix::Result<bool> {
+    match unlink(parent.as_fd(), name, 0) {
+        Ok(()) => Ok(true),
+        Err(Errno::EISDIR) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The same of an entry that others may have removed meanwhile.
+fn unlink_if_there(parent: &OwnedFd, name: &CStr) -> nix::Result<bool> {
+    match try_unlink(parent, name) {
+        Err(Errno::ENOENT) => Ok(true),
+        result => result,
+    }
+}
+
+/// Tells the directories of a tree, parents first, without following links out of it.
+pub(crate) fn directories(
+    path: &[u8],
+    found: &mut dyn FnMut(&OwnedFd, Bytes) -> Outcome,
+) -> Outcome {
+    let top = place(path, true)?;
+    found(&top, Bytes::new())?;
+    let top = open_directory(&top, c".")?;
+    let mut descent = Descent::new(top, false)?;
+    loop {
+        match descent.level()?.next()? {
+            Some(Entry { name, kind }) => {
+                if matches!(kind, FileKind::Directory | FileKind::Unknown)
+                    && descent
+                        .enter(&name)
+                        .map_err(|errno| descent.failed(&name, errno))?
+                {
+                    let mut path = descent.path(b"");
+                    path.pop();
+                    found(descent.level()?.descriptor()?, path)?;
+                }
+            }
+            None => {
+                if descent.leave()?.is_none() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

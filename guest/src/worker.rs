@@ -1,0 +1,155 @@
+//! Processes of PID 1's own that do what may take long: it never waits for a directory of 100,000 files.
+//!
+//! A worker has nothing but the pipe that it writes to, and PID 1's memory as it was. Its uid stays PID
+//! 1's, so that no program of the VM can trace or signal one that acts as `user`; its file system ids are
+//! the caller's. Who reads the pipe decides how fast it goes, and ends it by closing the other end.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use agentvm_guest::protocol::files::{Record, framed};
+use agentvm_guest::protocol::{Account, Bytes};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::files;
+
+/// Where an operation failed, relative to its own path, and how.
+pub(crate) struct Failure {
+    pub(crate) path: Bytes,
+    pub(crate) errno: Errno,
+}
+
+pub(crate) type Outcome = Result<(), Failure>;
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Self {
+        Self {
+            path: Bytes::new(),
+            errno,
+        }
+    }
+}
+
+/// What a worker has to tell.
+pub(crate) struct Output {
+    pipe: OwnedFd,
+    waiting: Vec<u8>,
+}
+
+/// Written at once: as much as a pipe holds.
+const CHUNK: usize = 64 * 1024;
+
+impl Output {
+    /// Says it, by and by. Nobody is there to hear of a failure: the worker ends.
+    pub(crate) fn say(&mut self, record: &Record) -> Outcome {
+        let framed = framed(record).ok_or(Errno::ENAMETOOLONG)?;
+        self.waiting.extend_from_slice(&framed);
+        if self.waiting.len() >= CHUNK {
+            self.flush();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn flush(&mut self) {
+        let mut rest = &self.waiting[..];
+        while !rest.is_empty() {
+            match nix::unistd::write(&self.pipe, rest) {
+                Ok(length) => rest = rest.get(length..).unwrap_or_default(),
+                Err(Errno::EINTR) => {}
+                Err(_) => end(),
+            }
+        }
+        self.waiting.clear();
+    }
+
+    /// Ends the worker if nobody waits for it any more.
+    pub(crate) fn check(&self) {
+        // A pipe without a reader is always reported.
+        let mut pipe = [PollFd::new(self.pipe.as_fd(), PollFlags::empty())];
+        if poll(&mut pipe, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+            end();
+        }
+    }
+
+    /// Waits until `input` can be read: `false` after so many milliseconds.
+    pub(crate) fn wait_for(&self, input: &OwnedFd, timeout: PollTimeout) -> bool {
+        let mut ready = [
+            PollFd::new(input.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.pipe.as_fd(), PollFlags::empty()),
+        ];
+        loop {
+            match poll(&mut ready, timeout) {
+                Ok(0) => return false,
+                Ok(_) if ready[1].any().unwrap_or(true) => end(),
+                Ok(_) => return true,
+                Err(Errno::EINTR) => {}
+                Err(_) => end(),
+            }
+        }
+    }
+}
+
+/// Starts a worker as a child that PID 1 reaps like any other.
+pub(crate) fn start(
+    pipe: OwnedFd,
+    user: Account,
+    run: &dyn Fn(&mut Output) -> Outcome,
+) -> nix::Result<()> {
+    // SAFETY: PID 1 has one thread, so that the child may do whatever its parent may.
+    match Errno::result(unsafe { libc::fork() })? {
+        0 => {
+            work(pipe, user, run);
+            end()
+        }
+        _child => Ok(()),
+    }
+}
+
+fn work(pipe: OwnedFd, user: Account, run: &dyn Fn(&mut Output) -> Outcome) {
+    if keep_only(&pipe).is_err() || nix::sys::prctl::set_name(c"agentvm-files").is_err() {
+        return;
+    }
+    let mut output = Output {
+        pipe,
+        waiting: Vec::new(),
+    };
+    let outcome = files::act_as(user)
+        .map_err(Failure::from)
+        .and_then(|()| run(&mut output));
+    let last = match outcome {
+        Ok(()) => Record::Done,
+        Err(Failure { mut path, errno }) => {
+            path.truncate(libc::PATH_MAX as usize);
+            let errno = errno as i32;
+            Record::Failed { path, errno }
+        }
+    };
+    if output.say(&last).is_ok() {
+        output.flush();
+    }
+}
+
+/// The control socket and the VM's lock among others are not for workers.
+fn keep_only(pipe: &OwnedFd) -> io::Result<()> {
+    let pipe = pipe.as_raw_fd().cast_unsigned();
+    let close = |first: u32, last: u32| {
+        if first > last {
+            return Ok(());
+        }
+        // SAFETY: nothing of this process uses a descriptor that it inherited, but the pipe.
+        let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        Errno::result(closed).map(drop)
+    };
+    if pipe > 3 {
+        // Standard streams, whatever they are, keep their numbers.
+        close(3, pipe - 1)?;
+    }
+    close(pipe + 1, u32::MAX)?;
+    Ok(())
+}
+
+fn end() -> ! {
+    // SAFETY: ends this process, and runs nothing of its parent's.
+    unsafe { libc::_exit(0) }
+}

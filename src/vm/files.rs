@@ -1,0 +1,214 @@
+//! The files of a VM. Every path is resolved by the guest, in its own root and as the user who asks.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use agentvm_guest::protocol::files::Records;
+pub use agentvm_guest::protocol::files::{Event, FileKind, Record, Stat, Time};
+use async_trait::async_trait;
+use nix::errno::Errno;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{GuestPath, Result, User, VmError};
+
+/// How to open a file for writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// Make it, or empty it.
+    Replace,
+    /// Make it, or write behind what it holds.
+    Append,
+    /// Make it; `EEXIST` if there is something.
+    New,
+}
+
+/// Mode of a file that is made, before the umask (022).
+pub const FILE_MODE: u32 = 0o666;
+/// The same of a directory.
+pub const DIRECTORY_MODE: u32 = 0o777;
+
+/// What changes files and finds nothing.
+#[derive(Debug, Clone)]
+pub enum Change {
+    MakeDirectory {
+        path: GuestPath,
+        mode: u32,
+        /// With missing parents; a directory that exists is fine.
+        parents: bool,
+    },
+    Move {
+        from: GuestPath,
+        to: GuestPath,
+        /// Otherwise `EEXIST` if there is something.
+        replace: bool,
+    },
+    /// A file, a symlink, or an empty directory.
+    Remove(GuestPath),
+    SetMode {
+        path: GuestPath,
+        mode: u32,
+    },
+    /// Ids of the VM; `None` leaves one as it is.
+    SetOwner {
+        path: GuestPath,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        follow: bool,
+    },
+    Symlink {
+        /// As it is to be read, not resolved now.
+        target: Vec<u8>,
+        path: GuestPath,
+    },
+}
+
+/// What goes on for as long as its [`Answers`] are read.
+#[derive(Debug, Clone)]
+pub enum Task {
+    /// Tells a [`Record::Entry`] for each entry of a directory, and with `recursive` for those below.
+    List { path: GuestPath, recursive: bool },
+    /// Removes a path with everything below it.
+    RemoveTree(GuestPath),
+    /// Tells [`Record::Watching`], then every [`Record::Event`] from then on.
+    Watch { path: GuestPath, recursive: bool },
+}
+
+impl Task {
+    const fn op(&self) -> &'static str {
+        match self {
+            Self::List { .. } => "can't list",
+            Self::RemoveTree(_) => "can't delete",
+            Self::Watch { .. } => "can't watch",
+        }
+    }
+
+    const fn path(&self) -> &GuestPath {
+        match self {
+            Self::List { path, .. } | Self::RemoveTree(path) | Self::Watch { path, .. } => path,
+        }
+    }
+}
+
+/// File operations of a running VM. Short ones are done one after the other.
+#[async_trait]
+pub trait Files: Send + Sync {
+    /// Of what a symlink at `path` leads to, with `follow`.
+    async fn stat(&self, path: &GuestPath, follow: bool, user: User) -> Result<Stat>;
+
+    async fn change(&self, change: &Change, user: User) -> Result<()>;
+
+    /// What a symlink holds.
+    async fn read_link(&self, path: &GuestPath, user: User) -> Result<Vec<u8>>;
+
+    /// The path without symlinks, `.` and `..` in it.
+    async fn real_path(&self, path: &GuestPath, user: User) -> Result<Vec<u8>>;
+
+    /// Opens a file for writing. The descriptor is checked to be a regular file.
+    async fn open_to_write(
+        &self,
+        path: &GuestPath,
+        how: Write,
+        mode: u32,
+        user: User,
+    ) -> Result<File>;
+
+    /// Begins a task beside everything else. 16 of them are under way at a time, others wait; and 64
+    /// watches, one more is `EMFILE`. Dropping what this returns ends the task.
+    async fn begin(&self, task: Task, user: User) -> Result<Answers>;
+}
+
+/// What a [`Task`] tells. Its other end is written by a process that the host does not trust: it holds
+/// one chunk, and nothing is read before it is asked for.
+#[derive(Debug)]
+pub struct Answers {
+    pipe: pipe::Receiver,
+    records: Records,
+    chunk: Box<[u8]>,
+    task: Task,
+    ended: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+const CHUNK: usize = 64 * 1024;
+
+impl Answers {
+    pub(super) fn new(
+        pipe: OwnedFd,
+        task: Task,
+        permit: OwnedSemaphorePermit,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            pipe: pipe::Receiver::from_owned_fd(pipe)?,
+            records: Records::default(),
+            chunk: vec![0; CHUNK].into(),
+            task,
+            ended: false,
+            _permit: permit,
+        })
+    }
+
+    /// The next record but the last; `None` at the end. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Result<Option<Record>> {
+        loop {
+            if let Some(record) = self.ready()? {
+                return Ok(Some(record));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            let read = self.pipe.read(&mut self.chunk).await;
+            let length = read.map_err(|error| {
+                self.failed(
+                    &[],
+                    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
+                )
+            })?;
+            if length == 0 {
+                // Its worker was killed, or the whole VM was.
+                return Err(VmError::Ended(format!(
+                    "{} {:?} to the end",
+                    self.task.op(),
+                    self.task.path().as_str()
+                )));
+            }
+            self.records.add(&self.chunk[..length]);
+        }
+    }
+
+    /// The next record that has been read already.
+    pub fn ready(&mut self) -> Result<Option<Record>> {
+        if self.ended {
+            return Ok(None);
+        }
+        match self.records.next() {
+            Ok(Some(Record::Done)) => {
+                self.ended = true;
+                Ok(None)
+            }
+            Ok(Some(Record::Failed { path, errno })) => {
+                self.ended = true;
+                Err(self.failed(&path, Errno::from_raw(errno)))
+            }
+            Ok(record) => Ok(record),
+            Err(_malformed) => {
+                self.ended = true;
+                Err(VmError::Protocol("records that are none".to_owned()))
+            }
+        }
+    }
+
+    fn failed(&self, below: &[u8], errno: Errno) -> VmError {
+        let mut path = self.task.path().as_str().to_owned();
+        if !below.is_empty() {
+            path.push('/');
+            path.push_str(&String::from_utf8_lossy(below));
+        }
+        VmError::File {
+            op: self.task.op(),
+            path,
+            errno,
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! File operations, as requests to PID 1. The long ones answer through a pipe that the host makes.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use agentvm_guest::protocol::files::{FileAnswer, FileOp};
+use agentvm_guest::protocol::{Account, Request};
+use async_trait::async_trait;
+use nix::errno::Errno;
+use nix::fcntl::{F_SETFL, OFlag, fcntl};
+use tokio::sync::Semaphore;
+
+use super::control::Answer;
+use super::directory::host;
+use super::running::{NamespaceVm, regular_file, unexpected};
+use crate::vm::files::{Answers, Change, Files, Stat, Task, Write};
+use crate::vm::{GuestPath, Result, User, VmError};
+
+/// Workers of a VM that may be under way at a time: each is a process in it.
+const MAX_WALKS: usize = 16;
+const MAX_WATCHES: usize = 64;
+
+/// Places for tasks.
+pub(super) struct Tasks {
+    walks: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self {
+            walks: Arc::new(Semaphore::new(MAX_WALKS)),
+            watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+        }
+    }
+}
+
+#[async_trait]
+impl Files for NamespaceVm {
+    async fn stat(&self, path: &GuestPath, follow: bool, user: User) -> Result<Stat> {
+        let op = FileOp::Stat {
+            path: path.to_bytes(),
+            follow,
+        };
+        match self.file(op, user).await? {
+            Answer::File(FileAnswer::Stat(stat)) => Ok(stat),
+            other => Err(failure(other, "can't look at", path)),
+        }
+    }
+
+    async fn change(&self, change: &Change, user: User) -> Result<()> {
+        let op = operation(change);
+        match self.file(op, user).await? {
+            Answer::Done => Ok(()),
+            Answer::Failed { errno, .. } => Err(changing_failed(change, errno)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn read_link(&self, path: &GuestPath, user: User) -> Result<Vec<u8>> {
+        let op = FileOp::ReadLink {
+            path: path.to_bytes(),
+        };
+        match self.file(op, user).await? {
+            Answer::File(FileAnswer::Path(target)) => Ok(target),
+            other => Err(failure(other, "can't read the link", path)),
+        }
+    }
+
+    async fn real_path(&self, path: &GuestPath, user: User) -> Result<Vec<u8>> {
+        let op = FileOp::RealPath {
+            path: path.to_bytes(),
+        };
+        match self.file(op, user).await? {
+            Answer::File(FileAnswer::Path(real)) => Ok(real),
+            other => Err(failure(other, "can't resolve", path)),
+        }
+    }
+
+    async fn open_to_write(
+        &self,
+        path: &GuestPath,
+        how: Write,
+        mode: u32,
+        user: User,
+    ) -> Result<File> {
+        const OP: &str = "can't write";
+        let how = match how {
+            Write::Replace => OFlag::O_TRUNC,
+            Write::Append => OFlag::O_APPEND,
+            Write::New => OFlag::O_EXCL,
+        };
+        let id = self.control.next_id();
+        let request = Request::Open {
+            id,
+            path: path.to_bytes(),
+            flags: (OFlag::O_WRONLY | OFlag::O_CREAT | how).bits(),
+            mode,
+            user: self.account(user)?,
+        };
+        match self.control.call(id, &request, &[]).await? {
+            Answer::Opened(descriptor) => regular_file(descriptor, path, OP),
+            other => Err(failure(other, OP, path)),
+        }
+    }
+
+    async fn begin(&self, task: Task, user: User) -> Result<Answers> {
+        let user = self.account(user)?;
+        let permit = match &task {
+            // They end when somebody ends them: one more would wait for that.
+            Task::Watch { path, .. } => {
+                let permit = Arc::clone(&self.tasks.watches).try_acquire_owned();
+                permit.map_err(|_| VmError::File {
+                    op: "there are 64 watches in this VM already: close one to watch",
+                    path: path.as_str().to_owned(),
+                    errno: Errno::EMFILE,
+                })?
+            }
+            Task::List { .. } | Task::RemoveTree(_) => {
+                let permit = Arc::clone(&self.tasks.walks).acquire_owned().await;
+                // Nobody closes it.
+                permit.map_err(|_| VmError::Ended("it was shut down".to_owned()))?
+            }
+        };
+        let broken = |errno: Errno| host("can't make a pipe for", Path::new("files"), errno.into());
+        let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(broken)?;
+        // Of this end only, which the guest never gets: the worker's must block.
+        fcntl(&ours, F_SETFL(OFlag::O_NONBLOCK)).map_err(broken)?;
+        let (op, path, request) = match &task {
+            Task::List { path, recursive } => {
+                let recursive = *recursive;
+                let list = |path| FileOp::List { path, recursive };
+                ("can't list", path, list(path.to_bytes()))
+            }
+            Task::RemoveTree(path) => {
+                let path_bytes = path.to_bytes();
+                (
+                    "can't delete",
+                    path,
+                    FileOp::RemoveTree { path: path_bytes },
+                )
+            }
+            Task::Watch { path, recursive } => {
+                let recursive = *recursive;
+                let watch = |path| FileOp::Watch { path, recursive };
+                ("can't watch", path, watch(path.to_bytes()))
+            }
+        };
+        let id = self.control.next_id();
+        let request = Request::File {
+            id,
+            user,
+            op: request,
+        };
+        let begun = self.control.call(id, &request, &[theirs.as_fd()]).await?;
+        if !matches!(begun, Answer::Done) {
+            return Err(failure(begun, op, path));
+        }
+        drop(theirs);
+        Answers::new(ours, task, permit)
+            .map_err(|error| host("can't read a pipe for", Path::new("files"), error))
+    }
+}
+
+impl NamespaceVm {
+    async fn file(&self, op: FileOp, user: User) -> Result<Answer> {
+        let user: Account = self.account(user)?;
+        let id = self.control.next_id();
+        let request = Request::File { id, user, op };
+        self.control.call(id, &request, &[]).await
+    }
+}
+
+fn operation(change: &Change) -> FileOp {
+    match change {
+        Change::MakeDirectory {
+            path,
+            mode,
+            parents,
+        } => FileOp::MakeDir {
+            path: path.to_bytes(),
+            mode: *mode,
+            parents: *parents,
+        },
+        Change::Move { from, to, replace } => FileOp::Rename {
+            from: from.to_bytes(),
+            to: to.to_bytes(),
+            replace: *replace,
+        },
+        Change::Remove(path) => FileOp::Remove {
+            path: path.to_bytes(),
+        },
+        Change::SetMode { path, mode } => FileOp::SetMode {
+            path: path.to_bytes(),
+            mode: *mode,
+        },
+        Change::SetOwner {
+            path,
+            uid,
+            gid,
+            follow,
+        } => FileOp::SetOwner {
+            path: path.to_bytes(),
+            uid: *uid,
+            gid: *gid,
+            follow: *follow,
+        },
+        Change::Symlink { target, path } => FileOp::Symlink {
+            target: target.clone(),
+            path: path.to_bytes(),
+        },
+    }
+}
+
+fn changing_failed(change: &Change, errno: Errno) -> VmError {
+    let (op, path) = match change {
+        Change::Move { from, to, .. } => {
+            return VmError::Move {
+                from: from.as_str().to_owned(),
+                to: to.as_str().to_owned(),
+                errno,
+            };
+        }
+        Change::MakeDirectory { path, .. } => ("can't make the directory", path),
+        Change::Remove(path) => ("can't delete", path),
+        Change::SetMode { path, .. } => ("can't change the mode of", path),
+        Change::SetOwner { path, .. } => ("can't change the owner of", path),
+        Change::Symlink { path, .. } => ("can't make the link", path),
+    };
+    VmError::File {
+        op,
+        path: path.as_str().to_owned(),
+        errno,
+    }
+}
+
+fn failure(answer: Answer, op: &'static str, path: &GuestPath) -> VmError {
+    match answer {
+        Answer::Failed { errno, .. } => VmError::File {
+            op,
+            path: path.as_str().to_owned(),
+            errno,
+        },
+        other => unexpected(&other),
+    }
+}
