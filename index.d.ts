@@ -1,6 +1,6 @@
 /// <reference lib="esnext.disposable" />
 
-import type { Duplex } from "node:stream";
+import type { Duplex, Readable, Writable } from "node:stream";
 import type { WebSocket } from "undici";
 
 /**
@@ -470,19 +470,150 @@ export interface Agent extends AsyncDisposable {
   processTree(): Promise<ProcessTree[]>;
 
   /**
-   * Reads a regular file of at most 2 GiB, of `/proc` none. A relative path starts at `/home/user`.
+   * Reads a regular file, or a part of it, of at most 2 GiB (`EFBIG`: `createReadStream` has no such
+   * limit); of `/proc` none.
+   *
+   * Of all calls for files: a relative path starts at `/home/user`; it is resolved inside the VM, with the
+   * rights of `user`; the magic links of `/proc` are not followed (`ELOOP`).
    *
    * @throws {AgentVmError} with the errno's name as code: `ENOENT`, `EACCES`, `EISDIR`, …
    */
-  readFile(path: string, options?: FileOptions): Promise<Uint8Array>;
+  readFile(path: VmPath, options?: ReadFileOptions & NoString): Promise<Uint8Array>;
 
   /**
-   * Makes a file or replaces what it holds. A string is written as UTF-8. A relative path starts at
-   * `/home/user`.
+   * Makes a file, or replaces what it holds, or with `append` writes behind that. A string is written as
+   * UTF-8.
    *
-   * @throws {AgentVmError} with the errno's name as code: `ENOENT`, `EACCES`, `ENOSPC`, …
+   * @throws {AgentVmError} `ENOENT` if there is no such directory, `EACCES`, `ENOSPC`, …
    */
-  writeFile(path: string, content: string | Uint8Array, options?: FileOptions): Promise<void>;
+  writeFile(path: VmPath, content: string | Uint8Array, options?: WriteFileOptions): Promise<void>;
+
+  /**
+   * Reads files one after the other. A file that can't be read has an `error` in its place; the call
+   * rejects only for what concerns all of them.
+   */
+  readFiles(paths: readonly VmPath[], options?: FileOptions): Promise<ReadFilesResult[]>;
+
+  /** Writes files one after the other, with directories that are missing. Errors as with `readFiles`. */
+  writeFiles(files: readonly FileToWrite[], options?: FileOptions): Promise<WriteFilesResult[]>;
+
+  /** @throws {AgentVmError} `EEXIST`, unless it is `recursive` and a directory; `ENOENT`, … */
+  mkdir(path: VmPath, options?: MkdirOptions): Promise<void>;
+
+  /**
+   * The entries of a directory, in no particular order, without `.` and `..`.
+   *
+   * @throws {AgentVmError} `ENOENT`, `ENOTDIR`, …; `RESULT_TOO_LARGE` for more than 1,000,000 entries, which
+   * `walk` tells one after the other; `ABORTED`
+   */
+  readdir(path: VmPath, options?: ReaddirOptions): Promise<DirectoryEntry[]>;
+
+  /**
+   * The entries of a directory and of all directories below it, each directory before what is in it.
+   * Symlinks are told, not followed. Errors as with `readdir`, for a directory below too.
+   */
+  readdirRecursive(path: VmPath, options?: ReaddirOptions): Promise<DirectoryEntry[]>;
+
+  /**
+   * The same one entry after the other, as fast as it is asked for. It keeps the VM awake from the first
+   * `next()` to its end: `break`, `close()`, the end of an `await using`, `signal`, or the last entry.
+   */
+  walk(path: VmPath, options?: WalkOptions): FileIterator<DirectoryEntry>;
+
+  /** @throws {AgentVmError} `ENOENT`, `EACCES`, … */
+  stat(path: VmPath, options?: StatOptions): Promise<FileStat>;
+
+  /** Whether there is something at a path, after symlinks. */
+  exists(path: VmPath, options?: FileOptions): Promise<boolean>;
+
+  /**
+   * Renames a file, a symlink or a directory. What is at `to` is replaced, unless `overwrite` is `false`:
+   * a file by a file, an empty directory by a directory.
+   *
+   * @throws {AgentVmError} `EEXIST`, `ENOTEMPTY`, `EISDIR`, `EXDEV` if `to` is on another file system
+   * (`/tmp` is one of its own: copy it, by `exec` for example), …
+   */
+  move(from: VmPath, to: VmPath, options?: MoveOptions): Promise<void>;
+
+  /**
+   * Deletes a file, a symlink (not what it leads to), or an empty directory; with `recursive` a directory
+   * with everything in it. If that fails, or is aborted, a part of it is gone.
+   *
+   * @throws {AgentVmError} `ENOENT` unless `force`, `ENOTEMPTY`, `EBUSY`, …
+   */
+  delete(path: VmPath, options?: DeleteOptions): Promise<void>;
+
+  /** Sets permissions as they are to be, whatever the umask; of what a symlink leads to. */
+  chmod(path: VmPath, mode: number, options?: FileOptions): Promise<void>;
+
+  /** Sets owner, group or both, in ids of the VM. Only its root may give a file away. */
+  chown(path: VmPath, owner: Owner, options?: StatOptions): Promise<void>;
+
+  /** Makes a symlink at `path` that holds `target`, as it is to be read: relative to its directory. */
+  symlink(target: VmPath, path: VmPath, options?: FileOptions): Promise<void>;
+
+  /** What a symlink holds. */
+  readlink(path: VmPath, options: LinkOptions & { encoding: "buffer" }): Promise<Uint8Array>;
+  readlink(path: VmPath, options?: LinkOptions & { encoding?: "utf8" }): Promise<string>;
+
+  /** The absolute path without symlinks, `.` and `..`. */
+  realpath(path: VmPath, options: LinkOptions & { encoding: "buffer" }): Promise<Uint8Array>;
+  realpath(path: VmPath, options?: LinkOptions & { encoding?: "utf8" }): Promise<string>;
+
+  /**
+   * Brings a file of any length into the VM, in constant memory and as fast as the VM takes it. It appears
+   * at `path` when all of it is there, and replaces what is at `path` then, a symlink too; if the call
+   * fails or is aborted, nothing of it is left. (Only the death of the host process leaves a file
+   * `.agentvm-upload-…` beside it.)
+   *
+   * ```ts
+   * await agent.uploadFile("./data.csv", "data.csv");
+   * await agent.uploadFile(response.body, "model.bin", { signal });
+   * ```
+   *
+   * @param source a path of the host (a string or a `file:` URL), or the content: a `Uint8Array`, or a
+   * stream or iterable of chunks
+   * @throws {AgentVmError} errno names of either side, `ABORTED`; or what the source throws
+   */
+  uploadFile(source: UploadSource, path: VmPath, options?: UploadOptions): Promise<void>;
+
+  /**
+   * Copies a file of any length out of the VM, in constant memory.
+   *
+   * @param destination a path of the host (a string or a `file:` URL), where the file appears when all of
+   * it has arrived and replaces what is there; or a stream, which is ended
+   * @throws {AgentVmError} errno names of either side, `ABORTED`; or the error of the stream
+   */
+  downloadFile(
+    path: VmPath,
+    destination: string | URL | Writable | WritableStream<Uint8Array>,
+    options?: DownloadOptions,
+  ): Promise<void>;
+
+  /**
+   * Reads a file bit by bit, as `fs.createReadStream`. It keeps the VM awake until it is read or destroyed;
+   * what ends the VM destroys it with `ABORTED`.
+   */
+  createReadStream(path: VmPath, options?: ReadStreamOptions & NoString): Readable;
+
+  /**
+   * Watches a file, or a directory and what is in it; with `recursive` also everything below, directories
+   * included that come later. Resolves when it is in force: what happens from then on is told.
+   *
+   * ```ts
+   * await using changes = await agent.watch("project", { recursive: true });
+   * for await (const change of changes) if (change.type !== "overflow") console.log(change.type, change.path);
+   * ```
+   *
+   * Changes are told in their order, by the kernel (inotify). Who does not keep up with them loses some,
+   * and is told so by `"overflow"`: look again at what you need to know. It keeps the VM awake until it is
+   * closed, and ends when the path itself is deleted or moved.
+   *
+   * @throws {AgentVmError} `ENOENT`, `EMFILE` for more than 64 watches at a time, or a quarter of the host's
+   * `fs.inotify.max_user_instances` (32 of 128), `ENOSPC` for more directories than a quarter of its
+   * `max_user_watches`, …; the iteration `ABORTED`, also by what ends the VM
+   */
+  watch(path: VmPath, options?: WatchOptions): Promise<FileIterator<FileEvent>>;
 
   /**
    * `fetch` to an HTTP server inside the VM that listens on `127.0.0.1` or `::1`, whoever started it. The
@@ -1056,9 +1187,202 @@ export interface ProcessTree extends VmProcess {
   children: ProcessTree[];
 }
 
+/** A path in a VM: bytes where it is not UTF-8. */
+export type VmPath = string | Uint8Array;
+
 export interface FileOptions {
-  /** Who opens the file. Default: `"user"`. */
+  /**
+   * Who does it. Default: `"user"`. `"root"` is the VM's root, never the host's; it exists where the host
+   * process is root.
+   */
   user?: "user" | "root";
+}
+
+/** A string has a `length`, and would pass for options that have one: `readFile(path, "utf8")`. */
+export type NoString = object;
+
+export interface ReadFileOptions extends FileOptions {
+  /** In bytes. Default: 0. */
+  offset?: number;
+  /** Most that is read, in bytes. Default: to the end of the file. */
+  length?: number;
+}
+
+export interface WriteFileOptions extends FileOptions {
+  /**
+   * Permissions, as they are to be, whatever the umask; of a file that exists too. Default: those that it
+   * has, of a new one 0o644.
+   */
+  mode?: number;
+  /** Write behind what the file holds. Default: `false`. */
+  append?: boolean;
+}
+
+/** `path` is as it was given. */
+export type ReadFilesResult =
+  | { path: VmPath; content: Uint8Array; error?: undefined }
+  | { path: VmPath; content?: undefined; error: AgentVmError };
+
+export interface FileToWrite {
+  path: VmPath;
+  content: string | Uint8Array;
+  /** As with `writeFile`. */
+  mode?: number;
+  append?: boolean;
+}
+
+/** `path` is as it was given. */
+export interface WriteFilesResult {
+  path: VmPath;
+  error?: AgentVmError;
+}
+
+export interface MkdirOptions extends FileOptions {
+  /** Make missing parents too; a directory that exists is fine. Default: `false`. */
+  recursive?: boolean;
+  /** Permissions, less the umask 022. Default: 0o777. */
+  mode?: number;
+}
+
+export interface ReaddirOptions extends FileOptions {
+  /** Aborting rejects with `ABORTED`. */
+  signal?: AbortSignal;
+}
+
+export interface WalkOptions extends ReaddirOptions {
+  /** Also the entries of the directories below. Default: `true`. */
+  recursive?: boolean;
+}
+
+export type FileType =
+  | "file"
+  | "directory"
+  | "symlink"
+  | "fifo"
+  | "socket"
+  | "characterDevice"
+  | "blockDevice"
+  /** The file system does not say: `stat` does. */
+  | "unknown";
+
+export interface DirectoryEntry {
+  name: string;
+  /** The path that was listed and, below it, that of the entry: other calls take it. */
+  path: string;
+  /**
+   * The same, where it is not UTF-8: take this one then, since `path` and `name` have replacement characters
+   * (U+FFFD) in them.
+   */
+  rawPath?: Uint8Array;
+  /** A symlink is one, whatever it leads to. */
+  type: FileType;
+}
+
+export interface StatOptions extends FileOptions {
+  /** `false`: look at a symlink itself. Default: `true`. */
+  followSymlinks?: boolean;
+}
+
+export interface FileStat {
+  type: FileType;
+  /** In bytes. */
+  size: number;
+  /** Permissions, with the setuid, setgid and sticky bits: what `chmod` takes. */
+  mode: number;
+  /** Ids of the VM: 1000 is `user`. */
+  uid: number;
+  gid: number;
+  /** Names of the file. */
+  nlink: number;
+  /** Of 512 bytes, on the disk. */
+  blocks: number;
+  /** Milliseconds since the epoch, with fractions: last read. */
+  atimeMs: number;
+  /** Last change of the content. */
+  mtimeMs: number;
+  /** Last change of anything. */
+  ctimeMs: number;
+}
+
+export interface MoveOptions extends FileOptions {
+  /** `false`: `EEXIST` if there is something. Default: `true`. */
+  overwrite?: boolean;
+}
+
+export interface DeleteOptions extends FileOptions {
+  /** A directory with everything in it. Default: `false`. */
+  recursive?: boolean;
+  /** A path where there is nothing is no error. Default: `false`. */
+  force?: boolean;
+  /** Aborting leaves the rest, and rejects with `ABORTED`. */
+  signal?: AbortSignal;
+}
+
+/** Ids of the VM. What is left out stays. */
+export interface Owner {
+  uid?: number;
+  gid?: number;
+}
+
+export interface LinkOptions extends FileOptions {
+  /** `"buffer"`: as bytes, which need not be UTF-8. Default: `"utf8"`. */
+  encoding?: "utf8" | "buffer";
+}
+
+export type UploadSource =
+  | string
+  | URL
+  | Uint8Array
+  | AsyncIterable<string | Uint8Array>
+  | Iterable<string | Uint8Array>
+  | ReadableStream<Uint8Array>;
+
+export interface UploadOptions extends FileOptions {
+  /** Permissions, as they are to be. Default: 0o644. */
+  mode?: number;
+  /** Aborting removes what has arrived, and rejects with `ABORTED`. */
+  signal?: AbortSignal;
+}
+
+export interface DownloadOptions extends FileOptions {
+  /** Aborting leaves a file at the destination as it was, destroys a stream, and rejects with `ABORTED`. */
+  signal?: AbortSignal;
+}
+
+export interface ReadStreamOptions extends ReadFileOptions {
+  /** Aborting destroys the stream with `ABORTED`. */
+  signal?: AbortSignal;
+}
+
+export interface WatchOptions extends FileOptions {
+  /** Also what is below the directories in it. Default: `false`. */
+  recursive?: boolean;
+  /** Aborting ends it: the iteration rejects with `ABORTED`. */
+  signal?: AbortSignal;
+}
+
+/** Paths are as in {@link DirectoryEntry}; the one that is watched is itself. */
+export type FileEvent =
+  | FileChange<"created" | "modified" | "deleted">
+  /** Of its mode, owner, times or links. */
+  | FileChange<"attributes">
+  /** Within what is watched. What comes from elsewhere is created, what goes there deleted. */
+  | (FileChange<"moved"> & { from: string /** Where it is not UTF-8. */; rawFrom?: Uint8Array })
+  /** Changes were lost: there were more than were asked for in time. */
+  | { type: "overflow" };
+
+export interface FileChange<Type extends string> {
+  type: Type;
+  path: string;
+  rawPath?: Uint8Array;
+  isDirectory: boolean;
+}
+
+/** `break`, `close()`, `return()` and the end of an `await using` end it, whatever is under way. */
+export interface FileIterator<T> extends AsyncIterableIterator<T>, AsyncDisposable {
+  next(): Promise<IteratorResult<T, undefined>>;
+  return(): Promise<IteratorResult<T, undefined>>;
+  close(): void;
 }
 
 /** What `fetch` takes. A stream as `body` needs no `duplex`. */

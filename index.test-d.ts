@@ -1,4 +1,5 @@
 import type { Duplex } from "node:stream";
+import { Readable } from "node:stream";
 import { expectAssignable, expectError, expectNotAssignable, expectType } from "tsd";
 import {
   type AddedEvent,
@@ -14,10 +15,14 @@ import {
   type ContentBlock,
   type CreateSessionOptions,
   createClient,
+  type DirectoryEntry,
   type DoctorResult,
   type ErrorCode,
   type ExecOptions,
   type ExecResult,
+  type FileEvent,
+  type FileIterator,
+  type FileStat,
   type InstallProgress,
   type JsonObject,
   type JsonRpcNotification,
@@ -34,6 +39,7 @@ import {
   type ProcessTree,
   type PromptResult,
   type PruneResult,
+  type ReadFilesResult,
   type SequencedEvent,
   type Session,
   type SessionEventIterator,
@@ -43,6 +49,7 @@ import {
   type VmConnection,
   type VmProcess,
   type VmStats,
+  type WriteFilesResult,
 } from ".";
 
 // Clients
@@ -321,6 +328,36 @@ expectType<Promise<void>>(agent.writeFile("a", new Uint8Array(1)));
 expectError(agent.writeFile("a"));
 expectError(agent.writeFile("a", new Uint16Array(1)));
 expectError(agent.readFile("a", "utf8"));
+expectType<Promise<Uint8Array>>(agent.readFile(new Uint8Array(1), { offset: 1, length: 2 }));
+expectType<Promise<void>>(agent.writeFile("a", "", { mode: 0o755, append: true, user: "root" }));
+expectType<Promise<ReadFilesResult[]>>(agent.readFiles(["a"]));
+expectType<Promise<WriteFilesResult[]>>(agent.writeFiles([{ path: "a", content: "" }]));
+expectError(agent.writeFiles([{ path: "a" }]));
+expectType<Promise<void>>(agent.mkdir("a", { recursive: true, mode: 0o700 }));
+expectType<Promise<DirectoryEntry[]>>(agent.readdir("a"));
+expectType<Promise<DirectoryEntry[]>>(agent.readdirRecursive("a", { signal }));
+expectType<FileIterator<DirectoryEntry>>(agent.walk("a", { recursive: false }));
+expectType<Promise<FileStat>>(agent.stat("a", { followSymlinks: false }));
+expectType<Promise<boolean>>(agent.exists("a"));
+expectType<Promise<void>>(agent.move("a", "b", { overwrite: false }));
+expectType<Promise<void>>(agent.delete("a", { recursive: true, force: true, signal }));
+expectType<Promise<void>>(agent.chmod("a", 0o644));
+expectType<Promise<void>>(agent.chown("a", { gid: 0 }, { user: "root" }));
+expectType<Promise<void>>(agent.symlink("target", "a"));
+expectType<Promise<string>>(agent.readlink("a"));
+expectType<Promise<Uint8Array>>(agent.realpath("a", { encoding: "buffer" }));
+expectType<Promise<void>>(agent.uploadFile("/host", "a", { mode: 0o755, signal }));
+expectType<Promise<void>>(agent.uploadFile(new Blob([]).stream(), "a"));
+expectType<Promise<void>>(agent.uploadFile(Readable.from([]), "a"));
+expectError(agent.uploadFile(5, "a"));
+expectType<Promise<void>>(agent.downloadFile("a", new URL("file:///host")));
+expectType<Promise<void>>(agent.downloadFile("a", process.stdout));
+expectType<Readable>(agent.createReadStream("a", { offset: 1 }));
+expectType<Promise<FileIterator<FileEvent>>>(agent.watch("a", { recursive: true, signal }));
+for await (const change of await agent.watch("a")) {
+  if (change.type === "moved") expectType<string>(change.from);
+  if (change.type !== "overflow") expectType<string>(change.path);
+}
 
 // Life
 

@@ -1,9 +1,12 @@
+import type { Readable, Writable } from "node:stream";
 import type { WebSocket } from "undici";
 import type * as Api from "../index";
 import { abortable, throwIfAborted } from "./abort";
 import { bytes, json, refuseMore, requireJson, requireOptions, requireString } from "./arguments";
 import { connect, requirePort } from "./connection";
 import { aborted, call, callSync, invalidArgument } from "./errors";
+import { createReadStream, downloadFile, uploadFile } from "./file-transfer";
+import { link, readdir, readFiles, requirePath, walk, watch, writeFiles } from "./files";
 import { Listeners } from "./listeners";
 import { native } from "./native";
 import { processEnd, requirePid, treeOf } from "./processes";
@@ -235,7 +238,7 @@ export class Agent implements Api.Agent {
     );
   }
 
-  // Processes and files
+  // Processes
 
   async exec(command: string, options: Api.ExecOptions = {}): Promise<Api.ExecResult> {
     requireString("command", command);
@@ -324,19 +327,149 @@ export class Agent implements Api.Agent {
     return treeOf(await this.allProcesses());
   }
 
-  async readFile(path: string, options: Api.FileOptions = {}): Promise<Uint8Array> {
-    requireString("path", path);
-    return await call(this.#vm.readFile(path, json("options", requireOptions(options))));
+  // Files
+
+  async readFile(path: Api.VmPath, options: Api.ReadFileOptions = {}): Promise<Uint8Array> {
+    const text = json("options", requireOptions(options));
+    return await call(this.#vm.readFile(requirePath("path", path), text));
   }
 
   async writeFile(
-    path: string,
+    path: Api.VmPath,
     content: string | Uint8Array,
+    options: Api.WriteFileOptions = {},
+  ): Promise<void> {
+    const data = bytes("content", content);
+    const text = json("options", requireOptions(options));
+    await call(this.#vm.writeFile(requirePath("path", path), data, false, text));
+  }
+
+  async readFiles(
+    paths: readonly Api.VmPath[],
+    options: Api.FileOptions = {},
+  ): Promise<Api.ReadFilesResult[]> {
+    return await readFiles(this.#vm, paths, options);
+  }
+
+  async writeFiles(
+    files: readonly Api.FileToWrite[],
+    options: Api.FileOptions = {},
+  ): Promise<Api.WriteFilesResult[]> {
+    return await writeFiles(this.#vm, files, options);
+  }
+
+  async mkdir(path: Api.VmPath, options: Api.MkdirOptions = {}): Promise<void> {
+    const text = json("options", requireOptions(options));
+    await call(this.#vm.mkdir(requirePath("path", path), text));
+  }
+
+  async readdir(path: Api.VmPath, options: Api.ReaddirOptions = {}): Promise<Api.DirectoryEntry[]> {
+    return await readdir(this.#vm, requirePath("path", path), requireOptions(options), false);
+  }
+
+  async readdirRecursive(
+    path: Api.VmPath,
+    options: Api.ReaddirOptions = {},
+  ): Promise<Api.DirectoryEntry[]> {
+    return await readdir(this.#vm, requirePath("path", path), requireOptions(options), true);
+  }
+
+  walk(path: Api.VmPath, options: Api.WalkOptions = {}): Api.FileIterator<Api.DirectoryEntry> {
+    return walk(this.#vm, requirePath("path", path), options);
+  }
+
+  async stat(path: Api.VmPath, options: Api.StatOptions = {}): Promise<Api.FileStat> {
+    const text = json("options", requireOptions(options));
+    return JSON.parse(await call(this.#vm.stat(requirePath("path", path), text)));
+  }
+
+  async exists(path: Api.VmPath, options: Api.FileOptions = {}): Promise<boolean> {
+    const text = json("options", requireOptions(options));
+    return await call(this.#vm.exists(requirePath("path", path), text));
+  }
+
+  async move(from: Api.VmPath, to: Api.VmPath, options: Api.MoveOptions = {}): Promise<void> {
+    const text = json("options", requireOptions(options));
+    await call(this.#vm.move(requirePath("from", from), requirePath("to", to), text));
+  }
+
+  async delete(path: Api.VmPath, options: Api.DeleteOptions = {}): Promise<void> {
+    requirePath("path", path);
+    const { signal, ...rest } = requireOptions(options);
+    const text = json("options", rest);
+    await abortable(signal, (abort) => this.#vm.delete(path, text, abort));
+  }
+
+  async chmod(path: Api.VmPath, mode: number, options: Api.FileOptions = {}): Promise<void> {
+    if (!Number.isInteger(mode) || mode < 0 || mode > 0o7777) {
+      throw invalidArgument("mode", `must be a whole number between 0 and 0o7777, not ${mode}`);
+    }
+    const text = json("options", requireOptions(options));
+    await call(this.#vm.chmod(requirePath("path", path), mode, text));
+  }
+
+  async chown(path: Api.VmPath, owner: Api.Owner, options: Api.StatOptions = {}): Promise<void> {
+    const { uid, gid, ...more } = requireOptions(owner);
+    refuseMore(more);
+    const text = json("options", { ...requireOptions(options), uid, gid });
+    await call(this.#vm.chown(requirePath("path", path), text));
+  }
+
+  async symlink(
+    target: Api.VmPath,
+    path: Api.VmPath,
     options: Api.FileOptions = {},
   ): Promise<void> {
-    requireString("path", path);
-    const data = bytes("content", content);
-    await call(this.#vm.writeFile(path, data, json("options", requireOptions(options))));
+    requirePath("target", target);
+    const text = json("options", requireOptions(options));
+    await call(this.#vm.symlink(target, requirePath("path", path), text));
+  }
+
+  readlink(
+    path: Api.VmPath,
+    options: Api.LinkOptions & { encoding: "buffer" },
+  ): Promise<Uint8Array>;
+  readlink(path: Api.VmPath, options?: Api.LinkOptions & { encoding?: "utf8" }): Promise<string>;
+  async readlink(path: Api.VmPath, options: Api.LinkOptions = {}): Promise<string | Uint8Array> {
+    requirePath("path", path);
+    return await link(options, (text) => this.#vm.readlink(path, text));
+  }
+
+  realpath(
+    path: Api.VmPath,
+    options: Api.LinkOptions & { encoding: "buffer" },
+  ): Promise<Uint8Array>;
+  realpath(path: Api.VmPath, options?: Api.LinkOptions & { encoding?: "utf8" }): Promise<string>;
+  async realpath(path: Api.VmPath, options: Api.LinkOptions = {}): Promise<string | Uint8Array> {
+    requirePath("path", path);
+    return await link(options, (text) => this.#vm.realpath(path, text));
+  }
+
+  async uploadFile(
+    source: Api.UploadSource,
+    path: Api.VmPath,
+    options: Api.UploadOptions = {},
+  ): Promise<void> {
+    await uploadFile(this.#vm, source, requirePath("path", path), options);
+  }
+
+  async downloadFile(
+    path: Api.VmPath,
+    destination: string | URL | Writable | WritableStream<Uint8Array>,
+    options: Api.DownloadOptions = {},
+  ): Promise<void> {
+    await downloadFile(this.#vm, requirePath("path", path), destination, options);
+  }
+
+  createReadStream(path: Api.VmPath, options: Api.ReadStreamOptions = {}): Readable {
+    return createReadStream(this.#vm, requirePath("path", path), options);
+  }
+
+  async watch(
+    path: Api.VmPath,
+    options: Api.WatchOptions = {},
+  ): Promise<Api.FileIterator<Api.FileEvent>> {
+    return await watch(this.#vm, requirePath("path", path), options);
   }
 
   // Servers inside

@@ -11,7 +11,7 @@ use agentvm_guest::protocol::{Account, Bytes, USER_ID};
 use nix::errno::Errno;
 
 use crate::boot::become_undumpable;
-use crate::{tree, watch, worker};
+use crate::{setid, tree, watch, worker};
 
 /// Nothing of what it leads to but its place.
 pub(crate) const PLACE: i32 = libc::O_PATH;
@@ -20,6 +20,9 @@ pub(crate) const DIRECTORY: i32 = libc::O_PATH | libc::O_DIRECTORY;
 /// Opens a file for a caller.
 pub(crate) fn open(path: &[u8], flags: i32, mode: u32, user: Account) -> nix::Result<OwnedFd> {
     let path = text(path)?;
+    if setid::forbids(mode) {
+        return Err(Errno::EPERM);
+    }
     acting_as(user, || open_at(None, &path, flags, mode))
 }
 
@@ -234,6 +237,9 @@ pub(crate) fn unlink(parent: BorrowedFd<'_>, name: &CStr, flags: i32) -> nix::Re
 }
 
 fn set_mode(path: &[u8], mode: u32) -> nix::Result<()> {
+    if setid::forbids(mode) {
+        return Err(Errno::EPERM);
+    }
     let place = place(path, true)?;
     // fchmod(2) refuses a descriptor that is a place only, and fchmodat2(2) is new.
     let own = own_path(place.as_fd())?;

@@ -21,6 +21,12 @@ pub(crate) fn forbid(filter: &[SockFilter]) {
     FILTER.get_or_init(|| filter.collect());
 }
 
+/// Whether a file must not get such permissions: neither does PID 1 give them to one that a program may
+/// put in the place of another meanwhile.
+pub(crate) fn forbids(mode: u32) -> bool {
+    mode & (libc::S_ISUID | libc::S_ISGID) != 0 && FILTER.get().is_some()
+}
+
 /// To be called by a program's process before it execs. System calls only.
 pub(crate) fn apply() -> Result<(), ()> {
     let Some(filter) = FILTER.get() else {

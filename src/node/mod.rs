@@ -11,6 +11,8 @@ mod connection;
 mod doctor;
 mod error;
 mod events;
+mod file_record;
+mod files;
 mod limits;
 mod options;
 mod processes;

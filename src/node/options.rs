@@ -291,18 +291,6 @@ pub(super) struct RawExecOptions {
     max_output_bytes: Option<u64>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct RawFileOptions {
-    user: RawUser,
-}
-
-impl RawFileOptions {
-    pub(super) const fn user(&self) -> User {
-        self.user.user()
-    }
-}
-
 #[derive(Default, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum RawUser {

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::error::{aborted, promise, rejection};
 use super::events::{NativeSubscription, deliver};
-use super::options::{self, RawFileOptions, exec_options, parse, path, session_options};
+use super::options::{self, exec_options, session_options};
 use super::record::{created_session, turn_result};
 use crate::error::{Code, Error, Result};
 use crate::ids::SessionId;
@@ -148,42 +148,6 @@ impl NativeVm {
                 () = aborting(abort) => return Err(aborted()),
             };
             exec_result(command, limit, ended)
-        })
-    }
-
-    #[napi]
-    pub fn read_file<'env>(
-        &self,
-        env: &'env Env,
-        file: String,
-        options: String,
-    ) -> napi::Result<PromiseRaw<'env, Buffer>> {
-        let handle = self.handle.clone();
-        promise(env, async move {
-            let options: RawFileOptions = parse(&options)?;
-            let path = path("path", &file)?;
-            handle
-                .read_file(&path, options.user())
-                .await
-                .map(Buffer::from)
-        })
-    }
-
-    #[napi]
-    pub fn write_file<'env>(
-        &self,
-        env: &'env Env,
-        file: String,
-        content: Uint8Array,
-        options: String,
-    ) -> napi::Result<PromiseRaw<'env, ()>> {
-        let handle = self.handle.clone();
-        // At once: the caller may change it, or give its memory away, when this has returned.
-        let content = content.to_vec();
-        promise(env, async move {
-            let options: RawFileOptions = parse(&options)?;
-            let path = path("path", &file)?;
-            handle.write_file(&path, content, options.user()).await
         })
     }
 

@@ -28,7 +28,7 @@ use crate::net::Policy;
 use crate::store::{Durability, Page, Query, SessionRecord};
 use crate::vm::exec::{self, ExecEnd, ExecOptions};
 use crate::vm::mount::HostMount;
-use crate::vm::{DynVm, GuestPath, Limits, Open, User, file};
+use crate::vm::{DynVm, Limits};
 
 /// What a client is made with.
 #[derive(Debug, Clone)]
@@ -466,22 +466,6 @@ impl VmHandle {
         let (vm, process) = self.machine.begin(settings, start).await?;
         let ended = exec::attend(&vm, process, options).await;
         self.machine.outcome(&vm, ended).await
-    }
-
-    pub async fn read_file(&self, path: &GuestPath, user: User) -> Result<Vec<u8>> {
-        let (settings, _awake) = self.awake().await?;
-        let open = |vm: DynVm| async move { vm.open(path, Open::Read, user).await };
-        let (vm, file) = self.machine.begin(settings, open).await?;
-        let content = file::read_opened(file, path).await;
-        self.machine.outcome(&vm, content).await
-    }
-
-    pub async fn write_file(&self, path: &GuestPath, content: Vec<u8>, user: User) -> Result<()> {
-        let (settings, _awake) = self.awake().await?;
-        let open = |vm: DynVm| async move { vm.open(path, Open::Write, user).await };
-        let (vm, file) = self.machine.begin(settings, open).await?;
-        let written = file::write_opened(file, path, content).await;
-        self.machine.outcome(&vm, written).await
     }
 
     /// Ends what runs, keeps everything that is kept.

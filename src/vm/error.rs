@@ -61,6 +61,11 @@ pub enum VmError {
         to: String,
         errno: nix::errno::Errno,
     },
+    #[error("can't watch {path:?} in the VM: {}", watch_problem(*.errno))]
+    Watch {
+        path: String,
+        errno: nix::errno::Errno,
+    },
     /// The path is not a regular file.
     #[error("{path:?} in the VM is {found}, not a regular file")]
     NotRegular { path: String, found: &'static str },
@@ -128,6 +133,18 @@ fn connect_problem(errno: nix::errno::Errno) -> &'static str {
     }
 }
 
+fn watch_problem(errno: nix::errno::Errno) -> &'static str {
+    match errno {
+        nix::errno::Errno::EMFILE => {
+            "it has as many watches as it may (64, or a quarter of the host's fs.inotify.max_user_instances, those of its programs counted): close one"
+        }
+        nix::errno::Errno::ENOSPC => {
+            "there are more directories than it may watch (a quarter of the host's fs.inotify.max_user_watches)"
+        }
+        errno => errno.desc(),
+    }
+}
+
 impl VmError {
     /// Of a command that has reached a limit.
     #[must_use]
@@ -175,6 +192,7 @@ impl From<VmError> for Error {
             }
             VmError::File { errno, .. }
             | VmError::Move { errno, .. }
+            | VmError::Watch { errno, .. }
             | VmError::Spawn { errno, .. }
             | VmError::Connect { errno, .. }
             | VmError::MountSource { errno, .. }

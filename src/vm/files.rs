@@ -205,6 +205,9 @@ impl Answers {
             path.push('/');
             path.push_str(&String::from_utf8_lossy(below));
         }
+        if matches!(self.task, Task::Watch { .. }) {
+            return VmError::Watch { path, errno };
+        }
         VmError::File {
             op: self.task.op(),
             path,

@@ -6,6 +6,7 @@ mod control;
 mod database;
 mod delivery;
 mod faults;
+mod files;
 mod fixture;
 mod flood;
 mod full;

@@ -112,8 +112,7 @@ impl Files for NamespaceVm {
             // They end when somebody ends them: one more would wait for that.
             Task::Watch { path, .. } => {
                 let permit = Arc::clone(&self.tasks.watches).try_acquire_owned();
-                permit.map_err(|_| VmError::File {
-                    op: "there are 64 watches in this VM already: close one to watch",
+                permit.map_err(|_| VmError::Watch {
                     path: path.as_str().to_owned(),
                     errno: Errno::EMFILE,
                 })?
