@@ -11,6 +11,7 @@ import { boot } from "./boot";
 import { crowd } from "./crowd";
 import { events } from "./events";
 import { exec } from "./exec";
+import { files } from "./files";
 import type { Comparison } from "./measure";
 import { memory } from "./memory";
 import { network } from "./network";
@@ -26,6 +27,7 @@ interface Bench {
 const BENCHES: Record<string, Bench> = {
   boot: { run: boot, turns: 200 },
   exec: { run: exec, turns: 500 },
+  files: { run: files, turns: 300 },
   crowd: { run: crowd, turns: 15 },
   memory: { run: memory, turns: 500 },
   session: { run: session, turns: 20 },
