@@ -537,7 +537,7 @@ export interface Agent extends AsyncDisposable {
 
   /**
    * Deletes a file, a symlink (not what it leads to), or an empty directory; with `recursive` a directory
-   * with everything in it. If that fails, or is aborted, a part of it is gone.
+   * with everything in it, what is mounted there too. If that fails, or is aborted, a part of it is gone.
    *
    * @throws {AgentVmError} `ENOENT` unless `force`, `ENOTEMPTY`, `EBUSY`, …
    */

@@ -191,8 +191,8 @@ impl Answers {
                 self.ended = true;
                 Err(self.failed(&path, Errno::from_raw(errno)))
             }
-            Ok(record) => Ok(record),
-            Err(_malformed) => {
+            Ok(record) if record.as_ref().is_none_or(leads_below) => Ok(record),
+            Ok(_) | Err(_) => {
                 self.ended = true;
                 Err(VmError::Protocol("records that are none".to_owned()))
             }
@@ -213,5 +213,61 @@ impl Answers {
             path,
             errno,
         }
+    }
+}
+
+/// Whether paths lead to nothing but what is below the path that was asked for. Callers may put them
+/// behind a directory of the host's.
+fn leads_below(record: &Record) -> bool {
+    let name = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
+    let below = |path: &[u8]| path.split(|byte| *byte == b'/').all(name);
+    let here = |path: &[u8]| path.is_empty() || below(path);
+    match record {
+        Record::Entry { path, .. } => below(path),
+        Record::Event(
+            Event::Created { path, .. }
+            | Event::Modified { path }
+            | Event::Attributes { path, .. }
+            | Event::Deleted { path, .. },
+        ) => here(path),
+        Record::Event(Event::Moved { from, path, .. }) => here(from) && here(path),
+        Record::Event(Event::Overflow)
+        | Record::Watching
+        | Record::Failed { .. }
+        | Record::Done => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_leads_elsewhere_is_none_of_a_listing() {
+        let entry = |path: &[u8]| Record::Entry {
+            path: path.to_vec(),
+            kind: FileKind::File,
+        };
+        for path in [&b"a"[..], b"a/b", b"...", b"a\xff"] {
+            assert!(leads_below(&entry(path)), "{path:?}");
+        }
+        for path in [
+            &b""[..],
+            b"/a",
+            b"..",
+            b"a/../../b",
+            b"a//b",
+            b"a/",
+            b"./a",
+            b"a\0b",
+        ] {
+            assert!(!leads_below(&entry(path)), "{path:?}");
+        }
+        let moved = Record::Event(Event::Moved {
+            from: b"../a".to_vec(),
+            path: Vec::new(),
+            directory: false,
+        });
+        assert!(!leads_below(&moved));
     }
 }
