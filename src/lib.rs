@@ -16,6 +16,7 @@ pub mod acp;
 pub mod agents;
 pub mod error;
 pub mod ids;
+pub mod images;
 pub mod net;
 mod node;
 pub mod session;

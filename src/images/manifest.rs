@@ -1,0 +1,154 @@
+//! The documents of an image: index, manifest, configuration, in OCI's words and in Docker's.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+
+use super::{Digest, ImageError, Result};
+
+/// Refers to a blob.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Descriptor {
+    #[serde(default)]
+    media_type: String,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    platform: Option<Platform>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// How a layer's archive is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Descriptor {
+    pub(super) fn tag(&self) -> Option<&str> {
+        self.annotations
+            .get("org.opencontainers.image.ref.name")
+            .map(String::as_str)
+    }
+
+    pub(super) fn compression(&self) -> Result<Compression> {
+        match &*self.media_type {
+            "application/vnd.oci.image.layer.v1.tar"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar" => Ok(Compression::None),
+            "application/vnd.oci.image.layer.v1.tar+gzip"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+            | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Compression::Gzip),
+            "application/vnd.oci.image.layer.v1.tar+zstd"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd" => {
+                Ok(Compression::Zstd)
+            }
+            other => Err(ImageError::Invalid(format!(
+                "the layer {} is of an unknown type, {other:?}",
+                self.digest
+            ))),
+        }
+    }
+}
+
+/// A manifest if it has a `config`, an index otherwise.
+#[derive(Debug, Deserialize)]
+pub(super) struct Document {
+    pub(super) config: Option<Descriptor>,
+    #[serde(default)]
+    pub(super) layers: Vec<Descriptor>,
+    #[serde(default)]
+    pub(super) manifests: Vec<Descriptor>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Index {
+    pub(super) manifests: Vec<Descriptor>,
+}
+
+impl Index {
+    pub(super) fn choose(self, wanted: &Platform) -> Result<Descriptor> {
+        let of = |descriptor: &Descriptor| descriptor.platform.as_ref().map(ToString::to_string);
+        let found: Vec<_> = self.manifests.iter().filter_map(of).collect();
+        let mut fitting = self.manifests.into_iter().filter(|manifest| {
+            let platform = manifest.platform.as_ref();
+            // One that does not say is looked at by its configuration.
+            platform.is_none_or(|platform| platform.is(wanted))
+        });
+        fitting.next().ok_or_else(|| ImageError::Platform {
+            wanted: wanted.to_string(),
+            found: found.join(", "),
+        })
+    }
+}
+
+/// A kind of machine, in Go's words.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Platform {
+    os: String,
+    architecture: String,
+}
+
+impl Platform {
+    #[must_use]
+    pub fn of_this_machine() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        Self {
+            os: "linux".to_owned(),
+            architecture: architecture.to_owned(),
+        }
+    }
+
+    pub(super) fn is(&self, wanted: &Self) -> bool {
+        self == wanted
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)
+    }
+}
+
+/// What an image says about itself.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Config {
+    os: String,
+    architecture: String,
+    #[serde(default)]
+    pub config: Execution,
+    pub(super) rootfs: RootFs,
+}
+
+impl Config {
+    pub(super) fn platform(&self) -> Platform {
+        Platform {
+            os: self.os.clone(),
+            architecture: self.architecture.clone(),
+        }
+    }
+}
+
+/// How its programs are meant to be run.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Execution {
+    /// `NAME=value`
+    pub env: Option<Vec<String>>,
+    pub working_dir: Option<String>,
+    /// A name or a number, with a group after a colon or without.
+    pub user: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct RootFs {
+    #[serde(default)]
+    pub(super) diff_ids: Vec<Digest>,
+}
