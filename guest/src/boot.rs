@@ -66,7 +66,9 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
         limits::write_sysctls(&spec.limits)
     })?;
     step("mask /proc", mounts::mask_proc)?;
-    step("seal the root", mounts::seal_root)?;
+    if !spec.writable_root {
+        step("seal the root", mounts::seal_root)?;
+    }
     step("setrlimit", || limits::set(&spec.limits))?;
     // From here on nothing can be mounted or configured any more.
     step("drop capabilities", || capabilities::keep(spec.root_mapped))?;

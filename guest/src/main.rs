@@ -12,6 +12,7 @@ mod control;
 mod ending;
 mod files;
 mod host_mounts;
+mod image;
 mod limits;
 mod mounts;
 mod ports;

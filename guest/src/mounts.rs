@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::boot::{Failure, errno_of};
 use crate::host_mounts;
+use crate::image;
 
 /// Where the new root grows, seen by this mount namespace only: a directory that every host has and
 /// that no [`Source::HostPath`] lies under.
@@ -20,6 +21,9 @@ pub(crate) const NEW_ROOT: &str = "/proc";
 /// Scratch mount points for the parts of an overlay, gone before the VM runs.
 const LOWER: &str = "/proc/.lower";
 const LAYER: &str = "/proc/.layer";
+
+/// Where an overlay is made that is going to be the root.
+const ROOT: &str = "/proc/.root";
 
 const NONE: Option<&str> = None;
 
@@ -59,6 +63,8 @@ pub(crate) fn make(node: &Node, trees: &[OwnedFd], table: &mut File) -> Result<(
             lowers,
             layer,
         } => (path, overlay(path, lowers, layer, trees)),
+        Node::File { path, content } => (path, image::file(path, content)),
+        Node::Accounts { path, lines } => (path, image::accounts(path, lines)),
         Node::Bind { path, from } => (path, bind(&at(from), &at(path))),
         Node::Tmpfs {
             path,
@@ -80,6 +86,7 @@ fn at(path: &str) -> String {
 }
 
 fn directory(path: &str, mode: u32, owner: Account) -> nix::Result<()> {
+    image::parent(path)?;
     let path = at(path);
     match fs::create_dir(&path) {
         Ok(()) => {}
@@ -118,12 +125,21 @@ fn tree(
         }
     };
     set_attributes(tree, set)?;
+    image::check(path)?;
     attach(tree, &at(path))
 }
 
 /// `lowers` with `layer/upper` on top. `volatile` spares a sync of the whole host file system at
 /// every unmount; what must survive a host crash (`/home/user`, `/var`) is not in an overlay.
 fn overlay(path: &str, lowers: &[Source], layer: &Source, trees: &[OwnedFd]) -> nix::Result<()> {
+    let is_root = path == "/";
+    let target = if is_root {
+        fs::create_dir(ROOT).map_err(|error| errno_of(&error))?;
+        ROOT.to_owned()
+    } else {
+        image::check(path)?;
+        at(path)
+    };
     let lower_points: Vec<String> = (0..lowers.len()).map(|i| format!("{LOWER}{i}")).collect();
     let points = || lower_points.iter().map(String::as_str).chain([LAYER]);
     for (source, point) in lowers.iter().chain([layer]).zip(points()) {
@@ -141,7 +157,7 @@ fn overlay(path: &str, lowers: &[Source], layer: &Source, trees: &[OwnedFd]) -> 
     );
     mount(
         Some("overlay"),
-        at(path).as_str(),
+        target.as_str(),
         Some("overlay"),
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
         Some(options.as_str()),
@@ -151,10 +167,15 @@ fn overlay(path: &str, lowers: &[Source], layer: &Source, trees: &[OwnedFd]) -> 
         umount2(point, MntFlags::MNT_DETACH)?;
         fs::remove_dir(point).map_err(|error| errno_of(&error))?;
     }
+    if is_root {
+        // Over the skeleton, which goes with the host's root.
+        mount(Some(ROOT), NEW_ROOT, NONE, MsFlags::MS_MOVE, NONE)?;
+    }
     Ok(())
 }
 
 fn tmpfs(path: &str, mode: u32, size: u64, inodes: u64) -> nix::Result<()> {
+    image::check(path)?;
     let options = format!("mode={mode:o},size={size},nr_inodes={inodes}");
     mount(
         Some("tmpfs"),
@@ -166,6 +187,7 @@ fn tmpfs(path: &str, mode: u32, size: u64, inodes: u64) -> nix::Result<()> {
 }
 
 fn proc(path: &str) -> nix::Result<()> {
+    image::check(path)?;
     mount(
         Some("proc"),
         at(path).as_str(),
@@ -227,6 +249,7 @@ const DEV_LINKS: [(&str, &str); 5] = [
 ];
 
 fn dev(path: &str, shm_size: u64) -> nix::Result<()> {
+    image::check(path)?;
     let io = |result: std::io::Result<()>| result.map_err(|error| errno_of(&error));
     mount(
         Some("dev"),

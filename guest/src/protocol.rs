@@ -225,6 +225,8 @@ pub struct BootSpec {
     pub hostname: Bytes,
     /// Made in this order under the new root.
     pub root: Vec<Node>,
+    /// The root is an overlay of the VM's own, and not a skeleton to be sealed.
+    pub writable_root: bool,
     pub net: NetConfig,
     /// `struct sock_filter`s of the filter that every process gets.
     pub seccomp: Vec<SockFilter>,
@@ -271,11 +273,22 @@ pub enum Node {
     /// Of the host, by the wish of the VM's owner.
     HostMount(HostMount),
     /// The directories of `lowers` as one, the first on top, with a persistent writable layer:
-    /// `layer` holds `upper` and `work`.
+    /// `layer` holds `upper` and `work`. At `/` it is the root itself, and comes first.
     Overlay {
         path: String,
         lowers: Vec<Source>,
         layer: Source,
+    },
+    /// A file with this content, whatever was there.
+    File {
+        path: String,
+        content: Bytes,
+    },
+    /// A file in the format of passwd(5) or group(5) with these accounts, where it has none of their
+    /// name or number.
+    Accounts {
+        path: String,
+        lines: Vec<String>,
     },
     /// A directory of the new root, shown at a second place.
     Bind {

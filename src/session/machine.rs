@@ -146,6 +146,7 @@ impl Machine {
             limits: settings.vm.limits.clone(),
             mounts: settings.vm.mounts.clone(),
             private: settings.private_directories(),
+            image: None,
         };
         self.sweep();
         let emission = Arc::clone(&self.emission);

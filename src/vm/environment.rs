@@ -18,6 +18,8 @@ pub fn path(user: User) -> String {
 
 const OF_USER: [&str; 2] = ["NPM_CONFIG_GLOBALCONFIG", "XDG_RUNTIME_DIR"];
 
+const LANG: &str = "C.UTF-8";
+
 /// The defaults for `user` with `own` variables over them.
 #[must_use]
 pub fn merge(user: User, own: Vec<(String, String)>) -> Vec<(String, String)> {
@@ -28,7 +30,7 @@ pub fn merge(user: User, own: Vec<(String, String)>) -> Vec<(String, String)> {
     let path = path(user);
     let mut merged: Vec<(String, String)> = [
         ("HOME", home),
-        ("LANG", "C.UTF-8"),
+        ("LANG", LANG),
         ("LOGNAME", name),
         // The base's /etc has it.
         ("NPM_CONFIG_GLOBALCONFIG", "/etc/agentvm/npmrc"),
@@ -47,9 +49,74 @@ pub fn merge(user: User, own: Vec<(String, String)>) -> Vec<(String, String)> {
     merged
 }
 
+/// What an image gives every program, below what the caller has set in `env`, whose defaults it replaces.
+/// Who the user is, is the VM's to say.
+pub fn add_images(env: &mut Vec<(String, String)>, image: &[(String, String)]) {
+    const THE_VMS: [&str; 6] = [
+        "HOME",
+        "LOGNAME",
+        "SHELL",
+        "TMPDIR",
+        "USER",
+        "XDG_RUNTIME_DIR",
+    ];
+    for (name, value) in image {
+        if THE_VMS.contains(&&**name) {
+            continue;
+        }
+        match env.iter_mut().find(|(own, _)| own == name) {
+            None => env.push((name.clone(), value.clone())),
+            Some((_, own)) if name == "LANG" && own == LANG => own.clone_from(value),
+            // The store's Node may follow it.
+            Some((_, own)) if name == "PATH" => {
+                if let Some(rest) = own.strip_prefix(PATH) {
+                    *own = format!("{value}{rest}");
+                }
+            }
+            Some(_) => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_replaces_defaults_and_nothing_that_was_set() {
+        let image = [
+            ("PATH", "/image"),
+            ("HOME", "/root"),
+            ("A", "image"),
+            ("B", "image"),
+            ("LANG", "de"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let own = |path: &str| {
+            vec![
+                ("PATH".to_owned(), path.to_owned()),
+                ("A".to_owned(), "own".to_owned()),
+            ]
+        };
+        for (path, merged_path) in [
+            (format!("{PATH}:/node"), "/image:/node"),
+            ("/own".to_owned(), "/own"),
+        ] {
+            let mut env = merge(User::User, own(&path));
+            add_images(&mut env, &image);
+            let value = |of: &str| {
+                let mut found = env.iter().filter(|(name, _)| name == of);
+                let value = found.next().map(|(_, value)| &**value);
+                assert!(found.next().is_none(), "{of} twice");
+                value
+            };
+            assert_eq!(value("PATH"), Some(merged_path));
+            assert_eq!(value("HOME"), Some("/home/user"));
+            assert_eq!(value("A"), Some("own"));
+            assert_eq!(value("B"), Some("image"));
+            assert_eq!(value("LANG"), Some("de"));
+        }
+    }
 
     #[test]
     fn own_variables_replace_defaults() {

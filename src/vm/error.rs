@@ -69,6 +69,20 @@ pub enum VmError {
     /// The path is not a regular file.
     #[error("{path:?} in the VM is {found}, not a regular file")]
     NotRegular { path: String, found: &'static str },
+    /// A VM has one image for all its life.
+    #[error(
+        "VM {key} was made with {has} and can't be booted with {wanted}: leave the image out, or destroy() the VM first"
+    )]
+    OtherImage {
+        key: String,
+        has: String,
+        wanted: String,
+    },
+    /// The image has no shell.
+    #[error(
+        "the VM has no /bin/sh that can be started, which exec runs commands with: its image needs a shell"
+    )]
+    NoShell,
     /// A program could not be started.
     #[error("can't start {program:?} in the VM: {}", .errno.desc())]
     Spawn {
@@ -179,6 +193,8 @@ impl From<VmError> for Error {
                 .raw_os_error()
                 .map_or(Code::Internal, Code::from_errno),
             VmError::Busy { .. } => Code::VmBusy,
+            VmError::OtherImage { .. } => Code::ImageMismatch,
+            VmError::NoShell => Code::from(nix::errno::Errno::ENOENT),
             VmError::ExemptPort(_) => Code::InvalidArgument,
             VmError::Mount {
                 index,

@@ -9,6 +9,8 @@ use tokio::net::unix::pipe;
 use super::{Command, Exit, GuestPath, Process, Result, User, VmError, exited, limits};
 use crate::vm::environment;
 
+const SHELL: &str = "/bin/sh";
+
 /// How [`exec`] runs a command.
 #[derive(Debug, Clone)]
 pub struct ExecOptions {
@@ -62,13 +64,21 @@ pub async fn exec(vm: &super::DynVm, command: &str, options: ExecOptions) -> Res
 
 /// The first part of [`exec`]: nothing has happened in the VM if it fails.
 pub async fn start(vm: &super::DynVm, command: &str, options: &ExecOptions) -> Result<Process> {
-    vm.spawn(&Command {
-        argv: vec!["/bin/sh".to_owned(), "-c".to_owned(), command.to_owned()],
-        env: environment::merge(options.user, options.env.clone()),
+    let mut env = environment::merge(options.user, options.env.clone());
+    environment::add_images(&mut env, vm.environment());
+    let shell = Command {
+        argv: vec![SHELL.to_owned(), "-c".to_owned(), command.to_owned()],
+        env,
         cwd: options.cwd.clone(),
         user: options.user,
-    })
-    .await
+    };
+    match vm.spawn(&shell).await {
+        Err(VmError::Spawn {
+            errno: nix::errno::Errno::ENOENT,
+            ..
+        }) => Err(VmError::NoShell),
+        started => started,
+    }
 }
 
 /// The rest of [`exec`].

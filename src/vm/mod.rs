@@ -13,6 +13,7 @@ pub use diagnosis::{Check, Diagnosis, Places, State, Trouble};
 pub use error::VmError;
 pub use files::Files;
 pub use foreground::{Commands, Extent, Foreground, Moment};
+pub use image::Image;
 pub use limits::{Limit, Limited, Limits, Reached, Usage};
 pub use port::Ports;
 pub use process::{ProcessInfo, ProcessState, Processes};
@@ -24,6 +25,7 @@ pub mod exec;
 pub mod file;
 pub mod files;
 mod foreground;
+mod image;
 pub mod limits;
 pub mod mount;
 pub mod namespace;
@@ -213,6 +215,9 @@ pub trait Vm: Files + Limited + Ports + Processes + Send + Sync + 'static {
     /// Whether it runs at this moment, as the kernel sees it. When it does not, this returns once
     /// [`Vm::ended`] says so too.
     async fn still_runs(&self) -> bool;
+
+    /// `NAME=value` pairs that its image gives every program, in the image's order.
+    fn environment(&self) -> &[(String, String)];
 
     /// `None` while it runs, and until its end has been noticed.
     fn ended(&self) -> watch::Receiver<Option<VmEnd>>;

@@ -122,6 +122,7 @@ async fn booted(data: &Path, agents: &Path) -> DynVm {
         limits: agentvm::vm::Limits::default(),
         mounts: Vec::new(),
         private: Vec::new(),
+        image: None,
     };
     boot(options).await.unwrap().vm
 }

@@ -17,6 +17,7 @@ use super::child::{block_on, in_child};
 
 mod files;
 mod foreground;
+mod image;
 mod mounts;
 mod ports;
 
@@ -30,6 +31,7 @@ pub(super) fn options(data: &Path, name: &str) -> BootOptions {
         limits: agentvm::vm::Limits::default(),
         mounts: Vec::new(),
         private: Vec::new(),
+        image: None,
     }
 }
 

@@ -335,6 +335,35 @@ fn written() -> [(&'static str, String); 15] {
     ]
 }
 
+/// Those that a VM needs also where `/etc` is an image's own: its name, how names are found, and what it
+/// can do.
+pub(super) fn files_for_an_image() -> impl Iterator<Item = (&'static str, String)> {
+    const FILES: [&str; 4] = [
+        "hostname",
+        "hosts",
+        "resolv.conf",
+        "agentvm/instructions.md",
+    ];
+    written()
+        .into_iter()
+        .filter(|(name, _)| FILES.contains(name))
+}
+
+/// Files of accounts in `/etc`, with those that every VM has.
+pub(super) fn accounts() -> [(&'static str, Vec<String>); 2] {
+    let lines = |lines: [&str; 2]| lines.map(str::to_owned).to_vec();
+    [
+        (
+            "passwd",
+            lines([
+                "root:x:0:0:root:/root:/bin/sh",
+                "user:x:1000:1000:user:/home/user:/bin/sh",
+            ]),
+        ),
+        ("group", lines(["root:x:0:", "user:x:1000:"])),
+    ]
+}
+
 /// A distribution's own sets `PATH` anew, which the agents that run each command in a login shell would
 /// lose `~/.local/bin` and the store's Node by.
 const PROFILE: &str = r#"# The PATH that a program was started with stays.

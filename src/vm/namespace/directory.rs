@@ -296,7 +296,21 @@ enum Owner {
 
 fn make_skeleton(path: &Path, ids: IdMap) -> io::Result<()> {
     let layers = if ids.root_mapped() { &LAYERS[..] } else { &[] };
-    for (name, owner, mode) in SKELETON.iter().chain(layers) {
+    make_directories(path, ids, SKELETON.iter().chain(layers))
+}
+
+/// What a VM on an image has wherever it runs.
+pub(super) fn make_layers(path: &Path, ids: IdMap) -> Result<(), VmError> {
+    make_directories(path, ids, LAYERS.iter())
+        .map_err(|error| host("can't make the layers of", path, error))
+}
+
+fn make_directories<'a>(
+    path: &Path,
+    ids: IdMap,
+    directories: impl Iterator<Item = &'a (&'static str, Owner, u32)>,
+) -> io::Result<()> {
+    for (name, owner, mode) in directories {
         let directory = path.join(name);
         match DirBuilder::new().mode(*mode).create(&directory) {
             Ok(()) => {}

@@ -44,13 +44,7 @@ pub(super) fn layout(
     places: &Places<'_>,
     namespace: Option<&OwnedFd>,
 ) -> Result<Layout, VmError> {
-    let mut table = Table {
-        ids,
-        namespace,
-        writable_base: false,
-        nodes: Vec::new(),
-        trees: Vec::new(),
-    };
+    let mut table = Table::new(ids, namespace);
     for path in HOST_DIRS {
         table.host_dir(path, places)?;
     }
@@ -77,11 +71,7 @@ pub(super) fn layout(
     }
     table.processors()?;
     table.packages(places)?;
-    table.dir(AGENTS, 0o755);
-    if let Some(agents) = places.agents {
-        table.read_only(AGENTS, agents)?;
-    }
-
+    table.agents(places.agents)?;
     table.dir("/home/user", 0o755);
     table.durable("/home/user", &places.vm.join("home"))?;
     table.dir("/root", 0o700);
@@ -91,47 +81,72 @@ pub(super) fn layout(
     table.dir("/var", 0o755);
     table.durable("/var", &places.vm.join("var"))?;
 
-    table.dir("/tmp", 0o1777);
-    table.tmpfs("/tmp", 0o1777, TMP_SIZE);
-    table.dir("/run", 0o755);
-    table.tmpfs("/run", 0o755, RUN_SIZE);
-    table.dir("/run/lock", 0o1777);
-    table.nodes.push(Node::Dir {
-        path: "/run/user".to_owned(),
-        mode: 0o755,
-        owner: Account::Root,
-    });
-    table.nodes.push(Node::Dir {
-        path: "/run/user/1000".to_owned(),
-        mode: 0o700,
-        owner: Account::User,
-    });
-    table.dir("/dev", 0o755);
-    table.nodes.push(Node::Dev {
-        path: "/dev".to_owned(),
-        shm_size: SHM_SIZE,
-    });
-    table.dir("/proc", 0o555);
-    table.nodes.push(Node::Proc {
-        path: "/proc".to_owned(),
-    });
-    Ok(Layout {
-        nodes: table.nodes,
-        trees: table.trees,
-    })
+    table.volatile();
+    Ok(table.layout())
 }
 
-struct Table<'a> {
+pub(super) struct Table<'a> {
     ids: IdMap,
     namespace: Option<&'a OwnedFd>,
     /// `/usr` is copy-on-write.
     writable_base: bool,
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     trees: Vec<OwnedFd>,
 }
 
-impl Table<'_> {
-    fn dir(&mut self, path: &str, mode: u32) {
+impl<'a> Table<'a> {
+    pub(super) fn new(ids: IdMap, namespace: Option<&'a OwnedFd>) -> Self {
+        Self {
+            ids,
+            namespace,
+            writable_base: false,
+            nodes: Vec::new(),
+            trees: Vec::new(),
+        }
+    }
+
+    pub(super) fn layout(self) -> Layout {
+        Layout {
+            nodes: self.nodes,
+            trees: self.trees,
+        }
+    }
+
+    /// The agent store, if there is one.
+    pub(super) fn agents(&mut self, agents: Option<&Path>) -> Result<(), VmError> {
+        self.dir(AGENTS, 0o755);
+        agents.map_or(Ok(()), |agents| self.read_only(AGENTS, agents))
+    }
+
+    /// What no boot keeps, and the kernel's own.
+    pub(super) fn volatile(&mut self) {
+        self.dir("/tmp", 0o1777);
+        self.tmpfs("/tmp", 0o1777, TMP_SIZE);
+        self.dir("/run", 0o755);
+        self.tmpfs("/run", 0o755, RUN_SIZE);
+        self.dir("/run/lock", 0o1777);
+        self.nodes.push(Node::Dir {
+            path: "/run/user".to_owned(),
+            mode: 0o755,
+            owner: Account::Root,
+        });
+        self.nodes.push(Node::Dir {
+            path: "/run/user/1000".to_owned(),
+            mode: 0o700,
+            owner: Account::User,
+        });
+        self.dir("/dev", 0o755);
+        self.nodes.push(Node::Dev {
+            path: "/dev".to_owned(),
+            shm_size: SHM_SIZE,
+        });
+        self.dir("/proc", 0o555);
+        self.nodes.push(Node::Proc {
+            path: "/proc".to_owned(),
+        });
+    }
+
+    pub(super) fn dir(&mut self, path: &str, mode: u32) {
         self.nodes.push(Node::Dir {
             path: path.to_owned(),
             mode,
@@ -256,7 +271,7 @@ impl Table<'_> {
     }
 
     /// A plain directory of the VM: what is synced there is on the disk.
-    fn durable(&mut self, path: &str, directory: &Path) -> Result<(), VmError> {
+    pub(super) fn durable(&mut self, path: &str, directory: &Path) -> Result<(), VmError> {
         let source = if self.ids.root_mapped() {
             let tree = clone_tree(directory, None)
                 .map_err(|errno| unsupported::clone_tree(directory, errno))?;
@@ -273,13 +288,13 @@ impl Table<'_> {
         Ok(())
     }
 
-    fn push(&mut self, tree: OwnedFd) -> Source {
+    pub(super) fn push(&mut self, tree: OwnedFd) -> Source {
         self.trees.push(tree);
         Source::Descriptor(u32::try_from(self.trees.len() - 1).unwrap_or(u32::MAX))
     }
 }
 
-fn host_path(path: &Path) -> Source {
+pub(super) fn host_path(path: &Path) -> Source {
     // The guest starts with this process's root but not its working directory.
     let absolute = std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path));
     Source::HostPath(absolute.as_os_str().as_bytes().to_vec())

@@ -11,6 +11,7 @@ mod free_space;
 mod guest;
 mod host_mounts;
 mod ids;
+mod image;
 mod layout;
 mod limits;
 mod packages;
@@ -40,12 +41,13 @@ use self::limits::Limiter;
 use self::preparation::{BootMessage, Prepared};
 use self::starter::Started;
 use super::mount::HostMount;
-use super::{Limits, Result, VmError};
+use super::{Image, Limits, Result, VmError};
 use crate::net::{Network, Policy};
 
 pub use self::directory::HostLock;
 pub use self::disk::disk_usage;
 pub use self::doctor::examine;
+pub use self::image::remembered as remembered_image;
 pub use self::layout::AGENTS;
 pub use self::running::NamespaceVm;
 
@@ -66,6 +68,8 @@ pub struct BootOptions {
     pub mounts: Vec<HostMount>,
     /// Directories of the host that no mount may show: data directories, the agent store.
     pub private: Vec<PathBuf>,
+    /// Instead of the host's programs.
+    pub image: Option<Image>,
 }
 
 /// A VM that has just booted.
@@ -111,7 +115,15 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
             last,
         }) => Ok(Booted {
             lock: directory.host_lock(),
-            vm: NamespaceVm::run(directory, control, guest, network, limiter, ids),
+            vm: NamespaceVm::run(
+                directory,
+                control,
+                guest,
+                network,
+                limiter,
+                ids,
+                options.image.map_or_else(Vec::new, |image| image.env),
+            ),
             base_changed: last.base_changed,
             layers_suspect: last.layers_suspect,
             net,

@@ -10,11 +10,12 @@ use super::BootOptions;
 use super::base::{self, Base};
 use super::directory::{self, Directory, LastBoot, blocking, host};
 use super::ids::IdMap;
+use super::image;
 use super::layout::{self, Places};
 use super::limits;
 use super::packages;
 use super::seccomp;
-use crate::vm::{Result, VmError};
+use crate::vm::{Image, Result, VmError};
 
 /// A VM's directory, locked, and what PID 1 is to be told.
 pub(super) struct Prepared {
@@ -31,10 +32,26 @@ pub(super) struct BootMessage {
     pub(super) trees: Vec<OwnedFd>,
 }
 
+/// What is below a VM's own files.
+enum Foundation {
+    Host(Base),
+    Image(Image),
+}
+
+impl Foundation {
+    /// Names its state.
+    fn fingerprint(&self) -> &str {
+        match self {
+            Self::Host(base) => &base.fingerprint,
+            Self::Image(image) => &image.id,
+        }
+    }
+}
+
 enum Message {
     Ready(BootMessage),
     /// Mounts are to be idmapped, and the first user namespace with the map is still to come.
-    NeedsNamespace(Base),
+    NeedsNamespace(Foundation),
 }
 
 /// Everything that a boot needs on the host's disk. In one go where it can: each hand-over between
@@ -71,13 +88,20 @@ enum Opened {
 
 /// With the VM's lock held: nothing of an earlier boot is left.
 fn finish(ids: IdMap, directory: Directory, options: &BootOptions) -> Result<Prepared> {
-    let base = base::base(&options.base_cache, ids)?;
+    image::remember(directory.path(), &options.key, options.image.as_ref())?;
+    let base = match &options.image {
+        None => Foundation::Host(base::base(&options.base_cache, ids)?),
+        Some(image) => {
+            directory::make_layers(directory.path(), ids)?;
+            Foundation::Image(image.clone())
+        }
+    };
     if let Err(error) = directory::make_private_dir(&options.agents) {
         // A VM needs it for built-in agents only, and these could not be installed.
         tracing::warn!(%error, path = %options.agents.display(), "a VM without the agent store");
     }
-    let last = directory::record_boot(directory.path(), &base.fingerprint)?;
-    if last.base_changed {
+    let last = directory::record_boot(directory.path(), base.fingerprint())?;
+    if last.base_changed && matches!(base, Foundation::Host(_)) {
         // A VM may be older than what the base has to offer.
         packages::lead_to_database(directory.path(), ids).map_err(|error| {
             host(
@@ -154,20 +178,21 @@ fn keep_idmap_namespace(ids: IdMap, pid: i32) -> Result<Arc<OwnedFd>> {
 fn message(
     ids: IdMap,
     directory: &Directory,
-    base: &Base,
+    base: &Foundation,
     options: &BootOptions,
     namespace: Option<&OwnedFd>,
 ) -> Result<BootMessage> {
-    let places = Places {
-        vm: directory.path(),
-        base,
-        agents: options.agents.is_dir().then_some(&*options.agents),
-    };
-    let layout = layout::layout(ids, &places, namespace)?;
+    let (vm, agents) = (directory.path(), &*options.agents);
+    let agents = agents.is_dir().then_some(agents);
+    let layout = match base {
+        Foundation::Host(base) => layout::layout(ids, &Places { vm, base, agents }, namespace),
+        Foundation::Image(image) => image::layout(ids, vm, image, agents, namespace),
+    }?;
     let spec = Box::new(BootSpec {
         root_mapped: ids.root_mapped(),
         hostname: base::HOSTNAME.as_bytes().to_vec(),
         root: layout.nodes,
+        writable_root: matches!(base, Foundation::Image(_)),
         net: options.policy.guest_config(),
         seccomp: seccomp::filter().map_err(VmError::Protocol)?,
         limits: limits::spec(&options.limits),

@@ -35,6 +35,7 @@ pub struct NamespaceVm {
     pub(super) network: Mutex<Option<Network>>,
     limiter: Arc<Limiter>,
     pub(super) tasks: Tasks,
+    environment: Vec<(String, String)>,
 }
 
 impl NamespaceVm {
@@ -45,6 +46,7 @@ impl NamespaceVm {
         network: Option<Network>,
         limiter: Limiter,
         ids: IdMap,
+        environment: Vec<(String, String)>,
     ) -> Arc<Self> {
         let control = Arc::new(control);
         let (ended_sender, ended) = watch::channel(None);
@@ -57,6 +59,7 @@ impl NamespaceVm {
             network: Mutex::new(network),
             limiter: Arc::new(limiter),
             tasks: Tasks::default(),
+            environment,
         });
         let limiter = Arc::clone(&vm.limiter);
         let weak = Arc::downgrade(&vm);
@@ -323,6 +326,10 @@ impl Vm for NamespaceVm {
         }
         self.wait_for_end().await;
         false
+    }
+
+    fn environment(&self) -> &[(String, String)] {
+        &self.environment
     }
 
     fn ended(&self) -> watch::Receiver<Option<VmEnd>> {

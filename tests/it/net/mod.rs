@@ -50,6 +50,7 @@ async fn booted(data: &Path, exempt_ports: &[u16]) -> DynVm {
         limits: agentvm::vm::Limits::default(),
         mounts: Vec::new(),
         private: Vec::new(),
+        image: None,
     };
     let vm = boot(options).await.unwrap().vm;
     let path = GuestPath::new("duplex.pl").unwrap();

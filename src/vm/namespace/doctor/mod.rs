@@ -114,6 +114,7 @@ async fn temporary_vm(places: &Places) -> Vec<Check> {
         limits: Limits::default(),
         mounts: Vec::new(),
         private: Vec::new(),
+        image: None,
     };
     let began = Instant::now();
     let mut checks = match boot(options.clone()).await {

@@ -1,0 +1,15 @@
+//! What a VM needs to know of an image that it has instead of the host's programs.
+
+use std::path::PathBuf;
+
+/// An image on the host's disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Names what it holds. A VM remembers it, and boots on no other.
+    pub id: String,
+    /// Its files, which VMs see below a writable layer of their own. They must not change while a VM has
+    /// them (overlayfs forbids it).
+    pub rootfs: PathBuf,
+    /// What its programs are started with, unless the caller says otherwise.
+    pub env: Vec<(String, String)>,
+}
