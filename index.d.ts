@@ -45,6 +45,20 @@ export interface VmOptions {
   /** What a VM may take of the host. A limit that is left out is the client's, or has its default. */
   limits?: VmLimits;
   /**
+   * A root file system for the VM, instead of the host's programs. It is chosen with the VM's first boot and
+   * kept: later the option may be left out, the same one boots what the VM was made with whatever has
+   * become of its tag, and another is refused with `IMAGE_MISMATCH` until `destroy()`. `false`: none,
+   * though the client has one. Default: the host's programs.
+   *
+   * What the VM writes over the image is its own, and kept. `/home/user`, `/tmp`, `/run`, `/dev` and
+   * `/proc`, the resolver's files and `/opt/agentvm` are the VM's, the rest is the image's, `/var`, `/root`
+   * and `/etc` too. Programs get the image's `Env` below the `env` of the call. They run as `user` with id
+   * 1000 (which is added to its accounts, or has the name that the image gives it), never as the image's
+   * `User`; its `Entrypoint` and `WorkingDir` are not used. `exec` needs a `/bin/sh` in it; the agents that
+   * agentvm brings need glibc 2.28 or later and libstdc++, else they reject with `AGENT_UNSUPPORTED`.
+   */
+  image?: OciLayoutImage | RootfsImage | false;
+  /**
    * Directories and files of the host in the VM, 32 at most. Given for a VM, they replace the client's.
    * They hold from the VM's next boot. Default: none.
    *
@@ -77,6 +91,24 @@ export interface Mount {
   hostPath: string;
   /** Nothing in it can be changed from the VM. Default: `false`. */
   readOnly?: boolean;
+}
+
+/** An image in a directory on the host, as `skopeo copy docker://… oci:<dir>:<tag>` makes one. */
+export interface OciLayoutImage {
+  /** A directory in the OCI image layout. Its image is unpacked once, into `imageStoreDir`. */
+  ociLayout: string;
+  /** Which image of it. Not needed if there is one. */
+  tag?: string;
+}
+
+/** A directory on the host that holds a root file system, as debootstrap makes one. */
+export interface RootfsImage {
+  /**
+   * It is used where it is, shared by all VMs that have it, never written to, and must not change while
+   * one of them runs. Without root on the host, its files should belong to the caller: a VM can change
+   * no others.
+   */
+  rootfs: string;
 }
 
 /**
@@ -140,6 +172,11 @@ export interface ClientOptions extends VmOptions {
    * `~/.cache/agentvm/agents`.
    */
   agentStoreDir?: string;
+  /**
+   * Where images are unpacked, shared by all data directories of this user. Default: `images`, beside
+   * `agentStoreDir`.
+   */
+  imageStoreDir?: string;
   /**
    * Whether `createSession` installs an agent that is missing. Otherwise it rejects with
    * `AGENT_NOT_INSTALLED`. Default: `true`.
@@ -1643,6 +1680,11 @@ export type ErrorCode =
   | "VM_EXITED"
   | "VM_LIMIT"
   | "NETWORK_DENIED"
+  | "IMAGE_NOT_FOUND"
+  | "IMAGE_INVALID"
+  | "IMAGE_UNSUPPORTED"
+  | "IMAGE_TOO_LARGE"
+  | "IMAGE_MISMATCH"
   | "TIMEOUT"
   | "INVALID_ARGUMENT"
   | "SEQ_AHEAD"

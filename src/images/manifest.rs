@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Digest, ImageError, Result};
 
@@ -119,11 +119,11 @@ impl fmt::Display for Platform {
 
 /// What an image says about itself.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Config {
+pub(super) struct Config {
     os: String,
     architecture: String,
-    #[serde(default)]
-    pub config: Execution,
+    #[serde(default, rename = "config")]
+    pub(super) execution: Execution,
     pub(super) rootfs: RootFs,
 }
 
@@ -137,7 +137,7 @@ impl Config {
 }
 
 /// How its programs are meant to be run.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Execution {
     /// `NAME=value`
@@ -145,6 +145,22 @@ pub struct Execution {
     pub working_dir: Option<String>,
     /// A name or a number, with a group after a colon or without.
     pub user: Option<String>,
+}
+
+impl Execution {
+    /// What programs are given, as names and values.
+    #[must_use]
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let pairs = self.env.iter().flatten();
+        pairs
+            .filter_map(|pair| pair.split_once('='))
+            // Neither a program nor the guest could be told.
+            .filter(|(name, value)| {
+                !name.is_empty() && !value.contains('\0') && !name.contains('\0')
+            })
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -207,7 +207,7 @@ fn layers_lie_over_each_other_and_the_configuration_is_read() {
     assert_eq!(read(&image, "etc/a"), "new");
     assert_eq!(read(&image, "etc/b"), "b");
     assert_eq!(read(&image, "made/parents/c"), "c");
-    let execution = image.config.config;
+    let execution = image.execution;
     assert_eq!(execution.env.expect("Env"), ["PATH=/bin", "A=1"]);
     assert_eq!(execution.working_dir.as_deref(), Some("/srv"));
     assert_eq!(execution.user.as_deref(), Some("7"));
@@ -609,8 +609,8 @@ fn an_image_is_unpacked_once_whoever_asks_and_what_a_killed_maker_left_is_cleare
     let layer = Tar::default().file("a", "x").end();
     world.index(&[world.image(&architecture(), &[layer])]);
     let first = world.import(None).expect("an image");
-    let name = first
-        .rootfs
+    let directory = first.rootfs.parent().expect("a directory");
+    let name = directory
         .file_name()
         .expect("a name")
         .to_string_lossy()

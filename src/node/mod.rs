@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod file_record;
 mod files;
+mod images;
 mod limits;
 mod options;
 mod processes;

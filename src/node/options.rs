@@ -10,6 +10,7 @@ use serde_json::Value;
 
 pub(super) use super::argument::parse;
 use super::argument::{MAX_SAFE, Whole, WholeOrFalse};
+use super::images::RawImage;
 use super::limits::RawLimits;
 use crate::agents::{AgentStore, BuiltIn, ClientAgents, OwnAgent, Version};
 use crate::error::{Error, Result};
@@ -45,6 +46,9 @@ struct RawClientOptions {
     sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
     limits: Option<RawLimits>,
     mounts: Option<Vec<RawMount>>,
+    image: Option<RawImage>,
+    /// Root of the image store. Beside the agent store unless it is given.
+    image_store_dir: Option<PathBuf>,
 }
 
 /// What a client's VMs are booted with, and one of them over that.
@@ -55,6 +59,7 @@ struct RawVmOptions {
     sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
     limits: Option<RawLimits>,
     mounts: Option<Vec<RawMount>>,
+    image: Option<RawImage>,
 }
 
 impl RawVmOptions {
@@ -75,6 +80,9 @@ impl RawVmOptions {
         }
         if let Some(raw) = self.mounts {
             settings.mounts = mounts(raw)?;
+        }
+        if let Some(image) = self.image {
+            settings.image = image.0;
         }
         Ok(settings)
     }
@@ -135,9 +143,11 @@ const fn yes() -> bool {
 /// `package`: root of this npm package, which has the adapters; `node`: the Node that runs this.
 pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Result<ClientOptions> {
     let raw: RawClientOptions = parse(json)?;
+    let image_store_dir = raw.image_store_dir.as_ref();
     for (field, path) in [
         ("dataDir", &raw.data_dir),
         ("agentStoreDir", &raw.agent_store_dir),
+        ("imageStoreDir", image_store_dir.unwrap_or(&raw.data_dir)),
     ] {
         if path.as_os_str().is_empty() {
             return Err(Error::invalid_argument(field, "a path must not be empty"));
@@ -161,7 +171,11 @@ pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Res
         sleep_after_ms: raw.sleep_after_ms,
         limits: raw.limits,
         mounts: raw.mounts,
+        image: raw.image,
     };
+    if let Some(images) = raw.image_store_dir {
+        settings.images = images;
+    }
     settings.vm = vm.settings(&settings.vm)?;
     if let Some(bytes) = raw.max_message_bytes {
         settings.max_message_bytes = usize::try_from(bytes.0).unwrap_or(usize::MAX);

@@ -151,6 +151,16 @@ impl Gate {
         self.ends.borrow().under_way > 0
     }
 
+    /// Resolves when an end of the VM is under way.
+    pub(super) async fn closed(&self) {
+        // An error: the sender is gone, which is in `self`.
+        let _ = self
+            .ends
+            .subscribe()
+            .wait_for(|ends| ends.under_way > 0)
+            .await;
+    }
+
     /// Ends the timer: nothing runs that could sleep. The next call starts one again.
     pub(super) fn stop_timer(&self) {
         let timer = self.state().timer.take();

@@ -24,6 +24,7 @@ use crate::agents::{
 };
 use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmId, VmKey};
+use crate::images::Source;
 use crate::net::Policy;
 use crate::store::{Durability, Page, Query, SessionRecord};
 use crate::vm::exec::{self, ExecEnd, ExecOptions};
@@ -42,6 +43,8 @@ pub struct ClientOptions {
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub agents: AgentStore,
+    /// Root of the store of images.
+    pub images: PathBuf,
     /// The client's own, beside the built-in ones, and versions of these.
     pub configured_agents: ClientAgents,
     /// Install an agent that a session needs.
@@ -66,6 +69,8 @@ pub struct VmSettings {
     pub limits: Limits,
     /// Directories and files of the host in the VM.
     pub mounts: Vec<HostMount>,
+    /// Instead of the host's programs. `None`: what the VM was made with.
+    pub image: Option<Source>,
 }
 
 /// The documented defaults.
@@ -76,6 +81,7 @@ impl Default for VmSettings {
             sleep_after: Some(Duration::from_mins(15)),
             limits: Limits::default(),
             mounts: Vec::new(),
+            image: None,
         }
     }
 }
@@ -85,6 +91,7 @@ impl Settings {
     #[must_use]
     pub fn new(agents: AgentStore) -> Self {
         Self {
+            images: agents.root().with_file_name("images"),
             agents,
             configured_agents: ClientAgents::default(),
             auto_install: true,
@@ -103,7 +110,7 @@ impl Settings {
 
     /// What no mount may show: the agent store, and every data directory that this process knows.
     pub(super) fn private_directories(&self) -> Vec<PathBuf> {
-        let mut private = vec![self.agents.root().to_owned()];
+        let mut private = vec![self.agents.root().to_owned(), self.images.clone()];
         private.extend(DataDir::all().iter().map(|data| data.path.clone()));
         private
     }

@@ -17,6 +17,7 @@ use super::sessions::Slot;
 use crate::agents::{Installed, Lease};
 use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmKey};
+use crate::images;
 use crate::store::{History, Page, Query, SessionRecord, Store};
 use crate::vm::namespace::{self, BootOptions, HostLock};
 use crate::vm::{DynVm, VmEnd, VmError};
@@ -26,7 +27,7 @@ pub(super) const DATABASE: &str = "vm.db";
 
 /// One VM of this process, behind every handle of its key.
 pub(super) struct Machine {
-    key: VmKey,
+    pub(super) key: VmKey,
     pub(super) dir: PathBuf,
     base_cache: PathBuf,
     /// Whether what interrupted deletions have left in this data directory was cleared.
@@ -53,6 +54,8 @@ struct Running {
     lock: Option<HostLock>,
     /// What the agents of the running VM, and what they left in its background, may run on.
     leases: Vec<Lease>,
+    /// What the running VM's files are.
+    image: Option<images::Image>,
 }
 
 impl Machine {
@@ -120,23 +123,36 @@ impl Machine {
 
     /// The running VM, booted if need be, and the lock that keeps it so.
     async fn running(&self, settings: &Settings) -> Result<(DynVm, OwnedMutexGuard<Running>)> {
-        let mut running = Arc::clone(&self.running).lock_owned().await;
-        // A call that was let in before: its VM is about to go, or gone.
-        if self.gate.is_closed() {
-            return Err(self.was_ended());
-        }
-        if let Some(vm) = &running.vm
-            && vm.still_runs().await
-        {
-            return Ok((Arc::clone(vm), running));
-        }
-        // A call that was under way when its client closed must not boot what nobody would end.
-        if self.users().is_empty() {
-            return Err(Error::new(
-                Code::ClientClosed,
-                format!("the client was closed before VM {} had booted", self.key),
-            ));
-        }
+        let mut found = None;
+        let (mut running, found) = loop {
+            let running = Arc::clone(&self.running).lock_owned().await;
+            // A call that was let in before: its VM is about to go, or gone.
+            if self.gate.is_closed() {
+                return Err(self.was_ended());
+            }
+            if let Some(vm) = &running.vm
+                && vm.still_runs().await
+            {
+                return Ok((Arc::clone(vm), running));
+            }
+            // A call that was under way when its client closed must not boot what nobody would end.
+            if self.users().is_empty() {
+                return Err(Error::new(
+                    Code::ClientClosed,
+                    format!("the client was closed before VM {} had booted", self.key),
+                ));
+            }
+            if let Some(found) = found {
+                break (running, found);
+            }
+            // What ends the VM does not wait for a download.
+            drop(running);
+            found = Some(tokio::select! {
+                found = Box::pin(self.find_image(settings)) => found?,
+                () = self.gate.closed() => return Err(self.was_ended()),
+            });
+        };
+        let (image, lease) = found.map(|found| (found.image, found.lease)).unzip();
         let options = BootOptions {
             dir: self.dir.clone(),
             key: self.key_json(),
@@ -146,7 +162,7 @@ impl Machine {
             limits: settings.vm.limits.clone(),
             mounts: settings.vm.mounts.clone(),
             private: settings.private_directories(),
-            image: None,
+            image,
         };
         self.sweep();
         let emission = Arc::clone(&self.emission);
@@ -161,6 +177,7 @@ impl Machine {
             let vm: DynVm = booted.vm;
             running.vm = Some(Arc::clone(&vm));
             running.lock = Some(booted.lock);
+            running.image = lease;
             emission.notify(&Notice::VmBooted {
                 base_changed: booted.base_changed,
                 layers_suspect: booted.layers_suspect,
@@ -423,6 +440,7 @@ async fn end(running: &mut Running, emission: &Emission, reason: ShutdownReason)
     }
     running.lock = None;
     running.leases.clear();
+    running.image = None;
     closed.map_err(Error::from)
 }
 

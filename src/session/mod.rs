@@ -18,6 +18,7 @@ mod emission;
 mod environment;
 mod event;
 mod files;
+mod image;
 mod instructions;
 mod kept;
 mod limits;

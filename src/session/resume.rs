@@ -7,6 +7,7 @@ use super::client::Settings;
 use super::configuration::Configuration;
 use super::environment;
 use super::event::{self, DecidedBy, NotRestored, Restored, TurnEnd};
+use super::image::check_agent;
 use super::instructions;
 use super::kept::{Kept, Resume};
 use super::live::LiveSession;
@@ -85,6 +86,10 @@ impl Machine {
             checked = check_reachable(&secrets.mcp_servers, &policy) => checked?,
             error = &mut stop => return Err(error),
         }
+        tokio::select! {
+            found = self.find_image(settings) => drop(found?),
+            error = &mut stop => return Err(error),
+        }
         let (vm, store) = self.open_for_writing(settings).await?;
         self.keep_installed(&installed).await;
         if was_given && kept.persist_env {
@@ -97,6 +102,7 @@ impl Machine {
             .map_err(start::bad_cwd)?;
         let policy = kept.permission_policy;
         let launch = plan(&installed, session, &cwd, &secrets.env, policy);
+        check_agent(&vm, &record.agent_type, &installed, &launch).await?;
         self.emission.activate(session, store.committed(session)?);
         let wanted = Configuration::of_text(&record.config);
         let updates = Updates::new(

@@ -14,6 +14,7 @@ use super::client::Settings;
 use super::configuration::Configuration;
 use super::emission::{Notice, SessionState};
 use super::environment::{self, Secrets};
+use super::image::check_agent;
 use super::instructions;
 use super::kept::{Kept, Resume};
 use super::live::{LiveSession, cancelled_turn};
@@ -70,6 +71,11 @@ impl Machine {
             installed = self.installed(settings, &agent) => installed?,
             error = &mut stop => return Err(error),
         };
+        // A boot is not cut short; what it needs of an image may be long in coming.
+        tokio::select! {
+            found = self.find_image(settings) => drop(found?),
+            error = &mut stop => return Err(error),
+        }
         // Not cut short: a boot that is dropped half-way would leave the VM busy for a moment.
         let (vm, store) = self.open_for_writing(settings).await?;
         self.keep_installed(&installed).await;
@@ -84,6 +90,7 @@ impl Machine {
         let session = SessionId::generate();
         let policy = options.permission_policy;
         let launch = plan(&installed, session, &options.cwd, &options.env, policy);
+        check_agent(&vm, agent.name(), &installed, &launch).await?;
         let made = self.make(
             settings, &vm, &store, session, &agent, &options, &launch, &mut stop,
         );

@@ -19,7 +19,6 @@ use super::updates::{NewSession, Updates};
 use crate::acp::{Connection, RequestError};
 use crate::agents::Launch;
 use crate::error::{Code, Error, Result};
-use crate::vm::environment::add_images;
 use crate::vm::{Command, Commands, DynVm, GuestPath, User, VmError};
 
 /// An agent that prints something else than the protocol and then says nothing does not speak it.
@@ -72,12 +71,10 @@ pub(super) async fn start(
     max_message_bytes: usize,
     stop: &mut (dyn Future<Output = Error> + Send + Unpin),
 ) -> Result<Starting> {
-    let mut env = launch.env.clone();
-    add_images(&mut env, vm.environment());
     let started = vm
         .spawn(&Command {
             argv: launch.argv.clone(),
-            env,
+            env: launch.env.clone(),
             cwd: setup.cwd.clone(),
             user: User::User,
         })

@@ -69,7 +69,9 @@ pub fn add_images(env: &mut Vec<(String, String)>, image: &[(String, String)]) {
             Some((_, own)) if name == "LANG" && own == LANG => own.clone_from(value),
             // The store's Node may follow it.
             Some((_, own)) if name == "PATH" => {
-                if let Some(rest) = own.strip_prefix(PATH) {
+                if let Some(rest) = own.strip_prefix(&path(User::User)) {
+                    *own = format!("{OWN_PATH}:{value}{rest}");
+                } else if let Some(rest) = own.strip_prefix(PATH) {
                     *own = format!("{value}{rest}");
                 }
             }
@@ -99,8 +101,9 @@ mod tests {
             ]
         };
         for (path, merged_path) in [
-            (format!("{PATH}:/node"), "/image:/node"),
-            ("/own".to_owned(), "/own"),
+            (format!("{PATH}:/node"), "/image:/node".to_owned()),
+            (path(User::User), format!("{OWN_PATH}:/image")),
+            ("/own".to_owned(), "/own".to_owned()),
         ] {
             let mut env = merge(User::User, own(&path));
             add_images(&mut env, &image);
@@ -110,7 +113,7 @@ mod tests {
                 assert!(found.next().is_none(), "{of} twice");
                 value
             };
-            assert_eq!(value("PATH"), Some(merged_path));
+            assert_eq!(value("PATH"), Some(&*merged_path));
             assert_eq!(value("HOME"), Some("/home/user"));
             assert_eq!(value("A"), Some("own"));
             assert_eq!(value("B"), Some("image"));

@@ -71,12 +71,14 @@ pub enum VmError {
     NotRegular { path: String, found: &'static str },
     /// A VM has one image for all its life.
     #[error(
-        "VM {key} was made with {has} and can't be booted with {wanted}: leave the image out, or destroy() the VM first"
+        "VM {key} was made with {} and can't be booted with {}: leave the image out, or destroy() the VM first",
+        files(.has.as_ref()), files(.wanted.as_ref())
     )]
     OtherImage {
         key: String,
-        has: String,
-        wanted: String,
+        /// `None`: the host's programs.
+        has: Option<String>,
+        wanted: Option<String>,
     },
     /// The image has no shell.
     #[error(
@@ -137,6 +139,10 @@ pub enum VmError {
     /// PID 1 broke the protocol; the VM is stopped.
     #[error("the VM's PID 1 sent {0}: the VM was stopped")]
     Protocol(String),
+}
+
+fn files(image: Option<&String>) -> &str {
+    image.map_or("the host's programs", |image| image)
 }
 
 fn connect_problem(errno: nix::errno::Errno) -> &'static str {

@@ -64,8 +64,7 @@ pub async fn exec(vm: &super::DynVm, command: &str, options: ExecOptions) -> Res
 
 /// The first part of [`exec`]: nothing has happened in the VM if it fails.
 pub async fn start(vm: &super::DynVm, command: &str, options: &ExecOptions) -> Result<Process> {
-    let mut env = environment::merge(options.user, options.env.clone());
-    environment::add_images(&mut env, vm.environment());
+    let env = environment::merge(options.user, options.env.clone());
     let shell = Command {
         argv: vec![SHELL.to_owned(), "-c".to_owned(), command.to_owned()],
         env,

@@ -2,14 +2,25 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 /// An image on the host's disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// Names what it holds. A VM remembers it, and boots on no other.
     pub id: String,
+    /// Where it comes from, in its owner's words: kept with the VM, for who boots it next.
+    pub source: String,
     /// Its files, which VMs see below a writable layer of their own. They must not change while a VM has
     /// them (overlayfs forbids it).
     pub rootfs: PathBuf,
     /// What its programs are started with, unless the caller says otherwise.
     pub env: Vec<(String, String)>,
+}
+
+/// What a VM keeps of the [`Image`] that it was made with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeWith {
+    pub id: String,
+    pub source: String,
 }

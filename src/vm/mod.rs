@@ -13,7 +13,7 @@ pub use diagnosis::{Check, Diagnosis, Places, State, Trouble};
 pub use error::VmError;
 pub use files::Files;
 pub use foreground::{Commands, Extent, Foreground, Moment};
-pub use image::Image;
+pub use image::{Image, MadeWith};
 pub use limits::{Limit, Limited, Limits, Reached, Usage};
 pub use port::Ports;
 pub use process::{ProcessInfo, ProcessState, Processes};
@@ -115,6 +115,7 @@ pub enum User {
 pub struct Command {
     /// Program (looked up in `env`'s PATH unless it contains a slash) and arguments.
     pub argv: Vec<String>,
+    /// Over what the VM's image gives every program.
     pub env: Vec<(String, String)>,
     pub cwd: GuestPath,
     pub user: User,
@@ -216,8 +217,8 @@ pub trait Vm: Files + Limited + Ports + Processes + Send + Sync + 'static {
     /// [`Vm::ended`] says so too.
     async fn still_runs(&self) -> bool;
 
-    /// `NAME=value` pairs that its image gives every program, in the image's order.
-    fn environment(&self) -> &[(String, String)];
+    /// What it has instead of the host's programs.
+    fn image(&self) -> Option<&Image>;
 
     /// `None` while it runs, and until its end has been noticed.
     fn ended(&self) -> watch::Receiver<Option<VmEnd>>;

@@ -338,15 +338,10 @@ fn written() -> [(&'static str, String); 15] {
 /// Those that a VM needs also where `/etc` is an image's own: its name, how names are found, and what it
 /// can do.
 pub(super) fn files_for_an_image() -> impl Iterator<Item = (&'static str, String)> {
-    const FILES: [&str; 4] = [
-        "hostname",
-        "hosts",
-        "resolv.conf",
-        "agentvm/instructions.md",
-    ];
+    const FILES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
     written()
         .into_iter()
-        .filter(|(name, _)| FILES.contains(name))
+        .filter(|(name, _)| FILES.contains(name) || name.starts_with("agentvm/"))
 }
 
 /// Files of accounts in `/etc`, with those that every VM has.

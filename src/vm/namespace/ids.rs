@@ -25,6 +25,12 @@ pub(super) enum IdMap {
     Caller { uid: u32, gid: u32 },
 }
 
+/// Whether files of this process's VMs may belong to others than the caller.
+#[must_use]
+pub fn maps_a_range() -> bool {
+    IdMap::of_this_process().root_mapped()
+}
+
 impl IdMap {
     /// What this process can do, decided afresh: a program may drop privileges.
     pub(super) fn of_this_process() -> Self {

@@ -13,7 +13,7 @@ use super::ids::IdMap;
 use super::layout::{Layout, Table, host_path};
 use super::trees::clone_tree;
 use super::unsupported;
-use crate::vm::{Image, Result, VmError};
+use crate::vm::{Image, MadeWith, Result, VmError};
 
 /// Builds the table of the root.
 ///
@@ -83,14 +83,23 @@ pub(super) fn layout(
     Ok(table.layout())
 }
 
-/// The [`Image::id`] of the image that the VM in `dir` was made with.
-pub fn remembered(dir: &Path) -> Result<Option<String>> {
+/// The image that the VM in `dir` was made with.
+pub fn made_with(dir: &Path) -> Result<Option<MadeWith>> {
     let path = record(dir);
-    match fs::read_to_string(&path) {
-        Ok(id) => Ok(Some(id)),
+    match fs::read(&path) {
+        Ok(text) => {
+            let made_with = serde_json::from_slice(&text);
+            made_with.map_err(|error| host("can't read", &path, error.into()))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(host("can't read", &path, error)),
     }
+}
+
+/// Whether the VM in `dir` was made without an image.
+#[must_use]
+pub fn made_without(dir: &Path) -> bool {
+    !record(dir).exists() && dir.join("boot").exists()
 }
 
 fn record(dir: &Path) -> PathBuf {
@@ -99,21 +108,23 @@ fn record(dir: &Path) -> PathBuf {
 
 /// Makes sure that a VM boots on what it was made with; at its first boot, that is `image`.
 pub(super) fn remember(dir: &Path, key: &str, image: Option<&Image>) -> Result<()> {
-    let has = remembered(dir)?;
-    let wanted = image.map(|image| &*image.id);
-    if has.as_deref() == wanted {
-        return Ok(());
+    let has = made_with(dir)?.map(|made_with| made_with.id);
+    match image {
+        image if image.map(|image| &image.id) == has.as_ref() => Ok(()),
+        Some(image) if has.is_none() && !made_without(dir) => {
+            let made_with = MadeWith {
+                id: image.id.clone(),
+                source: image.source.clone(),
+            };
+            let path = record(dir);
+            let text = serde_json::to_vec(&made_with).map_err(io::Error::from);
+            text.and_then(|text| write_atomically(&path, &text))
+                .map_err(|error| host("can't write", &path, error))
+        }
+        _ => Err(VmError::OtherImage {
+            key: key.to_owned(),
+            has,
+            wanted: image.map(|image| image.id.clone()),
+        }),
     }
-    let booted = dir.join("boot").exists();
-    if let (None, Some(id), false) = (&has, wanted, booted) {
-        let path = record(dir);
-        return write_atomically(&path, id.as_bytes())
-            .map_err(|error| host("can't write", &path, error));
-    }
-    let named = |id: Option<&str>| id.map_or("the host's programs", |id| id).to_owned();
-    Err(VmError::OtherImage {
-        key: key.to_owned(),
-        has: named(has.as_deref()),
-        wanted: named(wanted),
-    })
 }

@@ -47,7 +47,8 @@ use crate::net::{Network, Policy};
 pub use self::directory::HostLock;
 pub use self::disk::disk_usage;
 pub use self::doctor::examine;
-pub use self::image::remembered as remembered_image;
+pub use self::ids::maps_a_range;
+pub use self::image::{made_with, made_without};
 pub use self::layout::AGENTS;
 pub use self::running::NamespaceVm;
 
@@ -122,7 +123,7 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
                 network,
                 limiter,
                 ids,
-                options.image.map_or_else(Vec::new, |image| image.env),
+                options.image,
             ),
             base_changed: last.base_changed,
             layers_suspect: last.layers_suspect,

@@ -18,10 +18,11 @@ use super::guest::Guest;
 use super::ids::IdMap;
 use super::limits::Limiter;
 use crate::net::Network;
+use crate::vm::environment::add_images;
 use crate::vm::limits::no_more_pids;
 use crate::vm::{
-    Command, Commands, Extent, Foreground, GuestPath, Limited, Moment, Open, Process, Result, User,
-    Vm, VmEnd, VmError,
+    Command, Commands, Extent, Foreground, GuestPath, Image, Limited, Moment, Open, Process,
+    Result, User, Vm, VmEnd, VmError,
 };
 
 /// A running VM.
@@ -35,7 +36,7 @@ pub struct NamespaceVm {
     pub(super) network: Mutex<Option<Network>>,
     limiter: Arc<Limiter>,
     pub(super) tasks: Tasks,
-    environment: Vec<(String, String)>,
+    image: Option<Image>,
 }
 
 impl NamespaceVm {
@@ -46,7 +47,7 @@ impl NamespaceVm {
         network: Option<Network>,
         limiter: Limiter,
         ids: IdMap,
-        environment: Vec<(String, String)>,
+        image: Option<Image>,
     ) -> Arc<Self> {
         let control = Arc::new(control);
         let (ended_sender, ended) = watch::channel(None);
@@ -59,7 +60,7 @@ impl NamespaceVm {
             network: Mutex::new(network),
             limiter: Arc::new(limiter),
             tasks: Tasks::default(),
-            environment,
+            image,
         });
         let limiter = Arc::clone(&vm.limiter);
         let weak = Arc::downgrade(&vm);
@@ -140,13 +141,16 @@ impl Vm for NamespaceVm {
                 .map_err(|errno| host("can't set up", Path::new("stdio"), errno.into()))?;
         }
         let bytes = |text: &String| text.clone().into_bytes();
+        let mut env = command.env.clone();
+        if let Some(image) = &self.image {
+            add_images(&mut env, &image.env);
+        }
         let before = self.reached();
         let id = self.control.next_id();
         let request = Request::Spawn {
             id,
             argv: command.argv.iter().map(bytes).collect(),
-            env: command
-                .env
+            env: env
                 .iter()
                 .map(|(name, value)| format!("{name}={value}").into_bytes())
                 .collect(),
@@ -328,8 +332,8 @@ impl Vm for NamespaceVm {
         false
     }
 
-    fn environment(&self) -> &[(String, String)] {
-        &self.environment
+    fn image(&self) -> Option<&Image> {
+        self.image.as_ref()
     }
 
     fn ended(&self) -> watch::Receiver<Option<VmEnd>> {

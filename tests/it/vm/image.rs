@@ -54,6 +54,7 @@ fn image(rootfs: PathBuf) -> Image {
     let env = [("PATH", "/opt/own:/bin"), ("OWN", "of the image")];
     Image {
         id: format!("rootfs {}", rootfs.display()),
+        source: String::new(),
         rootfs,
         env: env
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -159,7 +160,7 @@ async fn the_environment_of_an_image_is_below_the_callers() {
     let vm = on(data.path(), "a", &rootfs(data.path(), "rootfs")).await;
     assert_eq!(
         stdout(&vm, "echo $PATH $OWN $HOME").await,
-        "/opt/own:/bin of the image /home/user\n"
+        "/home/user/.local/bin:/home/user/.cargo/bin:/opt/own:/bin of the image /home/user\n"
     );
     let options = ExecOptions {
         env: vec![("OWN".to_owned(), "mine".to_owned())],

@@ -1,0 +1,196 @@
+//! An OCI image layout directory: documents and layers by their digests, each checked.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::digest::Verifying;
+use super::manifest::{Compression, Descriptor, Document, Index, Platform};
+use super::{Digest, ImageError, MAX_DOCUMENT, MAX_NESTING, Result, unpack};
+
+/// A manifest with its own digest.
+pub(super) struct Manifest {
+    pub(super) digest: Digest,
+    pub(super) config: Descriptor,
+    pub(super) layers: Vec<Descriptor>,
+}
+
+/// An OCI image layout directory (image-layout.md of the specification).
+pub(super) struct Layout {
+    path: PathBuf,
+}
+
+impl Layout {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let marker = path.join("oci-layout");
+        if !marker.is_file() {
+            return Err(ImageError::NotFound(format!(
+                "{} is no OCI image layout: it has no file \"oci-layout\" (skopeo copy … oci:<dir> makes one)",
+                path.display()
+            )));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    /// What the layout's index has under `tag`, or the one thing that it has.
+    pub(super) fn find(&self, tag: Option<&str>) -> Result<Descriptor> {
+        let path = self.path.join("index.json");
+        let file =
+            File::open(&path).map_err(|error| ImageError::host("can't open", &path, error))?;
+        let mut text = Vec::new();
+        file.take(MAX_DOCUMENT + 1)
+            .read_to_end(&mut text)
+            .map_err(|error| ImageError::host("can't read", &path, error))?;
+        if text.len() as u64 > MAX_DOCUMENT {
+            return Err(ImageError::TooLarge(format!(
+                "{} has more than {MAX_DOCUMENT} bytes",
+                path.display()
+            )));
+        }
+        let index: Index = serde_json::from_slice(&text)
+            .map_err(|error| ImageError::Invalid(format!("{}: {error}", path.display())))?;
+        let tags: Vec<_> = index.manifests.iter().filter_map(Descriptor::tag).collect();
+        let known = || format!("it has {}", tags.join(", "));
+        match tag {
+            Some(tag) => index
+                .manifests
+                .iter()
+                .find(|manifest| manifest.tag() == Some(tag))
+                .cloned()
+                .ok_or_else(|| {
+                    ImageError::NotFound(format!(
+                        "no tag {tag:?} in the layout {}: {}",
+                        self.path.display(),
+                        known()
+                    ))
+                }),
+            None => match &index.manifests[..] {
+                [one] => Ok(one.clone()),
+                [] => Err(ImageError::NotFound(format!(
+                    "the layout {} is empty",
+                    self.path.display()
+                ))),
+                _ => Err(ImageError::NotFound(format!(
+                    "the layout {} holds several images: say which tag; {}",
+                    self.path.display(),
+                    known()
+                ))),
+            },
+        }
+    }
+
+    /// Follows indices to the manifest of this machine's platform.
+    pub(super) fn manifest(&self, mut descriptor: Descriptor) -> Result<Manifest> {
+        for _ in 0..MAX_NESTING {
+            match self.document::<Document>(&descriptor)? {
+                Document {
+                    config: Some(config),
+                    layers,
+                    ..
+                } => {
+                    return Ok(Manifest {
+                        digest: descriptor.digest,
+                        config,
+                        layers,
+                    });
+                }
+                Document { manifests, .. } => {
+                    descriptor = Index { manifests }.choose(&Platform::of_this_machine())?;
+                }
+            }
+        }
+        Err(ImageError::Invalid(format!(
+            "{}: indices nested more than {MAX_NESTING} deep",
+            descriptor.digest
+        )))
+    }
+
+    /// A blob as JSON, its digest checked.
+    pub(super) fn document<T: serde::de::DeserializeOwned>(
+        &self,
+        descriptor: &Descriptor,
+    ) -> Result<T> {
+        if descriptor.size > MAX_DOCUMENT {
+            return Err(ImageError::TooLarge(format!(
+                "{} says that it has {} bytes: the limit for JSON is {MAX_DOCUMENT}",
+                descriptor.digest, descriptor.size
+            )));
+        }
+        let mut blob = self.blob(descriptor)?;
+        let mut text = Vec::new();
+        blob.read_to_end(&mut text)
+            .map_err(|error| ImageError::reading(&descriptor.digest, error))?;
+        blob.finish()?;
+        serde_json::from_slice(&text)
+            .map_err(|error| ImageError::Invalid(format!("{}: {error}", descriptor.digest)))
+    }
+
+    fn blob(&self, descriptor: &Descriptor) -> Result<Verifying<io::Take<File>>> {
+        // A digest is hexadecimal: it names nothing outside of the directory.
+        let path = self.path.join("blobs/sha256").join(descriptor.digest.hex());
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => ImageError::Invalid(format!(
+                    "the layout {} lacks the blob {}",
+                    self.path.display(),
+                    descriptor.digest
+                )),
+                _ => ImageError::host("can't open", &path, error),
+            })?;
+        let data = file
+            .metadata()
+            .map_err(|error| ImageError::host("can't look at", &path, error))?;
+        if !data.is_file() || data.len() != descriptor.size {
+            return Err(ImageError::Invalid(format!(
+                "the blob {} has {} bytes instead of {}: it is truncated or not the one that was meant",
+                descriptor.digest,
+                data.len(),
+                descriptor.size
+            )));
+        }
+        Ok(Verifying::new(
+            file.take(descriptor.size),
+            descriptor.digest.clone(),
+        ))
+    }
+
+    /// Unpacks a layer over what there is. Both digests are checked while it streams: that of the blob,
+    /// and that of the archive in it.
+    pub(super) fn unpack(
+        &self,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        unpacking: &mut unpack::Unpacking,
+    ) -> Result<()> {
+        let blob = self.blob(layer)?;
+        let failed = |error| ImageError::reading(&layer.digest, error);
+        let blob = match layer.compression()? {
+            Compression::None => {
+                let mut archive = Verifying::new(blob, diff_id.clone());
+                unpacking.layer(&mut archive)?;
+                archive.finish()?
+            }
+            Compression::Gzip => {
+                let decoder = flate2::read::MultiGzDecoder::new(blob);
+                let mut archive = Verifying::new(decoder, diff_id.clone());
+                unpacking.layer(&mut archive)?;
+                archive.finish()?.into_inner()
+            }
+            Compression::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::new(blob).map_err(failed)?;
+                // What a decoder must take by the format (RFC 8878, 3.1.1.1.2), and no more.
+                decoder.window_log_max(27).map_err(failed)?;
+                let mut archive = Verifying::new(decoder, diff_id.clone());
+                unpacking.layer(&mut archive)?;
+                archive.finish()?.finish().into_inner()
+            }
+        };
+        blob.finish().map(drop)
+    }
+}

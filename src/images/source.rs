@@ -1,0 +1,50 @@
+//! Where an image is taken from.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// What a caller names an image by. A VM keeps it as JSON, beside what it has found there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Source {
+    /// An OCI image layout directory; without a tag it holds one image.
+    OciLayout { path: PathBuf, tag: Option<String> },
+    /// A directory that is a root file system. It is used where it is, and must not change.
+    Rootfs { path: PathBuf },
+}
+
+impl Source {
+    /// A directory, as the root of whoever is told its name finds it.
+    pub(super) fn absolute(path: &Path) -> PathBuf {
+        std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+    }
+
+    /// `path` may be relative to this process's working directory.
+    #[must_use]
+    pub fn oci_layout(path: &Path, tag: Option<String>) -> Self {
+        let path = Self::absolute(path);
+        Self::OciLayout { path, tag }
+    }
+
+    /// The same for a root file system.
+    #[must_use]
+    pub fn rootfs(path: &Path) -> Self {
+        let path = Self::absolute(path);
+        Self::Rootfs { path }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OciLayout { path, tag } => {
+                write!(f, "the image in {}", path.display())?;
+                tag.as_ref()
+                    .map_or(Ok(()), |tag| write!(f, " tagged {tag:?}"))
+            }
+            Self::Rootfs { path } => write!(f, "the root file system {}", path.display()),
+        }
+    }
+}
