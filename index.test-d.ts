@@ -392,7 +392,7 @@ agent.on("sessionStatus", ({ status, turnId, pendingPermissions }) => {
   expectType<number>(pendingPermissions);
 });
 agent.on("limitReached", ({ limit, detail }) => {
-  expectType<"memoryBytes" | "pids" | "diskBytes">(limit);
+  expectType<"memoryBytes" | "pids" | "diskBytes" | "minFreeDiskBytes">(limit);
   expectType<string>(detail);
 });
 expectType<Promise<VmStats>>(agent.stats());

@@ -185,7 +185,8 @@ test("other calls name the argument that is wrong", async () => {
   await expectRefused(() => bad.writeFile("a"), "content");
   await expectRefused(() => bad.writeFile("a", 7), "content");
   await expectRefused(() => bad.writeFile("a", new Uint16Array(1)), "content");
-  await expectRefused(() => bad.writeFile("a", "", { mode: 0o600 }), "mode");
+  await expectRefused(() => bad.writeFile("a", "", { modes: 0o600 }), "modes");
+  await expectRefused(() => bad.writeFile("a", "", { mode: -1 }), "mode");
   await expectRefused(() => bad.on("vmBooted"), "listener");
   await expectRefused(() => bad.once("vmBooted", "x"), "listener");
 });
