@@ -71,10 +71,13 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
     }
     step("setrlimit", || limits::set(&spec.limits))?;
     // From here on nothing can be mounted or configured any more.
-    step("drop capabilities", || capabilities::keep(spec.root_mapped))?;
+    let setid = spec.program_seccomp.is_empty();
+    step("drop capabilities", || {
+        capabilities::keep(spec.root_mapped, setid)
+    })?;
     step("no_new_privs", nix::sys::prctl::set_no_new_privs)?;
     step("seccomp", || install_seccomp(&spec.seccomp))?;
-    if !spec.program_seccomp.is_empty() {
+    if !setid {
         setid::forbid(&spec.program_seccomp);
     }
     // After the last change of credentials, which would clear both.

@@ -5,11 +5,10 @@ use nix::errno::Errno;
 /// What the VM's root keeps: what dpkg, apt and chown need, nothing that reaches the kernel.
 /// `user` has none. Numbers of `linux/capability.h`.
 const ROOT: [u32; 8] = [
-    0,  // CHOWN
-    1,  // DAC_OVERRIDE
-    3,  // FOWNER
-    4,  // FSETID
-    5,  // KILL
+    0, // CHOWN
+    1, // DAC_OVERRIDE
+    3, // FOWNER
+    FSETID, 5,  // KILL
     6,  // SETGID
     7,  // SETUID
     10, // NET_BIND_SERVICE
@@ -68,10 +67,19 @@ const fn low(bits: u64) -> u32 {
     bits as u32
 }
 
+/// With it, a program of somebody else that root writes to stays setuid.
+const FSETID: u32 = 4;
+
 /// Reduces PID 1, for good, to what it needs from now on. Without a mapped root that is nothing.
-pub(crate) fn keep(root_mapped: bool) -> nix::Result<()> {
+/// `setid`: whether root may have a part in files that are setuid.
+pub(crate) fn keep(root_mapped: bool, setid: bool) -> nix::Result<()> {
+    let kept = match (root_mapped, setid) {
+        (true, true) => ROOT_MASK,
+        (true, false) => ROOT_MASK & !(1 << FSETID),
+        (false, _) => 0,
+    };
     for capability in 0..=LAST_CAPABILITY {
-        if root_mapped && ROOT.contains(&capability) {
+        if kept & (1 << capability) != 0 {
             continue;
         }
         // SAFETY: prctl with integers. EINVAL: a number beyond the kernel's last capability.
@@ -92,7 +100,6 @@ pub(crate) fn keep(root_mapped: bool) -> nix::Result<()> {
         )
     };
     Errno::result(result)?;
-    let kept = if root_mapped { ROOT_MASK } else { 0 };
     set(kept, kept)
 }
 

@@ -204,6 +204,26 @@ async fn nothing_becomes_setuid_in_a_vm_that_can_write_to_the_host() {
 }
 
 #[tokio::test]
+async fn a_setuid_program_of_the_host_that_the_vm_writes_to_is_setuid_no_more() {
+    let (host, data) = world();
+    let programs = ["by-user", "by-root"].map(|name| host.path().join(name));
+    for program in &programs {
+        fs::write(program, "").unwrap();
+        fs::set_permissions(program, fs::Permissions::from_mode(0o6755)).unwrap();
+    }
+    let vm = booted(data.path(), vec![mount("/work", host.path())]).await;
+    stdout(&vm, "echo x >> /work/by-user").await;
+    if is_root() {
+        as_root(&vm, "echo x >> /work/by-root").await;
+    }
+    vm.shutdown().await;
+    for program in &programs[..if is_root() { 2 } else { 1 }] {
+        let metadata = fs::metadata(program).unwrap();
+        assert_eq!((metadata.len(), metadata.mode() & 0o7777), (2, 0o755));
+    }
+}
+
+#[tokio::test]
 async fn device_nodes_and_setuid_programs_of_the_host_are_only_files() {
     if !is_root() {
         return;
