@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -136,6 +136,7 @@ struct Found {
     index: usize,
     mount: HostMount,
     place: OwnedFd,
+    at: Place,
     real_path: PathBuf,
     identity: (u64, u64),
     owner: (u32, u32),
@@ -145,6 +146,34 @@ struct Found {
 }
 
 impl Found {
+    /// Notes what of `private` lies below it, and refuses to be in one of them.
+    fn hide(&mut self, private: &[Place], ids: IdMap) -> Result<()> {
+        let mut hidden = Vec::new();
+        for secret in private {
+            if secret.holds(&self.at) {
+                return Err(VmError::Mount {
+                    index: self.index,
+                    field: "hostPath",
+                    problem: format!(
+                        "\"{}\" is in agentvm's own data directory or agent store, which no VM may see",
+                        self.mount.host_path().display()
+                    ),
+                });
+            }
+            if self.at.holds(secret)
+                && let Ok(below) = secret.path.strip_prefix(&self.at.path)
+                && (ids.root_mapped() || !crosses_mount(&self.place, below))
+            {
+                hidden.push(below.to_owned());
+            }
+        }
+        hidden.sort();
+        // One cover is enough for what lies below another, which sorts before it.
+        hidden.dedup_by(|path, before| path.starts_with(before));
+        self.hidden = hidden;
+        Ok(())
+    }
+
     /// Its files as the VM is to own them.
     fn clone_for(&self, map: &OwnedFd) -> Result<OwnedFd> {
         let path = &self.real_path;
@@ -169,14 +198,16 @@ impl Found {
 
 fn find_all(mounts: &[HostMount], private: &[PathBuf], ids: IdMap) -> Result<Vec<Found>> {
     let table = Table::read();
+    let mounts = mounts.iter().enumerate();
+    let mut found: Vec<Found> = mounts
+        .map(|(index, mount)| find(index, mount, &table))
+        .collect::<Result<_>>()?;
     let private: Vec<Place> = private
         .iter()
-        // What does not exist can't be shown. (What this VM needs was made before.)
-        .filter_map(|path| table.place(&open(&fs::canonicalize(path).ok()?).ok()?))
-        .collect();
-    let mut found = Vec::new();
-    for (index, mount) in mounts.iter().enumerate() {
-        found.push(find(index, mount, &table, &private, ids)?);
+        .filter_map(|path| private_place(path, &found, &table).transpose())
+        .collect::<Result<_>>()?;
+    for found in &mut found {
+        found.hide(&private, ids)?;
     }
     for later in &found {
         check_way(later, &found)?;
@@ -184,13 +215,38 @@ fn find_all(mounts: &[HostMount], private: &[PathBuf], ids: IdMap) -> Result<Vec
     Ok(found)
 }
 
-fn find(
-    index: usize,
-    mount: &HostMount,
-    table: &Table,
-    private: &[Place],
-    ids: IdMap,
-) -> Result<Found> {
+/// Where a directory is that no VM may see. One that does not exist can't be shown; but if a VM is shown
+/// where it belongs, it is made, since the VM could make it first, or is there when somebody else does.
+fn private_place(path: &Path, found: &[Found], table: &Table) -> Result<Option<Place>> {
+    let host = |error| super::directory::host("can't look for what no VM may see", path, error);
+    let place = |path: &Path| {
+        let real = fs::canonicalize(path)?;
+        let place = open(&real).map(|place| table.place(&place));
+        place?.ok_or_else(|| std::io::Error::from_raw_os_error(libc::ESTALE))
+    };
+    match place(path) {
+        Ok(place) => return Ok(Some(place)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(host(error)),
+    }
+    let Some(existing) = path.ancestors().skip(1).find(|above| above.exists()) else {
+        return Ok(None);
+    };
+    let existing = place(existing).map_err(host)?;
+    if !found.iter().any(|found| found.at.holds(&existing)) {
+        return Ok(None);
+    }
+    if let Some(above) = path.parent() {
+        fs::create_dir_all(above).map_err(host)?;
+    }
+    // Who uses it sets the mode that it needs.
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(host(error)),
+        _ => place(path).map(Some).map_err(host),
+    }
+}
+
+fn find(index: usize, mount: &HostMount, table: &Table) -> Result<Found> {
     let shown = || mount.host_path().display();
     let unusable = |errno| VmError::MountSource {
         index,
@@ -221,28 +277,6 @@ fn find(
             at.file_system
         )));
     }
-    let mut hidden = Vec::new();
-    for secret in private.iter().filter(|secret| secret.device == at.device) {
-        if at.path.starts_with(&secret.path) {
-            return Err(refused(format!(
-                "\"{}\" is in agentvm's own data directory or agent store, which no VM may see",
-                shown()
-            )));
-        }
-        if let Ok(below) = secret.path.strip_prefix(&at.path)
-            && (ids.root_mapped() || !crosses_mount(&place, below))
-        {
-            hidden.push(below.to_owned());
-        }
-    }
-    // One cover is enough for what lies below another.
-    let all = hidden.clone();
-    hidden.retain(|path| {
-        let mut others = all.iter().filter(|other| *other != path);
-        !others.any(|other| path.starts_with(other))
-    });
-    hidden.sort();
-    hidden.dedup();
     Ok(Found {
         index,
         mount: mount.clone(),
@@ -250,8 +284,9 @@ fn find(
         owner: (metadata.uid(), metadata.gid()),
         is_directory: metadata.is_dir(),
         place,
+        at,
         real_path,
-        hidden,
+        hidden: Vec::new(),
     })
 }
 
@@ -303,6 +338,13 @@ struct Place {
     device: String,
     path: PathBuf,
     file_system: String,
+}
+
+impl Place {
+    /// Whether `other` is the same place, or below it.
+    fn holds(&self, other: &Self) -> bool {
+        self.device == other.device && other.path.starts_with(&self.path)
+    }
 }
 
 /// The mounts that this process sees (`proc_pid_mountinfo(5)`).

@@ -261,6 +261,42 @@ async fn a_mount_that_holds_the_data_directory_shows_it_empty() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_not_there_yet_can_not_be_made_by_the_vm() {
+    let (home, data) = world();
+    let store = home.path().join(".cache/agentvm/agents");
+    let options = BootOptions {
+        private: vec![data.path().to_owned(), store.clone()],
+        ..with(data.path(), vec![mount("/home/user/host", home.path())])
+    };
+    let vm: DynVm = boot(options).await.unwrap().vm;
+    assert!(store.is_dir());
+    let planted = sh(
+        &vm,
+        "mkdir -p host/.cache/agentvm/agents/node && exit 0; mv host/.cache/agentvm host/x && exit 0; \
+         exit 1",
+    )
+    .await;
+    assert_eq!(planted.exit, Exit::Code(1));
+    // What the host puts there later is not seen.
+    fs::write(store.join("later"), "").unwrap();
+    assert_eq!(stdout(&vm, "ls -A host/.cache/agentvm/agents").await, "");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_store_elsewhere_is_not_made_for_a_mount() {
+    let (host, data) = world();
+    let store = data.path().join("cache/agents");
+    let options = BootOptions {
+        private: vec![store.clone()],
+        ..with(data.path(), vec![mount("/work", host.path())])
+    };
+    let vm: DynVm = boot(options).await.unwrap().vm;
+    vm.shutdown().await;
+    assert!(!store.exists());
+}
+
+#[tokio::test]
 async fn a_mount_in_the_data_directory_is_refused_by_whatever_name() {
     let (host, data) = world();
     let link = host.path().join("link");
