@@ -72,11 +72,14 @@ export interface VmOptions {
 /**
  * A directory or file of the host in a VM. What is mounted below it on the host is not shown, links out of
  * it lead nowhere, and devices and set-user-ID programs in it are only files. The data directory and the
- * agent store are seen empty in it; a mount of something in them is refused.
+ * agent store are seen empty in it; a mount of something in them is refused. Sockets are not only files: what
+ * listens at one on the host, such as Docker, serves the VM too, also where the mount is read-only.
  *
  * Its owner on the host is `user` in the VM, and what `user` makes in it is that owner's on the host. Where
  * the host process is root, other owners of the host are nobody in the VM, which may do with their files
- * what everybody may, and files of the VM's root belong to nobody of the host.
+ * what everybody may, and files of the VM's root belong to nobody of the host. A VM that has a writable
+ * mount sets no set-user-ID or set-group-ID bit, anywhere (`EPERM`): a package with such a program can't be
+ * installed in it.
  *
  * Where something is missing, the call that boots the VM rejects with an errno name, `ENOENT` for
  * example, and names it: `mounts[0].hostPath`.
@@ -89,7 +92,7 @@ export interface Mount {
   path: string;
   /** On the host; a relative path starts at `process.cwd()`. It is looked up when the VM boots. */
   hostPath: string;
-  /** Nothing in it can be changed from the VM. Default: `false`. */
+  /** No file in it can be changed from the VM. Default: `false`. */
   readOnly?: boolean;
 }
 
