@@ -249,8 +249,16 @@ pub(super) fn record_boot(path: &Path, fingerprint: &str) -> Result<LastBoot, Vm
     let before = fs::read_to_string(&record).unwrap_or_default();
     // The kernel's own marker (ovl_create_volatile_dirty); nothing inside the VM can reach it.
     // What can't be removed makes the mount fail, which says why.
-    let incompatible = path.join("layers/work/work/incompat");
+    let work = path.join("layers/work/work");
+    let incompatible = work.join("incompat");
     let volatile = incompatible.join("volatile");
+    for directory in [&work, &incompatible, &volatile] {
+        // Of mode 0: an ordinary user, who owns it, has to open it first.
+        drop(fs::set_permissions(
+            directory,
+            Permissions::from_mode(0o700),
+        ));
+    }
     let in_use = fs::remove_file(volatile.join("dirty")).is_ok();
     drop(fs::remove_dir(volatile));
     drop(fs::remove_dir(incompatible));
@@ -296,7 +304,8 @@ enum Owner {
 
 fn make_skeleton(path: &Path, ids: IdMap) -> io::Result<()> {
     let layers = if ids.root_mapped() { &LAYERS[..] } else { &[] };
-    make_directories(path, ids, SKELETON.iter().chain(layers))
+    make_directories(path, ids, SKELETON.iter().chain(layers))?;
+    packages::lead_to_database(path, ids)
 }
 
 /// What a VM on an image has wherever it runs.
@@ -327,7 +336,7 @@ fn make_directories<'a>(
         // The umask of the host process is not the VM's.
         fs::set_permissions(&directory, Permissions::from_mode(*mode))?;
     }
-    packages::lead_to_database(path, ids)
+    Ok(())
 }
 
 /// How long a lock may outlive its holder: a program that the holder was just starting has copies
