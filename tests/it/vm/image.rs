@@ -8,6 +8,7 @@ use std::process::Command;
 
 use agentvm::error::Error;
 use agentvm::vm::exec::{ExecOptions, exec};
+use agentvm::vm::mount::HostMount;
 use agentvm::vm::namespace::boot;
 use agentvm::vm::{DynVm, Image, User};
 
@@ -241,4 +242,30 @@ async fn an_exec_without_a_shell_says_so() {
     assert_eq!(error.code.as_str(), "ENOENT");
     assert!(error.message.contains("no /bin/sh"), "{error}");
     vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_mount_lies_in_an_image_and_follows_none_of_its_links() {
+    let data = tempfile::tempdir().unwrap();
+    let host = tempfile::tempdir().unwrap();
+    fs::set_permissions(host.path(), Permissions::from_mode(0o755)).unwrap();
+    fs::write(host.path().join("file"), "of the host").unwrap();
+    let root = rootfs(data.path(), "rootfs");
+    symlink("/home", root.join("link")).unwrap();
+    let at = |point: &str| agentvm::vm::namespace::BootOptions {
+        image: Some(image(root.clone())),
+        mounts: vec![HostMount::new(point, host.path(), false).unwrap()],
+        ..options(data.path(), "a")
+    };
+    let vm: DynVm = boot(at("/srv/project")).await.unwrap().vm;
+    let shown = stdout(&vm, "cat /srv/project/file; ln -s file /srv/project/made").await;
+    assert_eq!(shown, "of the host");
+    vm.shutdown().await;
+    let made = fs::symlink_metadata(host.path().join("made")).unwrap();
+    assert_eq!(made.uid(), fs::metadata(host.path()).unwrap().uid());
+    for point in ["/link", "/link/project"] {
+        let error = Error::from(boot(at(point)).await.err().expect("a refusal"));
+        assert_eq!(error.code.as_str(), "ELOOP", "{error}");
+        assert!(error.message.contains(point), "{error}");
+    }
 }
