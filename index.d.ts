@@ -510,6 +510,50 @@ export interface Agent extends AsyncDisposable {
   processTree(): Promise<ProcessTree[]>;
 
   /**
+   * Opens a terminal in the VM with a shell on it: a real one, with job control, in which editors, pagers
+   * and multiplexers run. What it shows is told by `shellData`, its end by `shellExit`. It keeps the VM awake
+   * and Node alive. `npx agentvm shell` is such a shell on your own terminal.
+   *
+   * The default is bash, or sh where there is none, as a login shell: it reads `/etc/profile` and
+   * `~/.profile`. A terminal has one stream: `shellData` is read as fast as listeners take it, and the last
+   * 256 KiB are kept while nobody listens.
+   *
+   * @throws {AgentVmError} `ENOENT`, `EACCES` for `command` or `cwd`, `INVALID_ARGUMENT`, `VM_LIMIT`,
+   * `EIO` if the VM has 256 terminals already
+   */
+  openShell(options?: ShellOptions): Promise<Shell>;
+
+  /**
+   * Types into a shell: `"\u0003"` is Ctrl-C. What is written first arrives first, whether or not you wait.
+   *
+   * @throws {AgentVmError} `EPIPE` if it has ended, `SHELL_NOT_FOUND`
+   */
+  writeShell(shellId: string, data: string | Uint8Array): Promise<void>;
+
+  /**
+   * Tells the programs on the terminal (SIGWINCH) that it has another size.
+   *
+   * @throws {AgentVmError} `SHELL_NOT_FOUND`, `INVALID_ARGUMENT`
+   */
+  resizeShell(shellId: string, size: ShellSize): Promise<void>;
+
+  /**
+   * Hangs up, as closing the window of a terminal does, and resolves when the shell has ended: if it has not
+   * a second later, it is killed with everything in its session. One that has ended is no error.
+   *
+   * @throws {AgentVmError} `SHELL_NOT_FOUND`
+   */
+  closeShell(shellId: string): Promise<void>;
+
+  /**
+   * Resolves when a shell has ended and listeners have been told everything; at once for one that has ended.
+   * The last 32 that have ended are known.
+   *
+   * @throws {AgentVmError} `SHELL_NOT_FOUND`, `ABORTED`, `CLIENT_CLOSED`
+   */
+  waitShell(shellId: string, options?: WaitOptions): Promise<ShellEnd>;
+
+  /**
    * Reads a regular file, or a part of it, of at most 2 GiB (`EFBIG`: `createReadStream` has no such
    * limit); of `/proc` none.
    *
@@ -1184,6 +1228,33 @@ export interface ProcessEnd {
   vmEnded: boolean;
 }
 
+export interface ShellOptions extends Partial<ShellSize> {
+  /** A program to run instead of a shell, found in `PATH`. */
+  command?: string;
+  /** Arguments of `command`. */
+  args?: readonly string[];
+  /** Added to the VM's own defaults (`PATH`, `HOME`, …) and `TERM=xterm-256color`. */
+  env?: Readonly<Record<string, string>>;
+  /** Default: `/home/user`. */
+  cwd?: string;
+  /** `"root"` is the VM's root, never the host's; it exists where the host process is root. */
+  user?: "user" | "root";
+}
+
+/** In characters, from 1 to 65535. */
+export interface ShellSize {
+  /** Default: 80. */
+  cols: number;
+  /** Default: 24. */
+  rows: number;
+}
+
+export interface Shell {
+  shellId: string;
+}
+
+export type ShellEnd = Omit<ProcessEnd, "timedOut">;
+
 /** A process that was started by `spawn`. */
 export interface ProcessRecord {
   pid: number;
@@ -1500,6 +1571,16 @@ export interface AgentEvents {
   };
   /** A process of `spawn` has ended, and all of its output was told. */
   processExit: { pid: number } & ProcessEnd;
+  /** A terminal shows something. The first listener is also told what was kept while nobody listened. */
+  shellData: {
+    shellId: string;
+    /** As a terminal gets it, with control sequences; a character may be cut between two of these. */
+    data: Uint8Array;
+    /** How much before these bytes was not kept, because nobody listened; mostly 0. */
+    droppedBytes: number;
+  };
+  /** A shell has ended, and all of its data was told. */
+  shellExit: { shellId: string } & ShellEnd;
 }
 
 /** What a VM takes of the host. */
@@ -1678,6 +1759,7 @@ export type ErrorCode =
   | "ENV_REQUIRED"
   | "PERMISSION_NOT_FOUND"
   | "PROCESS_NOT_FOUND"
+  | "SHELL_NOT_FOUND"
   | "VM_UNSUPPORTED"
   | "VM_BUSY"
   | "VM_EXITED"

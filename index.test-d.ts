@@ -45,6 +45,8 @@ import {
   type SessionEventIterator,
   type SessionModes,
   type SessionState,
+  type Shell,
+  type ShellEnd,
   type SpawnedProcess,
   type VmConnection,
   type VmProcess,
@@ -310,6 +312,13 @@ agent.on("processOutput", ({ data, stream }) => {
   expectType<Uint8Array>(data);
   expectType<"stdout" | "stderr">(stream);
 });
+expectType<Promise<Shell>>(agent.openShell({ cols: 80, user: "root" }));
+expectType<Promise<void>>(agent.writeShell("shell-1", "ls\r"));
+expectType<Promise<void>>(agent.resizeShell("shell-1", { cols: 80, rows: 24 }));
+expectType<Promise<ShellEnd>>(agent.waitShell("shell-1"));
+expectError(agent.resizeShell("shell-1", { cols: 80 }));
+expectError(agent.openShell({ shell: "zsh" }));
+agent.on("shellData", ({ data }) => expectType<Uint8Array>(data));
 agent.on("processExit", (end) => expectType<{ pid: number } & ProcessEnd>(end));
 
 expectType<Promise<Response>>(agent.vmFetch(3000, "/", { method: "POST", body: "text" }));

@@ -9,7 +9,7 @@ import { createReadStream, downloadFile, uploadFile } from "./file-transfer";
 import { link, readdir, readFiles, requirePath, walk, watch, writeFiles } from "./files";
 import { Listeners } from "./listeners";
 import { native } from "./native";
-import { processEnd, requirePid, treeOf } from "./processes";
+import { processEnd, requirePid, shellEnd, treeOf } from "./processes";
 import { SessionEvents } from "./session-events";
 import { vmFetch, vmWebSocket } from "./vm-fetch";
 
@@ -325,6 +325,37 @@ export class Agent implements Api.Agent {
 
   async processTree(): Promise<Api.ProcessTree[]> {
     return treeOf(await this.allProcesses());
+  }
+
+  // Terminals
+
+  async openShell(options: Api.ShellOptions = {}): Promise<Api.Shell> {
+    const shellId = await call(this.#vm.openShell(json("options", requireOptions(options))));
+    // A promise keeps Node alive, as long as the shell runs.
+    this.#vm.waitShell(shellId, new native.NativeAbort()).catch(() => {}); // the client was closed
+    return { shellId };
+  }
+
+  async writeShell(shellId: string, data: string | Uint8Array): Promise<void> {
+    requireString("shellId", shellId);
+    await call(this.#vm.writeShell(shellId, bytes("data", data)));
+  }
+
+  async resizeShell(shellId: string, size: Api.ShellSize): Promise<void> {
+    requireString("shellId", shellId);
+    await call(this.#vm.resizeShell(shellId, json("size", requireOptions(size))));
+  }
+
+  async closeShell(shellId: string): Promise<void> {
+    requireString("shellId", shellId);
+    await call(this.#vm.closeShell(shellId));
+  }
+
+  async waitShell(shellId: string, options: Api.WaitOptions = {}): Promise<Api.ShellEnd> {
+    requireString("shellId", shellId);
+    const { signal, ...more } = requireOptions(options);
+    refuseMore(more);
+    return shellEnd(await abortable(signal, (abort) => this.#vm.waitShell(shellId, abort)));
   }
 
   // Files

@@ -1,4 +1,4 @@
-/** What processes write, on its way to listeners. */
+/** What processes and shells write, on its way to listeners. */
 
 import type * as Api from "../index";
 import { callSync, invalidArgument } from "./errors";
@@ -7,9 +7,10 @@ import type { native } from "./native";
 type NativeVm = InstanceType<typeof native.NativeVm>;
 type NativeSubscription = ReturnType<NativeVm["subscribeOutput"]>;
 type NativeBatch = Parameters<Parameters<NativeVm["subscribeOutput"]>[0]>[0];
+type NativeEnd = Awaited<ReturnType<NativeVm["waitProcess"]>>;
 
 /** Events that do not come from the log of sessions. */
-export const OUTPUT_EVENTS = ["processOutput", "processExit"] as const;
+export const OUTPUT_EVENTS = ["processOutput", "processExit", "shellData", "shellExit"] as const;
 
 type OutputEvent = (typeof OUTPUT_EVENTS)[number];
 export type OutputItem = {
@@ -54,8 +55,8 @@ export class OutputEvents {
   }
 
   #change(): void {
-    const [output, exit] = OUTPUT_EVENTS.map(this.#has) as [boolean, boolean];
-    if (!output && !exit) {
+    const wanted = OUTPUT_EVENTS.filter(this.#has);
+    if (wanted.length === 0) {
       this.#subscription?.close();
       this.#subscription = undefined;
       return;
@@ -63,22 +64,32 @@ export class OutputEvents {
     this.#subscription ??= callSync(() =>
       this.#vm.subscribeOutput((batch) => this.#deliver(batch.map(itemOf))),
     );
-    this.#subscription.setInterest(output, exit);
+    this.#subscription.setInterest(wanted);
   }
 }
 
-function itemOf({ pid, isStdout, data, droppedBytes, end }: NativeBatch[number]): OutputItem {
-  if (end) {
-    return { type: "processExit", value: { pid, ...processEnd(end) } };
+function itemOf(output: NativeBatch[number]): OutputItem {
+  const { pid, shellId, isStdout, data = new Uint8Array(), droppedBytes, end } = output;
+  if (pid !== undefined) {
+    return end
+      ? { type: "processExit", value: { pid, ...processEnd(end) } }
+      : {
+          type: "processOutput",
+          value: { pid, stream: isStdout ? "stdout" : "stderr", data, droppedBytes },
+        };
   }
-  const stream = isStdout ? "stdout" : "stderr";
-  return {
-    type: "processOutput",
-    value: { pid, stream, data: data ?? new Uint8Array(), droppedBytes },
-  };
+  const id = shellId as string; // one of the two is there
+  return end
+    ? { type: "shellExit", value: { shellId: id, ...shellEnd(end) } }
+    : { type: "shellData", value: { shellId: id, data, droppedBytes } };
 }
 
-export function processEnd(end: NonNullable<NativeBatch[number]["end"]>): Api.ProcessEnd {
+export function shellEnd(end: NativeEnd): Api.ShellEnd {
+  const { exitCode, signal, vmEnded } = processEnd(end);
+  return { exitCode, signal, vmEnded };
+}
+
+export function processEnd(end: NativeEnd): Api.ProcessEnd {
   return {
     exitCode: end.exitCode ?? null,
     signal: end.signal ?? null,

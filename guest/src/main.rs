@@ -20,6 +20,7 @@ mod process;
 mod processes;
 mod serve;
 mod setid;
+mod terminal;
 mod tree;
 mod watch;
 mod worker;

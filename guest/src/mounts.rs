@@ -13,6 +13,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use crate::boot::{Failure, errno_of};
 use crate::host_mounts;
 use crate::image;
+use crate::terminal::TTY_GROUP;
 
 /// Where the new root grows, seen by this mount namespace only: a directory that every host has and
 /// that no [`Source::HostPath`] lies under.
@@ -267,14 +268,21 @@ fn dev(path: &str, shm_size: u64) -> nix::Result<()> {
         io(symlink(target, at(&format!("{path}/{name}"))))?;
     }
     let pts = at(&format!("{path}/pts"));
+    // The kernel has 4096 for all of the host.
+    let options = "newinstance,ptmxmode=0666,mode=0620,max=256";
+    // Where the VM has that group.
+    let options = if nix::unistd::geteuid().is_root() {
+        format!("{options},gid={TTY_GROUP}")
+    } else {
+        options.to_owned()
+    };
     io(fs::create_dir(&pts))?;
     mount(
         Some("devpts"),
         pts.as_str(),
         Some("devpts"),
         MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
-        // The kernel has 4096 for all of the host.
-        Some("newinstance,ptmxmode=0666,mode=0620,max=256"),
+        Some(options.as_str()),
     )?;
     io(fs::create_dir(at(&format!("{path}/shm"))))?;
     tmpfs(&format!("{path}/shm"), 0o1777, shm_size, 65_536)

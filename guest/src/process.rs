@@ -20,6 +20,8 @@ pub(crate) struct Launch {
     cwd: CString,
     user: Account,
     stdio: [OwnedFd; 3],
+    /// Its stdin is the terminal that controls its session.
+    has_terminal: bool,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,13 @@ impl Launch {
             cwd: CString::new(cwd).map_err(|_| Errno::EINVAL)?,
             user,
             stdio,
+            has_terminal: false,
         })
+    }
+
+    /// Makes its stdin, a terminal, the one that controls its session.
+    pub(crate) const fn control_terminal(&mut self) {
+        self.has_terminal = true;
     }
 
     /// Starts it as leader of a session and process group of its own.
@@ -132,6 +140,9 @@ unsafe fn become_program(child: &Child<'_>) -> (i32, FailedAt) {
             if libc::dup2(source, target) < 0 {
                 return failed(FailedAt::Operation);
             }
+        }
+        if child.launch.has_terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+            return failed(FailedAt::Operation);
         }
         // This process blocks what it reads from its signalfd.
         let mut none = std::mem::zeroed();

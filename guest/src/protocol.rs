@@ -12,11 +12,13 @@ mod host_mount;
 mod limits;
 mod port;
 mod process;
+mod terminal;
 
 pub use self::host_mount::{HostMount, HostSource};
 pub use self::limits::{LimitOp, LimitSpec, ProcessUsage};
 pub use self::port::{MAX_LISTENERS, PortOp};
 pub use self::process::{MAX_COMMAND, ProcessEntry, ProcessOp};
+pub use self::terminal::TerminalSpec;
 
 /// Largest packet either side sends: well under what SEQPACKET takes (`EMSGSIZE` near 256 KiB).
 /// A larger request travels in a memfd; a reply is never larger.
@@ -55,6 +57,12 @@ pub enum Request {
         env: Vec<Bytes>,
         cwd: Bytes,
         user: Account,
+    },
+    /// A spawned process on a terminal of its own. [`Reply::Spawned`] has the terminal's other end as
+    /// its descriptor.
+    Terminal {
+        id: RequestId,
+        spec: Box<TerminalSpec>,
     },
     /// To the process group `pid` of a spawned process.
     Signal {

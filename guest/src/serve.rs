@@ -18,6 +18,7 @@ use crate::limits;
 use crate::ports;
 use crate::process::{Launch, SpawnError};
 use crate::processes;
+use crate::terminal;
 
 /// Serves the host until it hangs up, then ends every process of the VM.
 pub(crate) fn serve(control: &Control) {
@@ -116,6 +117,13 @@ impl Guest<'_> {
                     Err(SpawnError { errno, at }) => self.fail(id, errno, at),
                 }
             }
+            Request::Terminal { id, spec } => match terminal::start(*spec) {
+                Ok((pid, terminal)) => {
+                    self.spawned.insert(pid);
+                    self.control.send(&Reply::Spawned { id, pid }, &[terminal]);
+                }
+                Err(SpawnError { errno, at }) => self.fail(id, errno, at),
+            },
             Request::Signal { id, pid, signal } => {
                 // A group outlives its leader, and the kernel does not reuse its number meanwhile.
                 // Group 1 and 'all' (0, -1) are not the host's to signal.

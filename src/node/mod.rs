@@ -19,4 +19,5 @@ mod options;
 mod processes;
 mod record;
 mod sessions;
+mod shells;
 mod vm;

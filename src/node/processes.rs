@@ -23,7 +23,8 @@ use super::options::{RawUser, path};
 use super::vm::{NativeAbort, NativeVm, aborting, signal_name};
 use crate::error::{Error, Result};
 use crate::session::{
-    End, Interest, Output, OutputSubscription, SpawnOptions, Spawned, Stream, check_environment,
+    End, Interest, Output, OutputSubscription, ShellId, Source, SpawnOptions, Spawned, Stream,
+    check_environment,
 };
 use crate::vm::{Exit, ProcessInfo, User};
 
@@ -62,10 +63,12 @@ impl From<End> for NativeEnd {
     }
 }
 
-/// Something that a process has written, or its end: one of `data` and `end` is there.
+/// Something that a process or shell has written, or its end: one of `data` and `end` is there, and one of
+/// `pid` and `shell_id`.
 #[napi(object)]
 pub struct NativeOutput {
-    pub pid: u32,
+    pub pid: Option<u32>,
+    pub shell_id: Option<String>,
     /// Not of standard error.
     pub is_stdout: bool,
     pub data: Option<Buffer>,
@@ -83,12 +86,15 @@ pub struct NativeOutputSubscription {
 
 #[napi]
 impl NativeOutputSubscription {
-    /// What the callback is for from now on.
+    /// The events that the callback is for from now on.
     #[napi]
-    pub fn set_interest(&self, process_output: bool, process_exit: bool) {
+    pub fn set_interest(&self, events: Vec<String>) {
+        let has = |event: &str| events.iter().any(|own| own == event);
         self.subscription.set_interest(Interest {
-            process_output,
-            process_exit,
+            process_output: has("processOutput"),
+            process_exit: has("processExit"),
+            shell_data: has("shellData"),
+            shell_exit: has("shellExit"),
         });
     }
 
@@ -268,27 +274,39 @@ impl NativeVm {
 }
 
 fn output(output: Output) -> NativeOutput {
+    let of = |source| match source {
+        Source::Process(pid) => (Some(pid), None),
+        Source::Shell(number) => (None, Some(ShellId(number).to_string())),
+    };
     match output {
         Output::Data {
-            pid,
+            source,
             stream,
             data,
             dropped,
-        } => NativeOutput {
-            pid,
-            is_stdout: stream == Stream::Stdout,
-            data: Some(data.into()),
-            #[expect(clippy::cast_precision_loss, reason = "exact to 8 PiB")]
-            dropped_bytes: dropped as f64,
-            end: None,
-        },
-        Output::Exit { pid, end } => NativeOutput {
-            pid,
-            is_stdout: false,
-            data: None,
-            dropped_bytes: 0.0,
-            end: Some(end.into()),
-        },
+        } => {
+            let (pid, shell_id) = of(source);
+            NativeOutput {
+                pid,
+                shell_id,
+                is_stdout: stream == Stream::Stdout,
+                data: Some(data.into()),
+                #[expect(clippy::cast_precision_loss, reason = "exact to 8 PiB")]
+                dropped_bytes: dropped as f64,
+                end: None,
+            }
+        }
+        Output::Exit { source, end } => {
+            let (pid, shell_id) = of(source);
+            NativeOutput {
+                pid,
+                shell_id,
+                is_stdout: false,
+                data: None,
+                dropped_bytes: 0.0,
+                end: Some(end.into()),
+            }
+        }
     }
 }
 

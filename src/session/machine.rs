@@ -14,6 +14,7 @@ use super::emission::{Emission, Notice, ShutdownReason};
 use super::limits;
 use super::processes::Processes;
 use super::sessions::Slot;
+use super::shells::Shells;
 use crate::agents::{Installed, Lease};
 use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmKey};
@@ -42,6 +43,7 @@ pub(super) struct Machine {
     pub(super) emission: Arc<Emission>,
     /// What callers have started in it.
     pub(super) processes: Arc<Processes>,
+    pub(super) shells: Arc<Shells>,
     /// Open clients that have asked for this VM.
     users: Mutex<HashSet<u64>>,
 }
@@ -71,6 +73,7 @@ impl Machine {
             swept,
             emission: Arc::default(),
             processes: Arc::default(),
+            shells: Arc::default(),
             users: Mutex::default(),
         }
     }
@@ -373,7 +376,11 @@ impl Machine {
     async fn end(&self, ending: Ending, reason: ShutdownReason) -> Result<()> {
         let one_at_a_time = self.ends.lock().await;
         ending.made().await;
-        tokio::join!(self.close_agents(), self.processes.end_all());
+        tokio::join!(
+            self.close_agents(),
+            self.processes.end_all(),
+            self.shells.end_all()
+        );
         let mut running = self.running.lock().await;
         self.gate.stop_timer();
         let mut ended = end(&mut running, &self.emission, reason).await;
@@ -384,14 +391,15 @@ impl Machine {
             let deleted = namespace::delete(&self.dir, &self.key_json()).await;
             ended = deleted.map_err(Error::from);
         }
-        let told = self.processes.told();
+        let told = (self.processes.told(), self.shells.told());
         drop((running, one_at_a_time, ending));
         if reason == ShutdownReason::Close {
             // Whoever closed listens no more after this.
             self.emission.drained().await;
         }
         self.emission.noticed().await;
-        told.await;
+        told.0.await;
+        told.1.await;
         ended
     }
 

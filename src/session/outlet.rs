@@ -17,7 +17,15 @@ const MOST_KEPT: usize = 64 << 20;
 /// What is handed over at once.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// Which of a process's outputs.
+/// Who writes: processes and shells have numbers of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A pid.
+    Process(u32),
+    Shell(u64),
+}
+
+/// Which of a process's outputs. A shell has the first alone: its terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     Stdout,
@@ -38,14 +46,14 @@ pub struct End {
 #[derive(Debug, Clone)]
 pub enum Output {
     Data {
-        pid: u32,
+        source: Source,
         stream: Stream,
         data: Vec<u8>,
         /// Bytes before these that nobody was there for, and that were not kept.
         dropped: u64,
     },
     /// After all of its output.
-    Exit { pid: u32, end: End },
+    Exit { source: Source, end: End },
 }
 
 impl Output {
@@ -59,16 +67,33 @@ impl Output {
 
 /// What a subscription is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each event")]
 pub struct Interest {
     pub process_output: bool,
     pub process_exit: bool,
+    pub shell_data: bool,
+    pub shell_exit: bool,
 }
 
 impl Interest {
+    const fn has_output(self, source: Source) -> bool {
+        match source {
+            Source::Process(_) => self.process_output,
+            Source::Shell(_) => self.shell_data,
+        }
+    }
+
+    const fn has_exit(self, source: Source) -> bool {
+        match source {
+            Source::Process(_) => self.process_exit,
+            Source::Shell(_) => self.shell_exit,
+        }
+    }
+
     const fn is_in(self, output: &Output) -> bool {
         match output {
-            Output::Data { .. } => self.process_output,
-            Output::Exit { .. } => self.process_exit,
+            Output::Data { source, .. } => self.has_output(*source),
+            Output::Exit { source, .. } => self.has_exit(*source),
         }
     }
 }
@@ -95,7 +120,7 @@ struct State {
 
 /// What a process has for listeners that are not there yet.
 struct Kept {
-    pid: u32,
+    source: Source,
     /// Of each stream.
     limit: usize,
     streams: [Tail; 2],
@@ -142,12 +167,12 @@ struct Queue {
 
 impl Outlet {
     /// `limit`: bytes that are kept of each stream while nobody listens.
-    pub(super) fn open(&self, pid: u32, limit: usize) -> Channel {
+    pub(super) fn open(&self, source: Source, limit: usize) -> Channel {
         let mut state = self.state();
         state.opened += 1;
         let channel = Channel(state.opened);
         let kept = Kept {
-            pid,
+            source,
             limit,
             streams: Default::default(),
             exit: None,
@@ -160,10 +185,10 @@ impl Outlet {
     /// Output of a process that has not ended.
     pub(super) fn data(&self, channel: Channel, stream: Stream, data: Vec<u8>) -> Delivery {
         let mut state = self.state();
-        let Some(pid) = state.channels.get(&channel).map(|kept| kept.pid) else {
+        let Some(source) = state.channels.get(&channel).map(|kept| kept.source) else {
             return Delivery::default();
         };
-        let listeners = state.interested(|interest| interest.process_output);
+        let listeners = state.interested(|interest| interest.has_output(source));
         if listeners.is_empty() {
             state.keep(channel, stream, &data);
             return Delivery::default();
@@ -171,7 +196,7 @@ impl Outlet {
         Delivery::of(
             &listeners,
             Output::Data {
-                pid,
+                source,
                 stream,
                 data,
                 dropped: 0,
@@ -182,7 +207,10 @@ impl Outlet {
     /// The process has ended: the last that is told of it.
     pub(super) fn exit(&self, channel: Channel, end: End) -> Delivery {
         let mut state = self.state();
-        let listeners = state.interested(|interest| interest.process_exit);
+        let Some(source) = state.channels.get(&channel).map(|kept| kept.source) else {
+            return Delivery::default();
+        };
+        let listeners = state.interested(|interest| interest.has_exit(source));
         let Some(kept) = state.channels.get_mut(&channel) else {
             return Delivery::default();
         };
@@ -191,8 +219,7 @@ impl Outlet {
             kept.exit = Some(end);
             return Delivery::default();
         }
-        let pid = kept.pid;
-        Delivery::of(&listeners, Output::Exit { pid, end })
+        Delivery::of(&listeners, Output::Exit { source, end })
     }
 
     /// Nobody is to be told of this process any more.
@@ -268,8 +295,8 @@ impl State {
     fn take_kept(&mut self, interest: Interest) -> Vec<Output> {
         let mut taken = Vec::new();
         for kept in self.channels.values_mut() {
-            let pid = kept.pid;
-            if interest.process_output {
+            let source = kept.source;
+            if interest.has_output(source) {
                 for stream in [Stream::Stdout, Stream::Stderr] {
                     let tail = &mut kept.streams[stream as usize];
                     if !tail.is_empty() {
@@ -277,7 +304,7 @@ impl State {
                         self.kept -= bytes.len();
                         let data = Vec::from(bytes);
                         taken.push(Output::Data {
-                            pid,
+                            source,
                             stream,
                             data,
                             dropped,
@@ -285,8 +312,8 @@ impl State {
                     }
                 }
             }
-            if interest.process_exit {
-                taken.extend(kept.exit.take().map(|end| Output::Exit { pid, end }));
+            if interest.has_exit(source) {
+                taken.extend(kept.exit.take().map(|end| Output::Exit { source, end }));
             }
         }
         taken
@@ -439,10 +466,14 @@ mod tests {
     const OUTPUT: Interest = Interest {
         process_output: true,
         process_exit: false,
+        shell_data: false,
+        shell_exit: false,
     };
     const BOTH: Interest = Interest {
         process_output: true,
         process_exit: true,
+        shell_data: false,
+        shell_exit: false,
     };
     const END: End = End {
         exit: Exit::Code(0),
@@ -466,7 +497,7 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_hears_is_kept_and_its_beginning_dropped() {
         let outlet = Arc::new(Outlet::default());
-        let channel = outlet.open(7, 4);
+        let channel = outlet.open(Source::Process(7), 4);
         outlet
             .data(channel, Stream::Stdout, b"abc".to_vec())
             .handed()
@@ -488,7 +519,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_chunk_is_delivered_when_every_listener_was_handed_it() {
         let outlet = Arc::new(Outlet::default());
-        let channel = outlet.open(7, 4);
+        let channel = outlet.open(Source::Process(7), 4);
         let (one, two) = (outlet.subscribe(), outlet.subscribe());
         one.set_interest(OUTPUT);
         two.set_interest(OUTPUT);
@@ -504,7 +535,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_stops_listening_keeps_nobody_waiting() {
         let outlet = Arc::new(Outlet::default());
-        let channel = outlet.open(7, 4);
+        let channel = outlet.open(Source::Process(7), 4);
         let (one, two) = (outlet.subscribe(), outlet.subscribe());
         one.set_interest(OUTPUT);
         two.set_interest(OUTPUT);
@@ -519,7 +550,9 @@ mod tests {
     #[tokio::test]
     async fn all_that_is_kept_is_bounded() {
         let outlet = Arc::new(Outlet::default());
-        let channels: Vec<_> = (0..3).map(|pid| outlet.open(pid, MOST_KEPT)).collect();
+        let channels: Vec<_> = (0..3)
+            .map(|pid| outlet.open(Source::Shell(pid), MOST_KEPT))
+            .collect();
         let half = vec![0; MOST_KEPT / 2];
         outlet.data(channels[0], Stream::Stdout, half.clone());
         outlet.exit(channels[0], END);
@@ -530,16 +563,22 @@ mod tests {
         outlet.data(channels[2], Stream::Stderr, half);
         assert_eq!(outlet.state().kept, MOST_KEPT);
         let listener = outlet.subscribe();
-        listener.set_interest(OUTPUT);
+        listener.set_interest(Interest {
+            shell_data: true,
+            ..Interest::default()
+        });
         let state = listener.subscriber.state();
         let lengths: Vec<_> = state
             .items
             .iter()
             .map(|output| match output {
                 Output::Data {
-                    pid, data, dropped, ..
-                } => (*pid, data.len(), *dropped),
-                Output::Exit { .. } => unreachable!("not asked for"),
+                    source: Source::Shell(number),
+                    data,
+                    dropped,
+                    ..
+                } => (*number, data.len(), *dropped),
+                other => unreachable!("not asked for: {other:?}"),
             })
             .collect();
         let half = MOST_KEPT / 2;

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use super::awake::Awake;
 use super::client::{VmHandle, closed_error};
-use super::outlet::{Channel, End, Interest, Outlet, OutputSubscription, Stream};
+use super::outlet::{Channel, End, Interest, Outlet, OutputSubscription, Source, Stream};
 use crate::error::{Code, Error, Result};
 use crate::vm::{
     Command, DynVm, Exit, GuestPath, Process, ProcessInfo, User, VmError, environment, exited,
@@ -26,7 +26,7 @@ const ENDED: usize = 128;
 const CHUNK: usize = 64 * 1024;
 
 /// How long processes have to end on SIGTERM when their VM is put to sleep, closed or destroyed.
-const GRACE: Duration = Duration::from_secs(1);
+pub(super) const GRACE: Duration = Duration::from_secs(1);
 
 /// How [`VmHandle::spawn`] starts a program.
 #[derive(Debug, Clone)]
@@ -73,7 +73,7 @@ pub struct Spawned {
 /// Those of one VM.
 #[derive(Default)]
 pub(super) struct Processes {
-    outlet: Arc<Outlet>,
+    pub(super) outlet: Arc<Outlet>,
     records: Mutex<Records>,
 }
 
@@ -314,7 +314,7 @@ impl Processes {
         };
         let record = Arc::new(Record {
             pid,
-            channel: self.outlet.open(pid, limit),
+            channel: self.outlet.open(Source::Process(pid), limit),
             command,
             started_at: now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(0)),
             vm,

@@ -17,6 +17,7 @@ pub use image::{Image, MadeWith};
 pub use limits::{Limit, Limited, Limits, Reached, Usage};
 pub use port::Ports;
 pub use process::{ProcessInfo, ProcessState, Processes};
+pub use terminal::{Size, Terminal, TerminalEnd, TerminalInput, Terminals};
 
 mod diagnosis;
 pub mod environment;
@@ -31,6 +32,7 @@ pub mod mount;
 pub mod namespace;
 mod port;
 mod process;
+mod terminal;
 
 /// What a program, or an agent, should know of a VM: in it at `/etc/agentvm/instructions.md`.
 pub const INSTRUCTIONS: &str = include_str!("instructions.md");
@@ -172,7 +174,7 @@ pub enum VmEnd {
 
 /// A running VM. All calls act on the guest side: no guest path is ever resolved by the host.
 #[async_trait]
-pub trait Vm: Files + Limited + Ports + Processes + Send + Sync + 'static {
+pub trait Vm: Files + Limited + Ports + Processes + Terminals + Send + Sync + 'static {
     async fn spawn(&self, command: &Command) -> Result<Process>;
 
     /// Signals the whole process group of a process started by [`Vm::spawn`].

@@ -48,6 +48,8 @@ pub(super) enum Answer {
 pub(super) struct Child {
     pub(super) pid: u32,
     pub(super) exit: watch::Receiver<Option<Exit>>,
+    /// What PID 1 says is the other end of its terminal.
+    pub(super) terminal: Option<OwnedFd>,
 }
 
 /// What PID 1 says first.
@@ -272,6 +274,7 @@ impl Control {
                 let child = Child {
                     pid: pid.cast_unsigned(),
                     exit,
+                    terminal: descriptors.pop(),
                 };
                 return Ok(match waiting.send(Answer::Spawned(child)) {
                     Ok(()) => {

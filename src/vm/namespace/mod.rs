@@ -21,6 +21,7 @@ mod processes;
 mod running;
 mod seccomp;
 mod starter;
+mod terminals;
 mod trees;
 mod unsupported;
 

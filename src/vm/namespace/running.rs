@@ -108,6 +108,31 @@ impl NamespaceVm {
         })
     }
 
+    /// Why PID 1 has started no program.
+    pub(super) fn not_started(&self, command: &Command, answer: Answer) -> VmError {
+        let program = command.argv.first().cloned().unwrap_or_default();
+        match answer {
+            Answer::Failed {
+                errno,
+                at: FailedAt::Cwd,
+            } => VmError::File {
+                op: "can't enter the working directory",
+                path: command.cwd.as_str().to_owned(),
+                errno,
+            },
+            // fork(2), execve(2): no other cause of it is left here.
+            Answer::Failed {
+                errno: Errno::EAGAIN,
+                ..
+            } => {
+                self.limiter.refused_pid();
+                no_more_pids(self, &program)
+            }
+            Answer::Failed { errno, .. } => VmError::Spawn { program, errno },
+            other => unexpected(&other),
+        }
+    }
+
     pub(super) fn control(&self) -> &Control {
         &self.control
     }
@@ -171,28 +196,7 @@ impl Vm for NamespaceVm {
                 exit: child.exit,
                 before,
             }),
-            Answer::Failed {
-                errno,
-                at: FailedAt::Cwd,
-            } => Err(VmError::File {
-                op: "can't enter the working directory",
-                path: command.cwd.as_str().to_owned(),
-                errno,
-            }),
-            // fork(2), execve(2): no other cause of it is left here.
-            Answer::Failed {
-                errno: Errno::EAGAIN,
-                ..
-            } => {
-                self.limiter.refused_pid();
-                let program = command.argv.first().map_or("", String::as_str);
-                Err(no_more_pids(self, program))
-            }
-            Answer::Failed { errno, .. } => Err(VmError::Spawn {
-                program: command.argv.first().cloned().unwrap_or_default(),
-                errno,
-            }),
-            other => Err(unexpected(&other)),
+            answer => Err(self.not_started(command, answer)),
         }
     }
 

@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentvm::error::Code;
-use agentvm::session::{End, Interest, Output, OutputSubscription, SpawnOptions, Stream, VmHandle};
+use agentvm::session::{
+    End, Interest, Output, OutputSubscription, Source, SpawnOptions, Stream, VmHandle,
+};
 use agentvm::vm::Exit;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -14,6 +16,8 @@ use super::fixture::{World, code, within};
 const BOTH: Interest = Interest {
     process_output: true,
     process_exit: true,
+    shell_data: false,
+    shell_exit: false,
 };
 
 const DONE: End = End {
@@ -61,7 +65,7 @@ impl Heard {
         let told = self.told.lock().unwrap();
         let chunks = told.iter().filter_map(|output| match output {
             Output::Data {
-                pid: own,
+                source: Source::Process(own),
                 stream,
                 data,
                 ..
@@ -84,8 +88,11 @@ impl Heard {
     fn ends(&self) -> Vec<(u32, End)> {
         let told = self.told.lock().unwrap();
         let ends = told.iter().filter_map(|output| match output {
-            Output::Exit { pid, end } => Some((*pid, *end)),
-            Output::Data { .. } => None,
+            Output::Exit {
+                source: Source::Process(pid),
+                end,
+            } => Some((*pid, *end)),
+            _ => None,
         });
         ends.collect()
     }
