@@ -6,6 +6,7 @@ import type * as Api from "../index";
 import { createClient, defaultAgentStoreDir } from "./client";
 import { report } from "./doctor";
 import { AgentVmError } from "./errors";
+import { attach } from "./shell";
 
 const USAGE = `Usage: agentvm <command>
 
@@ -15,6 +16,12 @@ const USAGE = `Usage: agentvm <command>
   agents [--json]               List the agents, and what is in the store.
   remove <agent>[@version] …    Remove agents from the store. Without a version: all of them.
   prune [--dry-run]             Remove from the store what this version of agentvm does not use.
+  shell <key> [-- command …]    Open a shell in a VM, or run a command in it, on this terminal; without
+                                one, with stdin, stdout and stderr as they are. The exit code is that of
+                                the command, or 128 and the signal that ended it. The VM must not run in
+                                another process. --user root; --cwd <directory>; --data-dir <directory>:
+                                default $AGENTVM_DATA_DIR, else $XDG_DATA_HOME/agentvm, else
+                                ~/.local/share/agentvm.
   doctor [--json]               Try what VMs need of this host, and boot a temporary one. Says of all that
                                 is not there what is lost without it, and how to enable it.
                                 Exit code 1: no VM can run here.
@@ -128,6 +135,29 @@ async function doctor(args: string[]): Promise<number> {
   return result.ok ? 0 : 1;
 }
 
+async function shell(args: string[]): Promise<number> {
+  const end = args.indexOf("--");
+  const [own, command] = end < 0 ? [args, []] : [args.slice(0, end), args.slice(end + 1)];
+  const { values, positionals } = parse(
+    own,
+    { user: { type: "string" }, cwd: { type: "string" }, "data-dir": { type: "string" } },
+    1,
+  );
+  const [key] = positionals;
+  if (key === undefined) {
+    throw new UsageError("shell takes the key of a VM, for example: my-vm; -- begins a command");
+  }
+  const { user, cwd, "data-dir": dataDir } = values as Record<string, string | undefined>;
+  if (user !== undefined && user !== "user" && user !== "root") {
+    throw new UsageError(`shell: --user is user or root, not ${user}`);
+  }
+  await using client = createClient(dataDir === undefined ? {} : { dataDir });
+  return await attach(client.vm.getOrCreate(key), command, {
+    ...(user !== undefined && { user }),
+    ...(cwd !== undefined && { cwd }),
+  });
+}
+
 function tellRemoved(verb: string, removed: Api.AgentStoreEntry[]): void {
   for (const { name, bytes } of removed) {
     print(`${verb} ${name}, ${size(bytes)}`);
@@ -157,7 +187,7 @@ function table(rows: string[][]): void {
 /** `most`: how many words there may be, besides options. */
 function parse(
   args: string[],
-  options: Record<string, { type: "boolean" }>,
+  options: Record<string, { type: "boolean" | "string" }>,
   most = Number.POSITIVE_INFINITY,
 ) {
   try {
@@ -179,11 +209,14 @@ const COMMANDS: Record<string, (args: string[]) => Promise<unknown>> = {
   remove,
   prune,
   doctor,
+  shell,
 };
 
 async function main(args: string[]): Promise<number> {
   const [command, ...rest] = args;
-  if (args.some((word) => word === "--help" || word === "-h")) {
+  // What follows a -- is for somebody else.
+  const own = args.includes("--") ? args.slice(0, args.indexOf("--")) : args;
+  if (own.some((word) => word === "--help" || word === "-h")) {
     process.stdout.write(USAGE);
     return 0;
   }
