@@ -15,6 +15,7 @@ import { files } from "./files";
 import type { Comparison } from "./measure";
 import { memory } from "./memory";
 import { network } from "./network";
+import { pty } from "./pty";
 import { describe, machine, table } from "./report";
 import { session } from "./session";
 import { requireReleaseBuild } from "./setting";
@@ -28,6 +29,7 @@ const BENCHES: Record<string, Bench> = {
   boot: { run: boot, turns: 200 },
   exec: { run: exec, turns: 500 },
   files: { run: files, turns: 300 },
+  pty: { run: pty, turns: 100 },
   crowd: { run: crowd, turns: 15 },
   memory: { run: memory, turns: 500 },
   session: { run: session, turns: 20 },
