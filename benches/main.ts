@@ -14,6 +14,7 @@ import { exec } from "./exec";
 import { files } from "./files";
 import type { Comparison } from "./measure";
 import { memory } from "./memory";
+import { native } from "./native";
 import { network } from "./network";
 import { pty } from "./pty";
 import { describe, machine, table } from "./report";
@@ -34,6 +35,7 @@ const BENCHES: Record<string, Bench> = {
   memory: { run: memory, turns: 500 },
   session: { run: session, turns: 20 },
   agents: { run: agents, turns: 15 },
+  native: { run: native, turns: 15 },
   network: { run: network, turns: 10 },
   events: { run: events, turns: 20 },
 };

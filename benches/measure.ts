@@ -30,7 +30,12 @@ export interface Row {
   p95: number;
   p99: number;
   /** This row divided by the baseline's, of the same run. */
-  ratio?: { p50: number; p99: number };
+  ratio?: {
+    p50: number;
+    p99: number;
+    /** Of the median of the ratios of each turn, with 95 % confidence; if turns were paired. */
+    interval?: readonly [number, number];
+  };
 }
 
 /** Turns before the first that counts: caches fill, the JIT compiles. */
@@ -47,6 +52,8 @@ const SETTLE_MS = 30;
  * hits all of them alike.
  *
  * @param baseline name of the competitor that the others are divided by
+ * @param paired whether to tell how sure the ratios are: for long work, of which there are few turns.
+ *   Each run is then one time
  */
 export async function compare(
   {
@@ -54,7 +61,8 @@ export async function compare(
     goal,
     baseline,
     unit = "ms",
-  }: { title: string; goal?: string; baseline: string; unit?: string },
+    paired = false,
+  }: { title: string; goal?: string; baseline: string; unit?: string; paired?: boolean },
   competitors: readonly Competitor[],
   turns: number,
 ): Promise<Comparison> {
@@ -67,12 +75,21 @@ export async function compare(
       if (turn >= 0) times.get(competitor.name)?.push(...[time].flat());
     }
   }
-  const rows = competitors.map(({ name }) => summarise(name, times.get(name) ?? []));
+  const rows = withRatios(
+    competitors.map(({ name }) => summarise(name, times.get(name) ?? [])),
+    baseline,
+  );
+  if (paired) {
+    const base = times.get(baseline) ?? [];
+    for (const { name, ratio } of rows) {
+      if (ratio) ratio.interval = medianInterval(times.get(name) ?? [], base);
+    }
+  }
   return {
     title,
     ...(goal && { goal }),
     unit,
-    rows: withRatios(rows, baseline),
+    rows,
     load: [before, loadavg()[0] ?? 0],
   };
 }
@@ -99,6 +116,20 @@ export function withRatios(rows: readonly Row[], baseline: string): Row[] {
       ? row
       : { ...row, ratio: { p50: row.p50 / base.p50, p99: row.p99 / base.p99 } },
   );
+}
+
+/**
+ * Where the median of `values[i] / base[i]` is with 95 % confidence, whatever their distribution: between
+ * the order statistics that the binomial distribution (n, ½) leaves 2.5 % beyond, each.
+ */
+export function medianInterval(
+  values: readonly number[],
+  base: readonly number[],
+): readonly [number, number] {
+  const ratios = values.map((value, turn) => value / (base[turn] ?? Number.NaN));
+  ratios.sort((a, b) => a - b);
+  const rank = Math.max(0, Math.floor(ratios.length / 2 - 0.98 * Math.sqrt(ratios.length)));
+  return [ratios.at(rank) ?? Number.NaN, ratios.at(-1 - rank) ?? Number.NaN];
 }
 
 /** Milliseconds that it takes. */

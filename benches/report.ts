@@ -40,7 +40,7 @@ export function table({ title, goal, unit, rows, load }: Comparison): string {
       name,
       String(n),
       ...[p50, p95, p99].map(number),
-      ratio ? ratio.p50.toFixed(2) : "–",
+      ratio ? ratio.p50.toFixed(2) + interval(ratio.interval) : "–",
       ratio ? ratio.p99.toFixed(2) : "–",
     ]),
   ];
@@ -61,6 +61,10 @@ export function table({ title, goal, unit, rows, load }: Comparison): string {
     `${goal ? `Goal: ${goal}. ` : ""}Load average ${before} before, ${after} after.`,
     "",
   ].join("\n");
+}
+
+function interval(ends: readonly [number, number] | undefined): string {
+  return ends ? ` (${ends.map((end) => end.toFixed(2)).join("–")})` : "";
 }
 
 function number(value: number): string {
