@@ -50,6 +50,12 @@ export interface VmOptions {
    * become of its tag, and another is refused with `IMAGE_MISMATCH` until `destroy()`. `false`: none,
    * though the client has one. Default: the host's programs.
    *
+   * A string names an image in a registry as Docker does: `"python:3.12"`, `"ghcr.io/owner/name:tag"`,
+   * `"registry/name@sha256:…"`. It is pulled when the VM first boots (`imageProgress`) and shared by all VMs
+   * that have it. Registries of the host's loopback are spoken to in plain HTTP, others in HTTPS.
+   * Credentials are those that `docker login` has put into `$DOCKER_CONFIG/config.json`, or
+   * `~/.docker/config.json`; its credential helpers are not asked.
+   *
    * What the VM writes over the image is its own, and kept. `/home/user`, `/tmp`, `/run`, `/dev` and
    * `/proc`, the resolver's files and `/opt/agentvm` are the VM's, the rest is the image's, `/var`, `/root`
    * and `/etc` too. Programs get the image's `Env` below the `env` of the call. They run as `user` with id
@@ -57,7 +63,7 @@ export interface VmOptions {
    * `User`; its `Entrypoint` and `WorkingDir` are not used. `exec` needs a `/bin/sh` in it; the agents that
    * agentvm brings need glibc 2.28 or later and libstdc++, else they reject with `AGENT_UNSUPPORTED`.
    */
-  image?: OciLayoutImage | RootfsImage | false;
+  image?: string | OciLayoutImage | RootfsImage | false;
   /**
    * Directories and files of the host in the VM, 32 at most. Given for a VM, they replace the client's.
    * They hold from the VM's next boot. Default: none.
@@ -1558,6 +1564,8 @@ export interface AgentEvents {
     detail: string;
   };
   installProgress: InstallProgress;
+  /** An image is pulled from a registry. */
+  imageProgress: ImageProgress;
   /**
    * A process of `spawn` has written something. The first listener is also told what was kept while nobody
    * listened.
@@ -1730,6 +1738,17 @@ export interface PruneResult {
   kept: (AgentStoreEntry & { reason: "in-use" | "installing" })[];
 }
 
+export interface ImageProgress {
+  /** Its name in full, as `docker.io/library/python:3.12`. */
+  image: string;
+  step: "resolving" | "downloading" | "unpacking";
+  /** One line for a person. */
+  message: string;
+  /** Bytes of the packed image that have arrived, of `totalBytes`; both 0 while that is being asked. */
+  bytes: number;
+  totalBytes: number;
+}
+
 export interface InstallProgress {
   agentType: string;
   /** `"waiting"` for another installer; `"runtime"`: Node and npm; `"agent"`: its packages. */
@@ -1770,6 +1789,8 @@ export type ErrorCode =
   | "IMAGE_UNSUPPORTED"
   | "IMAGE_TOO_LARGE"
   | "IMAGE_MISMATCH"
+  | "IMAGE_DENIED"
+  | "IMAGE_PULL_FAILED"
   | "TIMEOUT"
   | "INVALID_ARGUMENT"
   | "SEQ_AHEAD"

@@ -404,6 +404,16 @@ agent.on("limitReached", ({ limit, detail }) => {
   expectType<"memoryBytes" | "pids" | "diskBytes" | "minFreeDiskBytes">(limit);
   expectType<string>(detail);
 });
+agent.on("imageProgress", ({ image, step, bytes, totalBytes }) => {
+  expectType<string>(image);
+  expectType<"resolving" | "downloading" | "unpacking">(step);
+  expectType<number>(bytes + totalBytes);
+});
+createClient({ image: "python:3.12", imageStoreDir: "/images" });
+client.vm.getOrCreate("vm", { image: { ociLayout: "layout", tag: "v1" } });
+client.vm.getOrCreate("vm", { image: { rootfs: "debian" } });
+client.vm.getOrCreate("vm", { image: false });
+expectError(client.vm.getOrCreate("vm", { image: { rootfs: "debian", tag: "v1" } }));
 expectType<Promise<VmStats>>(agent.stats());
 client.vm.getOrCreate("vm", { limits: { memoryBytes: 1e9, cpus: 0.5, bestEffort: true } });
 expectError(client.vm.getOrCreate("vm", { limits: { memory: 1e9 } }));

@@ -18,6 +18,7 @@ const EVENTS: readonly string[] = [
   "vmBooted",
   "vmShutdown",
   "installProgress",
+  "imageProgress",
   "limitReached",
   ...OUTPUT_EVENTS,
 ] satisfies Event[];

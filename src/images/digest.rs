@@ -14,6 +14,15 @@ use super::{ImageError, Result};
 pub struct Digest(String);
 
 impl Digest {
+    pub(super) fn of(hash: Sha256) -> Self {
+        let mut hex = String::with_capacity(64);
+        for byte in hash.finalize() {
+            // Writing to a String can't fail.
+            let _ = write!(hex, "{byte:02x}");
+        }
+        Self(hex)
+    }
+
     /// 64 lower-case hexadecimal digits.
     #[must_use]
     pub fn hex(&self) -> &str {
@@ -65,17 +74,13 @@ impl<R: Read> Verifying<R> {
             .map_err(|error| ImageError::reading(&self.wanted, error))?
             > 0
         {}
-        let mut found = String::with_capacity(64);
-        for byte in self.hash.finalize() {
-            // Writing to a String can't fail.
-            let _ = write!(found, "{byte:02x}");
-        }
-        if found == self.wanted.0 {
+        let found = Digest::of(self.hash);
+        if found == self.wanted {
             Ok(self.inner)
         } else {
             Err(ImageError::Digest {
                 wanted: self.wanted,
-                found,
+                found: found.0,
             })
         }
     }

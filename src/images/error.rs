@@ -22,6 +22,12 @@ pub enum ImageError {
     /// It is for another kind of machine.
     #[error("the image is for {found}, and this machine is {wanted}")]
     Platform { wanted: String, found: String },
+    /// The registry does not give it to this user.
+    #[error("{0}")]
+    Denied(String),
+    /// It could not be fetched.
+    #[error("{0}")]
+    Pull(String),
     /// It exceeds a limit.
     #[error("the image is too large: {0}")]
     TooLarge(String),
@@ -57,6 +63,8 @@ impl From<ImageError> for Error {
         let code = match &error {
             ImageError::NotFound(_) => Code::ImageNotFound,
             ImageError::Invalid(_) | ImageError::Digest { .. } => Code::ImageInvalid,
+            ImageError::Denied(_) => Code::ImageDenied,
+            ImageError::Pull(_) => Code::ImagePullFailed,
             ImageError::Platform { .. } => Code::ImageUnsupported,
             ImageError::TooLarge(_) => Code::ImageTooLarge,
             ImageError::Host { source, .. } => match source.raw_os_error() {

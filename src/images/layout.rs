@@ -22,6 +22,11 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// The blobs of the store, which are there as in a layout.
+    pub(super) const fn of_store(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     pub(super) fn open(path: &Path) -> Result<Self> {
         let marker = path.join("oci-layout");
         if !marker.is_file() {

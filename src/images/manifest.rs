@@ -29,6 +29,17 @@ pub(super) enum Compression {
 }
 
 impl Descriptor {
+    /// Of a document, whose type it says itself.
+    pub(super) const fn of(digest: Digest, size: u64) -> Self {
+        Self {
+            media_type: String::new(),
+            digest,
+            size,
+            platform: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn tag(&self) -> Option<&str> {
         self.annotations
             .get("org.opencontainers.image.ref.name")

@@ -8,6 +8,8 @@
 pub use digest::Digest;
 pub use error::ImageError;
 pub use manifest::{Execution, Platform};
+pub use pull::{Progress, Step};
+pub use reference::Reference;
 pub use source::Source;
 pub use store::{Image, Images};
 pub use unpack::{Limits, Ownership};
@@ -16,6 +18,9 @@ mod digest;
 mod error;
 mod layout;
 mod manifest;
+mod pull;
+mod reference;
+mod registry;
 mod source;
 mod store;
 mod unpack;
@@ -28,5 +33,7 @@ const MAX_DOCUMENT: u64 = 4 << 20;
 /// An index may lead to an index, for the platforms of one tag. No real one goes deeper.
 const MAX_NESTING: u32 = 3;
 
+#[cfg(test)]
+mod pull_tests;
 #[cfg(test)]
 mod tests;

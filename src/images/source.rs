@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::Reference;
+
 /// What a caller names an image by. A VM keeps it as JSON, beside what it has found there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Source {
+    /// An image in a registry.
+    Registry { reference: Reference },
     /// An OCI image layout directory; without a tag it holds one image.
     OciLayout { path: PathBuf, tag: Option<String> },
     /// A directory that is a root file system. It is used where it is, and must not change.
@@ -39,6 +43,7 @@ impl Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Registry { reference } => write!(f, "the image {reference}"),
             Self::OciLayout { path, tag } => {
                 write!(f, "the image in {}", path.display())?;
                 tag.as_ref()

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::layout::{Layout, Manifest};
-use super::manifest::{Config, Execution};
+use super::manifest::{Config, Descriptor, Execution};
 use super::unpack::Unpacking;
-use super::{Digest, ImageError, Limits, Ownership, Platform, Result, Source};
+use super::{Digest, ImageError, Limits, Ownership, Platform, Progress, Result, Source, pull};
 
 /// In an image's directory: its files, and what is known of it.
 const ROOTFS: &str = "rootfs";
@@ -56,20 +56,64 @@ impl Images {
         }
     }
 
-    /// The image of `source` for this machine's platform, unpacked if it was not yet. With `id`, which a
-    /// VM was made with, what is unpacked is used as it is: the source may have another by now. Blocks:
-    /// for a thread that may.
-    pub fn open(&self, source: &Source, id: Option<&str>) -> Result<Image> {
+    /// The image of `source` for this machine's platform, fetched and unpacked if it was not yet. With
+    /// `id`, which a VM was made with, it is that one, without asking anybody if it is unpacked: the
+    /// source may have another by now.
+    ///
+    /// Dropping the future ends a download, which the next one goes on from. An unpacking that has begun
+    /// is brought to its end.
+    pub async fn open(
+        &self,
+        source: Source,
+        id: Option<String>,
+        tell: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Image> {
+        let digest = id.and_then(|id| Digest::try_from(id).ok());
+        let known = digest.clone();
+        let (images, of) = (self.clone(), source.clone());
+        let found = blocking(move || images.at_hand(&of, known.as_ref())).await?;
+        if let Some(image) = found {
+            return Ok(image);
+        }
+        let Source::Registry { reference } = source else {
+            return Err(ImageError::NotFound(format!("there is no {source}")));
+        };
+        let pulled = pull::pull(
+            &self.root,
+            self.limits,
+            &reference,
+            digest.as_ref(),
+            |digest| self.directory(digest).is_dir(),
+            tell,
+        )
+        .await?;
+        let images = self.clone();
+        blocking(move || {
+            let layout = Layout::of_store(images.root.clone());
+            let image = match images.unpacked(&pulled.descriptor.digest)? {
+                Some(image) => image,
+                None => images.import_from(&layout, pulled.descriptor.clone())?,
+            };
+            drop(pulled);
+            pull::sweep(&images.root);
+            Ok(image)
+        })
+        .await
+    }
+
+    /// What needs no registry.
+    fn at_hand(&self, source: &Source, known: Option<&Digest>) -> Result<Option<Image>> {
+        if let Source::Rootfs { path } = source {
+            return rootfs(path).map(Some);
+        }
+        if let Some(digest) = known
+            && let Some(image) = self.unpacked(digest)?
+        {
+            return Ok(Some(image));
+        }
         match source {
-            Source::Rootfs { path } => rootfs(path),
-            Source::OciLayout { path, tag } => {
-                if let Some(digest) = id.and_then(|id| Digest::try_from(id.to_owned()).ok())
-                    && let Some(image) = self.unpacked(&digest)?
-                {
-                    return Ok(image);
-                }
-                self.import(path, tag.as_deref())
-            }
+            Source::OciLayout { path, tag } => self.import(path, tag.as_deref()).map(Some),
+            Source::Registry { .. } | Source::Rootfs { .. } => Ok(None),
         }
     }
 
@@ -77,6 +121,10 @@ impl Images {
     pub(super) fn import(&self, layout: &Path, tag: Option<&str>) -> Result<Image> {
         let layout = Layout::open(layout)?;
         let descriptor = layout.find(tag)?;
+        self.import_from(&layout, descriptor)
+    }
+
+    fn import_from(&self, layout: &Layout, descriptor: Descriptor) -> Result<Image> {
         let manifest = layout.manifest(descriptor)?;
         let digest = manifest.digest.clone();
         let config: Config = layout.document(&manifest.config)?;
@@ -107,7 +155,7 @@ impl Images {
         while !directory.is_dir() {
             relock(FlockArg::LockExclusive)?;
             if !directory.is_dir() {
-                self.make(&layout, &manifest, &config, &directory)?;
+                self.make(layout, &manifest, &config, &directory)?;
             }
             relock(FlockArg::LockShared)?;
         }
@@ -224,6 +272,20 @@ impl Images {
             }
         }
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| {
+        let problem = std::io::Error::other(error);
+        Err(ImageError::host(
+            "can't finish the work on",
+            Path::new("an image"),
+            problem,
+        ))
+    })
 }
 
 /// A directory that is an image as it is.

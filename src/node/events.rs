@@ -8,6 +8,7 @@ use napi_derive::napi;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::images::image_progress_json;
 use super::record::{permission_json, text};
 use crate::agents::InstallProgress;
 use crate::error::Error;
@@ -148,6 +149,10 @@ fn notice_json(notice: &Notice) -> String {
         Notice::InstallProgress(progress) => json!({
             "type": "installProgress",
             "value": progress_json(progress),
+        }),
+        Notice::ImageProgress(progress) => json!({
+            "type": "imageProgress",
+            "value": image_progress_json(progress),
         }),
         Notice::LimitReached { limit, detail } => json!({
             "type": "limitReached",

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer, de::Error as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::images::Source;
+use crate::images::{Progress, Reference, Source, Step};
 
 /// `None`: no image of its own, though the client has one.
 #[derive(Debug)]
@@ -27,7 +27,13 @@ impl<'de> Deserialize<'de> for RawImage {
             Value::Object(_) => serde_json::from_value(value)
                 .map_err(|error| error.to_string())
                 .and_then(directory),
-            _ => Err("must be { ociLayout, tag? } or { rootfs }, or false".to_owned()),
+            Value::String(name) => {
+                Reference::parse(&name).map(|reference| Source::Registry { reference })
+            }
+            _ => Err(
+                "must be the name of an image, { ociLayout, tag? } or { rootfs }, or false"
+                    .to_owned(),
+            ),
         };
         image
             .map(|source| Self(Some(source)))
@@ -49,6 +55,28 @@ fn directory(raw: RawDirectory) -> Result<Source, String> {
     Ok(match name {
         "rootfs" => Source::rootfs(path),
         _ => Source::oci_layout(path, raw.tag),
+    })
+}
+
+pub(super) fn image_progress_json(progress: &Progress) -> Value {
+    let Progress {
+        image,
+        step,
+        bytes,
+        total,
+    } = progress;
+    let megabytes = |bytes: u64| bytes / 1_000_000;
+    let message = match step {
+        Step::Resolving => format!("{image}: asking the registry"),
+        Step::Downloading => format!("{image}: {} of {} MB", megabytes(*bytes), megabytes(*total)),
+        Step::Unpacking => format!("{image}: unpacking"),
+    };
+    json!({
+        "image": image,
+        "step": step.as_str(),
+        "message": message,
+        "bytes": bytes,
+        "totalBytes": total,
     })
 }
 
@@ -79,7 +107,8 @@ mod tests {
             (r#"{"rootfs":""}"#, "rootfs must be a path"),
             (r#"{"rootfs":1}"#, "invalid type"),
             (r#"{"layout":"/a"}"#, "unknown field"),
-            ("true", "must be {"),
+            ("true", "must be the name of an image"),
+            (r#""""#, "\"\" is no name of an image"),
         ] {
             let error = parse(json).expect_err(json);
             assert!(error.starts_with(problem), "{error}");

@@ -16,6 +16,7 @@ use super::permission::{PermissionRequest, Permissions};
 use crate::agents::InstallProgress;
 use crate::error::Result;
 use crate::ids::{Seq, SessionId};
+use crate::images;
 use crate::store::{History, Page, Query, Store, StoreError, StoredEvent};
 use crate::vm::Limit;
 
@@ -60,6 +61,7 @@ pub enum Notice {
         reason: ShutdownReason,
     },
     InstallProgress(InstallProgress),
+    ImageProgress(images::Progress),
     LimitReached {
         limit: Limit,
         detail: String,
@@ -402,6 +404,10 @@ impl Position {
                 .notices
                 .back_mut()
                 .filter(|last| matches!(last, Notice::InstallProgress(_))),
+            Notice::ImageProgress(_) => self
+                .notices
+                .back_mut()
+                .filter(|last| matches!(last, Notice::ImageProgress(_))),
             Notice::SessionStatus { session, .. } => self.notices.iter_mut().find(
                 |queued| matches!(queued, Notice::SessionStatus { session: own, .. } if own == session),
             ),

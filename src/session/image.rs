@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use super::client::Settings;
+use super::emission::Notice;
 use super::machine::Machine;
 use crate::agents::{Installed, Launch};
 use crate::error::{Code, Error, Result};
-use crate::images::{self, Images, Ownership, Source};
+use crate::images::{self, Images, Ownership};
 use crate::vm::exec::{ExecEnd, ExecOptions, attend};
 use crate::vm::{Command, DynVm, Exit, GuestPath, Image, User, VmError, namespace};
 
@@ -63,7 +64,10 @@ impl Machine {
         }
         // Under the name that it was made with, the VM has what was there then.
         let id = made_with.filter(|made_with| made_with.source == text);
-        let image = open(settings.images(), source, id.map(|made_with| made_with.id)).await?;
+        let tell = |progress| self.emission.notify(&Notice::ImageProgress(progress));
+        let id = id.map(|made_with| made_with.id);
+        // It has what a download needs: too much for every future that may boot a VM.
+        let image = Box::pin(settings.images().open(source, id, &tell)).await?;
         Ok(Some(Found {
             image: Image {
                 id: image.id.clone(),
@@ -74,16 +78,6 @@ impl Machine {
             lease: image,
         }))
     }
-}
-
-/// An unpacking that has begun is brought to its end, though whoever asked gives up.
-async fn open(images: Images, source: Source, id: Option<String>) -> Result<images::Image> {
-    let opened = tokio::task::spawn_blocking(move || images.open(&source, id.as_deref())).await;
-    let opened = opened.map_err(|error| {
-        let problem = format!("an image could not be opened: {error}");
-        Error::new(Code::Internal, problem)
-    })?;
-    Ok(opened?)
 }
 
 /// Images on which a Node of the store was seen to run.
@@ -109,7 +103,7 @@ pub(super) async fn check_agent(
     }
     let unsupported = |problem: &str| {
         let message = format!(
-            "{name:?} can't run on {}: {problem}. Its Node needs glibc 2.28 or later and libstdc++, as images of Debian, Ubuntu and Fedora have them",
+            "{name:?} can't run on {}: {problem}. Its Node needs glibc 2.28 or later and libstdc++, as images of Debian and Ubuntu have them",
             image.id
         );
         Error::new(Code::AgentUnsupported, message)

@@ -1,0 +1,300 @@
+//! From a registry to the blobs of an image on the disk.
+//!
+//! They lie in `blobs/` of the store as in an OCI image layout, until the image is unpacked. What has come
+//! of a blob when a pull ends stays, and the next pull goes on from there.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use reqwest::StatusCode;
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
+
+use super::manifest::{Descriptor, Document, Index, Platform};
+use super::registry::Registry;
+use super::{Digest, ImageError, Limits, MAX_NESTING, Reference, Result};
+
+/// How far a pull is. A few a second.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The image, in full.
+    pub image: String,
+    pub step: Step,
+    /// Bytes that have arrived, of `total`.
+    pub bytes: u64,
+    pub total: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Asking the registry what it is.
+    Resolving,
+    Downloading,
+    Unpacking,
+}
+
+impl Step {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Resolving => "resolving",
+            Self::Downloading => "downloading",
+            Self::Unpacking => "unpacking",
+        }
+    }
+}
+
+pub(super) type Tell<'a> = &'a (dyn Fn(Progress) + Send + Sync);
+
+/// How often a lock is tried that somebody else has.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Between two messages of progress.
+const BEAT: Duration = Duration::from_millis(250);
+
+/// How often a blob whose stream breaks off is asked for again without anything having come.
+const ATTEMPTS: u32 = 3;
+
+/// An image whose manifest is on the disk. Its blobs stay as long as this does.
+pub(super) struct Pulled {
+    pub(super) descriptor: Descriptor,
+    _blobs: Flock<File>,
+}
+
+/// Finds the image and brings its blobs into the store at `root`, unless `is_unpacked`.
+pub(super) async fn pull(
+    root: &Path,
+    limits: Limits,
+    reference: &Reference,
+    wanted: Option<&Digest>,
+    is_unpacked: impl Fn(&Digest) -> bool + Send + Sync,
+    tell: Tell<'_>,
+) -> Result<Pulled> {
+    let blobs = blobs(root);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&blobs)
+        .map_err(|error| ImageError::host("can't make", &blobs, error))?;
+    let lock = lock(&root.join("blobs.lock"), FlockArg::LockSharedNonblock).await?;
+    let registry = Registry::new(reference)?;
+    let progress = |step, bytes, total| {
+        tell(Progress {
+            image: reference.to_string(),
+            step,
+            bytes,
+            total,
+        });
+    };
+    progress(Step::Resolving, 0, 0);
+    let mut name = wanted.map_or_else(|| reference.wanted(), ToString::to_string);
+    let mut expected = wanted.or(reference.digest.as_ref()).cloned();
+    for _ in 0..MAX_NESTING {
+        let text = registry.manifest(&name).await?;
+        let digest = Digest::of(Sha256::new_with_prefix(&text));
+        if let Some(wanted) = expected
+            && wanted != digest
+        {
+            let found = digest.hex().to_owned();
+            return Err(ImageError::Digest { wanted, found });
+        }
+        let document: Document = serde_json::from_slice(&text)
+            .map_err(|error| ImageError::Invalid(format!("{digest}: {error}")))?;
+        let Some(config) = document.config else {
+            let index = Index {
+                manifests: document.manifests,
+            };
+            let chosen = index.choose(&Platform::of_this_machine())?.digest;
+            name = chosen.to_string();
+            expected = Some(chosen);
+            continue;
+        };
+        let descriptor = Descriptor::of(digest.clone(), text.len() as u64);
+        if !is_unpacked(&digest) {
+            let path = blobs.join(digest.hex());
+            let partial = blobs.join(format!("{}.{}", digest.hex(), uuid::Uuid::now_v7()));
+            fs::write(&partial, &text)
+                .and_then(|()| fs::rename(&partial, &path))
+                .map_err(|error| ImageError::host("can't write", &path, error))?;
+            let all = || std::iter::once(&config).chain(&document.layers);
+            let total = all().fold(0_u64, |total, blob| total.saturating_add(blob.size));
+            if total > limits.bytes {
+                return Err(ImageError::TooLarge(format!(
+                    "its layers have {total} bytes: the limit is {}",
+                    limits.bytes
+                )));
+            }
+            let mut before = 0;
+            for blob in all() {
+                let moved = |bytes| progress(Step::Downloading, before + bytes, total);
+                fetch(&registry, &blobs, blob, &moved).await?;
+                before += blob.size;
+            }
+            progress(Step::Unpacking, total, total);
+        }
+        return Ok(Pulled {
+            descriptor,
+            _blobs: lock,
+        });
+    }
+    Err(ImageError::Invalid(format!(
+        "{reference}: indices nested more than {MAX_NESTING} deep"
+    )))
+}
+
+/// Removes blobs of images that are unpacked, unless a pull is under way, of whatever process.
+pub(super) fn sweep(root: &Path) {
+    let Ok(file) = open(&root.join("blobs.lock")) else {
+        return;
+    };
+    let Ok(_alone) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
+        return;
+    };
+    let Ok(entries) = fs::read_dir(blobs(root)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        // Not what is half there, for the next pull of it.
+        if entry.path().extension().is_none_or(|own| own != PARTIAL)
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::warn!(%error, path = %entry.path().display(), "left for the next sweep");
+        }
+    }
+}
+
+const PARTIAL: &str = "partial";
+
+fn blobs(root: &Path) -> PathBuf {
+    root.join("blobs/sha256")
+}
+
+/// One blob, by whoever comes first.
+async fn fetch(
+    registry: &Registry<'_>,
+    blobs: &Path,
+    blob: &Descriptor,
+    moved: &(dyn Fn(u64) + Send + Sync),
+) -> Result<()> {
+    let path = blobs.join(blob.digest.hex());
+    let partial = path.with_extension(PARTIAL);
+    let file = loop {
+        if path.exists() {
+            return Ok(());
+        }
+        let file = lock(&partial, FlockArg::LockExclusiveNonblock).await?;
+        // Whoever had it may have brought the blob to its end.
+        let (ours, there) = (file.metadata(), fs::metadata(&partial));
+        if matches!((ours, there), (Ok(ours), Ok(there)) if ours.ino() == there.ino()) {
+            break file;
+        }
+    };
+    let host = |error| ImageError::host("can't write", &partial, error);
+    let (mut hash, mut have) = {
+        let mut file = file.try_clone().map_err(host)?;
+        let size = blob.size;
+        tokio::task::spawn_blocking(move || begun(&mut file, size))
+            .await
+            .map_err(|error| host(error.into()))?
+            .map_err(host)?
+    };
+    let mut output = tokio::fs::File::from_std(file.try_clone().map_err(host)?);
+    let mut told = Instant::now();
+    let mut idle = 0;
+    while have < blob.size {
+        let before = have;
+        let mut answer = registry.blob(&blob.digest.to_string(), have).await?;
+        if have > 0 && answer.status() != StatusCode::PARTIAL_CONTENT {
+            // It gives all of it, or nothing.
+            output.set_len(0).await.map_err(host)?;
+            output.rewind().await.map_err(host)?;
+            (hash, have) = (Sha256::new(), 0);
+        }
+        let ended = loop {
+            match answer.chunk().await {
+                Ok(None) => break None,
+                Err(error) => break Some(registry.failed(&error)),
+                Ok(Some(chunk)) => {
+                    have += chunk.len() as u64;
+                    if have > blob.size {
+                        return Err(ImageError::Invalid(format!(
+                            "the registry sends more than the {} bytes of {}",
+                            blob.size, blob.digest
+                        )));
+                    }
+                    hash.update(&chunk);
+                    output.write_all(&chunk).await.map_err(host)?;
+                    if told.elapsed() > BEAT {
+                        told = Instant::now();
+                        moved(have);
+                    }
+                }
+            }
+        };
+        output.flush().await.map_err(host)?;
+        idle = if have > before { 0 } else { idle + 1 };
+        if have < blob.size && idle >= ATTEMPTS {
+            return Err(ended.unwrap_or_else(|| {
+                ImageError::Pull(format!(
+                    "the registry ends {} after {have} of {} bytes",
+                    blob.digest, blob.size
+                ))
+            }));
+        }
+    }
+    let found = Digest::of(hash);
+    if found != blob.digest {
+        // Nothing that could be gone on from.
+        drop(fs::remove_file(&partial));
+        return Err(ImageError::Digest {
+            wanted: blob.digest.clone(),
+            found: found.hex().to_owned(),
+        });
+    }
+    fs::rename(&partial, &path).map_err(host)
+}
+
+/// What an earlier pull has left of a blob: its hash and its length.
+fn begun(file: &mut File, size: u64) -> std::io::Result<(Sha256, u64)> {
+    if file.metadata()?.len() > size {
+        file.set_len(0)?;
+    }
+    file.seek(SeekFrom::Start(0))?;
+    let (mut hash, mut have) = (Sha256::new(), 0);
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            return Ok((hash, have));
+        }
+        hash.update(buffer.get(..n).unwrap_or_default());
+        have += n as u64;
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| ImageError::host("can't open", path, error))
+}
+
+async fn lock(path: &Path, how: FlockArg) -> Result<Flock<File>> {
+    let mut file = open(path)?;
+    loop {
+        match Flock::lock(file, how) {
+            Ok(lock) => return Ok(lock),
+            Err((same, nix::errno::Errno::EWOULDBLOCK | nix::errno::Errno::EINTR)) => file = same,
+            Err((_, errno)) => return Err(ImageError::host("can't lock", path, errno.into())),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}

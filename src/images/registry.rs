@@ -1,0 +1,230 @@
+//! A registry, in the words of the OCI distribution specification.
+//!
+//! What it answers is hostile: no more is read than was announced and than the limits allow, and nothing
+//! is taken whose digest is another one.
+
+use std::env;
+use std::path::PathBuf;
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE, WWW_AUTHENTICATE};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+use tokio::sync::Mutex;
+
+use super::{ImageError, MAX_DOCUMENT, Reference, Result};
+
+const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
+     application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, \
+     application/vnd.docker.distribution.manifest.v2+json";
+
+/// One repository of a registry.
+pub(super) struct Registry<'a> {
+    reference: &'a Reference,
+    client: Client,
+    /// What the registry wants to see, once it has said so.
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+impl<'a> Registry<'a> {
+    pub(super) fn new(reference: &'a Reference) -> Result<Self> {
+        // An error: another client has done it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder()
+            .user_agent(concat!("agentvm/", env!("CARGO_PKG_VERSION")))
+            .https_only(!reference.is_loopback())
+            .build()
+            .map_err(|error| failed(reference, &error))?;
+        Ok(Self {
+            reference,
+            client,
+            authorization: Mutex::default(),
+        })
+    }
+
+    /// A manifest or index, whose digest the caller checks.
+    pub(super) async fn manifest(&self, wanted: &str) -> Result<Vec<u8>> {
+        let url = format!("{}/manifests/{wanted}", self.reference.base());
+        let request = || self.client.get(&url).header(ACCEPT, MANIFESTS);
+        bounded(self.reference, self.send(request).await?).await
+    }
+
+    /// A blob from byte `from` on, unless the answer's status says that it is all of it.
+    pub(super) async fn blob(&self, digest: &str, from: u64) -> Result<Response> {
+        let url = format!("{}/blobs/{digest}", self.reference.base());
+        self.send(|| {
+            let request = self.client.get(&url);
+            if from == 0 {
+                request
+            } else {
+                request.header(RANGE, format!("bytes={from}-"))
+            }
+        })
+        .await
+    }
+
+    pub(super) fn failed(&self, error: &reqwest::Error) -> ImageError {
+        failed(self.reference, error)
+    }
+
+    async fn send(&self, request: impl Fn() -> RequestBuilder) -> Result<Response> {
+        let known = self.authorization.lock().await.clone();
+        let mut answer = self.once(request(), known).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED
+            && let Some(authorization) = self.authorize(&answer).await?
+        {
+            answer = self.once(request(), Some(authorization.clone())).await?;
+            *self.authorization.lock().await = Some(authorization);
+        }
+        let reference = self.reference;
+        match answer.status() {
+            status if status.is_success() => Ok(answer),
+            StatusCode::NOT_FOUND => Err(ImageError::NotFound(format!(
+                "the registry has no image {reference}"
+            ))),
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                Err(ImageError::Denied(format!(
+                    "the registry refuses {reference} ({status}): there is none of that name, or it needs credentials, which `docker login` or `skopeo login --compat-auth-file ~/.docker/config.json` keeps"
+                )))
+            }
+            status => Err(ImageError::Pull(format!(
+                "the registry answered {status} for {reference}"
+            ))),
+        }
+    }
+
+    async fn once(
+        &self,
+        request: RequestBuilder,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Response> {
+        let request = match authorization {
+            Some(value) => request.header(AUTHORIZATION, value),
+            None => request,
+        };
+        request.send().await.map_err(|error| self.failed(&error))
+    }
+
+    /// What a refusal asks for: a token of the authority that it names, or the credentials themselves.
+    async fn authorize(&self, refusal: &Response) -> Result<Option<HeaderValue>> {
+        let challenge = refusal
+            .headers()
+            .get(WWW_AUTHENTICATE)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        let credentials = credentials(self.reference.registry());
+        let Some((scheme, parameters)) = challenge.split_once(' ') else {
+            return Ok(None);
+        };
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Ok(credentials);
+        }
+        let Some(realm) = parameter(parameters, "realm") else {
+            return Ok(None);
+        };
+        let mut url = url::Url::parse(realm).map_err(|error| {
+            ImageError::Pull(format!(
+                "the registry of {} names no authority: {error}",
+                self.reference
+            ))
+        })?;
+        let scope = format!("repository:{}:pull", self.reference.repository);
+        if let Some(service) = parameter(parameters, "service") {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        url.query_pairs_mut().append_pair("scope", &scope);
+        let answer = self
+            .once(self.client.get(url.as_str()), credentials)
+            .await?;
+        if !answer.status().is_success() {
+            // The refusal that it follows is what the caller is told.
+            return Ok(None);
+        }
+        let text = bounded(self.reference, answer).await?;
+        let token: Token = serde_json::from_slice(&text).map_err(|error| {
+            ImageError::Pull(format!("the authority of {}: {error}", self.reference))
+        })?;
+        let token = token.token.or(token.access_token);
+        Ok(token.and_then(|token| secret(&format!("Bearer {token}"))))
+    }
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    /// The name that OAuth has for it.
+    access_token: Option<String>,
+}
+
+/// A body that is a document.
+async fn bounded(reference: &Reference, mut answer: Response) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = answer
+        .chunk()
+        .await
+        .map_err(|error| failed(reference, &error))?
+    {
+        if (body.len() + chunk.len()) as u64 > MAX_DOCUMENT {
+            return Err(ImageError::TooLarge(format!(
+                "a document of {reference} has more than {MAX_DOCUMENT} bytes"
+            )));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+fn failed(reference: &Reference, error: &reqwest::Error) -> ImageError {
+    // reqwest's own text leaves out what it was.
+    let mut problem = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        problem = cause.to_string();
+        source = cause.source();
+    }
+    ImageError::Pull(format!("can't pull {reference}: {problem}"))
+}
+
+/// One of `realm="…",service="…"`.
+fn parameter<'a>(parameters: &'a str, name: &str) -> Option<&'a str> {
+    parameters.split(',').find_map(|parameter| {
+        let (own, value) = parameter.trim().split_once('=')?;
+        (own.eq_ignore_ascii_case(name)).then(|| value.trim_matches('"'))
+    })
+}
+
+/// What Docker's configuration file has for a registry. Its helper programs are not asked.
+fn credentials(registry: &str) -> Option<HeaderValue> {
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default)]
+        auths: std::collections::BTreeMap<String, Auth>,
+    }
+    #[derive(Deserialize)]
+    struct Auth {
+        /// User and password, in Base64: what the header has.
+        auth: Option<String>,
+    }
+    let directory = env::var_os("DOCKER_CONFIG")
+        .filter(|own| !own.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".docker")))?;
+    let text = std::fs::read(directory.join("config.json")).ok()?;
+    let config: Config = serde_json::from_slice(&text)
+        .inspect_err(|error| tracing::warn!(%error, "Docker's configuration can't be read"))
+        .ok()?;
+    let names = match registry {
+        "docker.io" => &["https://index.docker.io/v1/", "docker.io"][..],
+        own => &[own][..],
+    };
+    let mut found = names.iter().filter_map(|name| config.auths.get(*name));
+    let auth = found.find_map(|own| own.auth.as_ref())?;
+    secret(&format!("Basic {auth}"))
+}
+
+/// A header that no log shows.
+fn secret(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
