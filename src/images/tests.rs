@@ -390,7 +390,8 @@ fn directories_deeper_than_can_be_removed_are_refused() {
         }
     }
     let error = world.import_layers(&[layer.end()]).expect_err("refused");
-    assert!(error.to_string().contains("too long"), "{error}");
+    // Too long a path, or too many links to it: whichever the kernel minds first.
+    assert_eq!(code(error), "IMAGE_INVALID");
     assert_eq!(world.left(), [] as [&str; 0]);
 }
 
