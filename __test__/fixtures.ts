@@ -38,10 +38,11 @@ async function remove(path: string): Promise<void> {
   await rm(path, { recursive: true, force: true });
 }
 
-async function openUp(directory: string): Promise<void> {
+/** By bytes: programs may make names that are not UTF-8. */
+async function openUp(directory: string | Buffer): Promise<void> {
   await chmod(directory, 0o700);
-  for (const name of await readdir(directory)) {
-    const path = join(directory, name);
+  for (const name of await readdir(directory, { encoding: "buffer" })) {
+    const path = Buffer.concat([Buffer.from(directory), Buffer.from("/"), name]);
     if ((await lstat(path)).isDirectory()) await openUp(path);
   }
 }

@@ -97,3 +97,17 @@ test("the data directory can't be mounted, nor seen in a mount around it", async
     "/work:\ndata\n\n/work/data:\n",
   );
 });
+
+test("file calls reach what is mounted, and make nothing setuid there", async () => {
+  const host = await newDirectory();
+  await writeFile(join(host, "tool"), "#!/bin/sh\n");
+  const agent = await newVm({ mounts: [{ path: "/data", hostPath: host }] });
+  expect((await agent.readdir("/data")).map(({ path }) => path)).toEqual(["/data/tool"]);
+  await agent.chmod("/data/tool", 0o755);
+  for (const mode of [0o4755, 0o2755]) {
+    await expect(agent.chmod("/data/tool", mode)).rejects.toMatchObject({ code: "EPERM" });
+    const made = agent.writeFile("/data/made", "", { mode });
+    await expect(made).rejects.toMatchObject({ code: "EPERM" });
+  }
+  expect((await stat(join(host, "tool"))).mode & 0o7777).toBe(0o755);
+});

@@ -150,6 +150,9 @@ export async function readdir(
   options: Api.ReaddirOptions,
   recursive: boolean,
 ): Promise<Api.DirectoryEntry[]> {
+  if ((options as Api.WalkOptions).recursive !== undefined) {
+    throw invalidArgument("recursive", "unknown option: readdirRecursive lists what is below too");
+  }
   const listed: Api.DirectoryEntry[] = [];
   for await (const batch of batches(vm, path, options, recursive)) {
     if (listed.length + batch.length > MAX_ENTRIES) {
