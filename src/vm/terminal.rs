@@ -2,7 +2,8 @@
 //!
 //! The end is one open file that PID 1 may have kept a descriptor of. A PID 1 that is not ours any more can
 //! take what is to be read, and make calls on it block. So no worker of the async runtime reads or writes
-//! it: a thread of its own does, which such a PID 1 can keep until the VM has ended, and nobody else.
+//! it: a thread of its own does. Such a PID 1 can keep that thread, for good, and nobody else: nobody waits
+//! for it without end.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,6 +11,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -25,6 +27,13 @@ const CHUNKS: usize = 2;
 /// Most that is read after the end of the program: more than the kernel holds of a terminal, and an end to
 /// what a background process goes on writing.
 const LAST: usize = 256 * 1024;
+
+/// Most that is written at once.
+const PIECE: usize = 4096;
+
+/// How long the thread has to hand over what is there when it is asked to end: it is not asked to wait for
+/// anything then.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// Of the thread, which calls nothing deep.
 const STACK: usize = 128 * 1024;
@@ -117,7 +126,16 @@ impl TerminalEnd {
 
     /// The next output. `None`: there is no more.
     pub async fn next(&mut self) -> Option<Vec<u8>> {
-        let chunk = self.output.recv().await;
+        let is_finishing = self.input.shared.todo().finish;
+        let chunk = if is_finishing {
+            let last = tokio::time::timeout(LAST_WORD, self.output.recv());
+            last.await.unwrap_or_else(|_| {
+                tracing::warn!("a terminal's thread does not end: its VM keeps it in a call");
+                None
+            })
+        } else {
+            self.output.recv().await
+        };
         // There is room for another one.
         self.input.shared.wake();
         chunk
@@ -155,9 +173,12 @@ impl TerminalInput {
         self.shared.wake();
     }
 
-    /// Hangs up, once what is there has been read.
+    /// Hangs up, once what is there has been read. What is not written yet fails.
     pub fn finish(&self) {
-        self.shared.todo().finish = true;
+        let mut todo = self.shared.todo();
+        todo.finish = true;
+        todo.input.clear();
+        drop(todo);
         self.shared.wake();
     }
 }
@@ -323,7 +344,7 @@ impl Relay {
         while let Some((data, _)) = todo.input.front() {
             let total = data.len();
             let rest = &data[self.written.min(total)..];
-            let rest = rest[..rest.len().min(CHUNK)].to_vec();
+            let rest = rest[..rest.len().min(PIECE)].to_vec();
             // Not under the lock: a hostile PID 1 can make it block.
             drop(todo);
             let result = if rest.is_empty() {
@@ -373,7 +394,6 @@ impl Relay {
 #[cfg(test)]
 mod tests {
     use std::os::fd::FromRawFd;
-    use std::time::Duration;
 
     use nix::fcntl::{F_SETFL, OFlag, fcntl};
     use tokio::time::timeout;
@@ -466,11 +486,9 @@ mod tests {
         assert!(timeout(short, written.as_mut()).await.is_err());
         assert!(timeout(short, end.next()).await.is_err());
         end.input.finish();
-        // Its VM ends: whoever has the other end goes.
-        drop(slave);
-        drop(theirs);
+        assert!(timeout(LONG, written).await.expect("in time").is_err());
         let ended = timeout(LONG, async { while end.next().await.is_some() {} });
         ended.await.expect("in time");
-        assert!(timeout(LONG, written).await.expect("in time").is_err());
+        drop((slave, theirs));
     }
 }
