@@ -151,7 +151,7 @@ impl Machine {
             // What ends the VM does not wait for a download.
             drop(running);
             found = Some(tokio::select! {
-                found = self.find_image(settings) => found?,
+                found = Box::pin(self.find_image(settings)) => found?,
                 () = self.gate.closed() => return Err(self.was_ended()),
             });
         };
