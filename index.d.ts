@@ -106,6 +106,7 @@ export interface Mount {
 export interface OciLayoutImage {
   /** A directory in the OCI image layout. Its image is unpacked once, into `imageStoreDir`. */
   ociLayout: string;
+  rootfs?: never;
   /** Which image of it. Not needed if there is one. */
   tag?: string;
 }
@@ -118,6 +119,8 @@ export interface RootfsImage {
    * no others.
    */
   rootfs: string;
+  ociLayout?: never;
+  tag?: never;
 }
 
 /**
