@@ -20,13 +20,17 @@ pub(super) struct Found {
 }
 
 impl Settings {
-    fn images(&self) -> Images {
-        let ownership = if namespace::maps_a_range() {
+    fn images(&self) -> Result<Images> {
+        let ownership = if namespace::maps_a_range()? {
             Ownership::AsInImage
         } else {
             Ownership::Caller
         };
-        Images::new(self.images.clone(), ownership, images::Limits::default())
+        Ok(Images::new(
+            self.images.clone(),
+            ownership,
+            images::Limits::default(),
+        ))
     }
 }
 
@@ -67,7 +71,7 @@ impl Machine {
         let tell = |progress| self.emission.notify(&Notice::ImageProgress(progress));
         let id = id.map(|made_with| made_with.id);
         // It has what a download needs: too much for every future that may boot a VM.
-        let image = Box::pin(settings.images().open(source, id, &tell)).await?;
+        let image = Box::pin(settings.images()?.open(source, id, &tell)).await?;
         Ok(Some(Found {
             image: Image {
                 id: image.id.clone(),

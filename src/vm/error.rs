@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use nix::sys::resource::{Resource, getrlimit};
 use serde_json::json;
 use thiserror::Error;
 
@@ -37,7 +38,7 @@ pub enum VmError {
         output: Option<Box<ExecOutput>>,
     },
     /// A directory or file of the VM on the host can't be used.
-    #[error("{what} {path:?}: {source}")]
+    #[error("{what} {path:?}: {source}{}", host_remedy(.source))]
     Host {
         what: &'static str,
         path: PathBuf,
@@ -145,6 +146,24 @@ fn files(image: Option<&String>) -> &str {
     image.map_or("the host's programs", |image| image)
 }
 
+fn host_remedy(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => getrlimit(Resource::RLIMIT_NOFILE).map_or_else(
+            |_| String::new(),
+            |(most, _)| {
+                format!(
+                    ". This process may have {most} files open, and each running VM takes some: raise that limit (ulimit -n), or let VMs sleep"
+                )
+            },
+        ),
+        Some(libc::ENFILE) => {
+            ". All processes of the host together have as many files open as they may: as root, raise fs.file-max (sysctl)".to_owned()
+        }
+        Some(libc::ENOSPC | libc::EDQUOT) => ". Free disk space".to_owned(),
+        _ => String::new(),
+    }
+}
+
 fn connect_problem(errno: nix::errno::Errno) -> &'static str {
     if errno == nix::errno::Errno::ECONNREFUSED {
         "nothing listens there on 127.0.0.1 or ::1 (waitForPort waits until something does)"
@@ -192,7 +211,9 @@ impl From<VmError> for Error {
             | VmError::Unsupported { .. }
             | VmError::Boot { .. }
             | VmError::User(_) => Code::VmUnsupported,
-            VmError::Host { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
+            VmError::Host { source, .. }
+                if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) =>
+            {
                 Code::StoreFull
             }
             VmError::Host { source, .. } => source

@@ -165,6 +165,15 @@ fn fingerprint() -> String {
 /// same one at once both end with a whole one.
 fn make(cache: &Path, usr: &Path, ids: IdMap) -> io::Result<()> {
     let partial = cache.join(format!("partial-{}", Uuid::now_v7()));
+    let made = make_at(&partial, usr, ids);
+    if made.is_err() {
+        // Nobody else will: no one knows its name.
+        drop(fs::remove_dir_all(&partial));
+    }
+    made
+}
+
+fn make_at(partial: &Path, usr: &Path, ids: IdMap) -> io::Result<()> {
     let etc = partial.join(ETC);
     fs::create_dir_all(&etc)?;
     for name in COPIED {
@@ -181,11 +190,11 @@ fn make(cache: &Path, usr: &Path, ids: IdMap) -> io::Result<()> {
     }
     symlink("/proc/self/mounts", etc.join("mtab"))?;
     if ids.root_mapped() {
-        packages::add(Path::new("/"), &partial, &etc)?;
+        packages::add(Path::new("/"), partial, &etc)?;
     }
-    open_directories(&partial)?;
-    match fs::rename(&partial, usr) {
-        Err(_) if usr.exists() => fs::remove_dir_all(&partial),
+    open_directories(partial)?;
+    match fs::rename(partial, usr) {
+        Err(_) if usr.exists() => fs::remove_dir_all(partial),
         result => result,
     }
 }
@@ -400,8 +409,8 @@ mod tests {
     fn a_base_is_made_once_and_holds_no_account_of_the_host() {
         let data = tempfile::tempdir().expect("a directory");
         let cache = data.path().join("base");
-        let first = base(&cache, IdMap::of_this_process()).expect("a base");
-        let second = base(&cache, IdMap::of_this_process()).expect("a base");
+        let first = base(&cache, IdMap::of_this_process().expect("ids")).expect("a base");
+        let second = base(&cache, IdMap::of_this_process().expect("ids")).expect("a base");
         assert_eq!(first.usr, second.usr);
         let passwd = fs::read_to_string(first.usr.join(ETC).join("passwd")).expect("passwd");
         assert!(passwd.contains("\nuser:x:1000:1000:"));

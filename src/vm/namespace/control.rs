@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, IoSlice, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -17,7 +17,7 @@ use agentvm_guest::protocol::{
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -29,6 +29,8 @@ use crate::vm::{Exit, VmError};
 pub(super) enum Answer {
     Spawned(Child),
     Opened(OwnedFd),
+    /// It was opened or started, and this process had no room for the descriptor.
+    NoRoom,
     Listeners(Vec<SocketAddr>),
     Done,
     Foreground(Option<Instance>, Vec<Instance>),
@@ -52,8 +54,25 @@ pub(super) struct Child {
     pub(super) terminal: Option<OwnedFd>,
 }
 
-/// What PID 1 says first.
-pub(super) type FirstReply = (Reply, Vec<OwnedFd>);
+/// A message of PID 1, with what came along.
+pub(super) type Message = (Reply, Descriptors);
+
+/// The descriptors of a message.
+pub(super) struct Descriptors {
+    received: Vec<OwnedFd>,
+    /// This process may have no more: some were lost.
+    lost: bool,
+}
+
+impl Descriptors {
+    /// All that were sent, unless this process had no room for them.
+    pub(super) fn all(self) -> io::Result<Vec<OwnedFd>> {
+        if self.lost {
+            return Err(Errno::EMFILE.into());
+        }
+        Ok(self.received)
+    }
+}
 
 pub(super) struct Control {
     socket: AsyncFd<OwnedFd>,
@@ -118,10 +137,20 @@ impl Control {
                 | io::ErrorKind::NotConnected => VmError::NotSent("PID 1 is gone".to_owned()),
                 _ => host("can't send a request to", Path::new("PID 1"), error),
             })?;
-        (&mut waiting.answer).await.map_err(|_| {
-            let why = self.state().ended.clone();
-            VmError::Ended(why.unwrap_or_else(|| "PID 1 is gone".to_owned()))
-        })
+        match (&mut waiting.answer).await {
+            Ok(Answer::NoRoom) => Err(host(
+                "can't take a descriptor from",
+                Path::new("PID 1"),
+                Errno::EMFILE.into(),
+            )),
+            Ok(answer) => Ok(answer),
+            Err(_) => {
+                let why = self.state().ended.clone();
+                Err(VmError::Ended(
+                    why.unwrap_or_else(|| "PID 1 is gone".to_owned()),
+                ))
+            }
+        }
     }
 
     pub(super) async fn send(
@@ -165,7 +194,7 @@ impl Control {
     }
 
     /// The next message of PID 1. `Ok(None)`: it closed its end. Its content is not to be trusted.
-    pub(super) async fn receive(&self) -> Result<Option<FirstReply>, String> {
+    pub(super) async fn receive(&self) -> Result<Option<Message>, String> {
         let mut packet = vec![0; MAX_PACKET];
         let (length, descriptors) = loop {
             let mut ready = self
@@ -262,7 +291,7 @@ impl Control {
     fn dispatch(
         &self,
         reply: Reply,
-        mut descriptors: Vec<OwnedFd>,
+        descriptors: Descriptors,
     ) -> Result<Option<i32>, &'static str> {
         let mut state = self.state();
         let (id, answer) = match reply {
@@ -270,11 +299,16 @@ impl Control {
                 let Some(waiting) = state.pending.remove(&id) else {
                     return Ok(Some(pid));
                 };
+                let Ok(mut sent) = descriptors.all() else {
+                    // Its caller can't have it, so it is to end.
+                    drop(waiting.send(Answer::NoRoom));
+                    return Ok(Some(pid));
+                };
                 let (exited, exit) = watch::channel(None);
                 let child = Child {
                     pid: pid.cast_unsigned(),
                     exit,
-                    terminal: descriptors.pop(),
+                    terminal: sent.pop(),
                 };
                 return Ok(match waiting.send(Answer::Spawned(child)) {
                     Ok(()) => {
@@ -290,12 +324,13 @@ impl Control {
                 }
                 return Ok(None);
             }
-            Reply::Opened { id } => {
-                let file = descriptors
-                    .pop()
-                    .ok_or("an opened file without descriptor")?;
-                (id, Answer::Opened(file))
-            }
+            Reply::Opened { id } => match descriptors.all() {
+                Ok(mut sent) => {
+                    let file = sent.pop().ok_or("an opened file without descriptor")?;
+                    (id, Answer::Opened(file))
+                }
+                Err(_no_room) => (id, Answer::NoRoom),
+            },
             Reply::Listeners { id, listeners } => (id, Answer::Listeners(listeners)),
             Reply::Done { id } => (id, Answer::Done),
             Reply::Foreground { id, agent, seen } => (id, Answer::Foreground(agent, seen)),
@@ -343,25 +378,56 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn receive_packet(socket: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+/// Not nix's `cmsgs`, which gives nothing of a message that was cut, and so leaves open what it brought.
+fn receive_packet(socket: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<(usize, Descriptors)> {
     let mut ancillary = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
-    let mut iov = [IoSliceMut::new(packet)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut iov, Some(&mut ancillary), flags)?;
-    let mut descriptors = Vec::new();
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = part {
-            // SAFETY: the kernel has just installed these descriptors for this process.
-            descriptors.extend(fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }));
-        }
-    }
-    if message
-        .flags
-        .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC)
-    {
+    let mut part = libc::iovec {
+        iov_base: packet.as_mut_ptr().cast(),
+        iov_len: packet.len(),
+    };
+    // SAFETY: all zero is a valid msghdr: one without anything.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = ancillary.as_mut_ptr().cast();
+    message.msg_controllen = ancillary.capacity();
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    // SAFETY: the message points to a packet and to room for descriptors that both outlive the call, with
+    // their sizes.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
+    let length = usize::try_from(Errno::result(length)?).unwrap_or(0);
+    let received = descriptors_of(&message);
+    // Fewer than there was room for: it is this process that may have no more (unix(7), SCM_RIGHTS).
+    let cut = message.msg_flags & libc::MSG_CTRUNC != 0;
+    let lost = cut && received.len() < MAX_DESCRIPTORS;
+    if message.msg_flags & libc::MSG_TRUNC != 0 || cut && !lost {
         return Err(io::Error::other("a message over the limit"));
     }
-    Ok((message.bytes, descriptors))
+    Ok((length, Descriptors { received, lost }))
+}
+
+/// Those that the kernel has just installed for this process with a message.
+fn descriptors_of(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut received = Vec::new();
+    // SAFETY: recvmsg has filled the message's control buffer, and set its length to what it holds.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give a whole header in that buffer, or null.
+    while let Some(part) = unsafe { header.as_ref() } {
+        if part.cmsg_level == libc::SOL_SOCKET && part.cmsg_type == libc::SCM_RIGHTS {
+            // SAFETY: arithmetic.
+            let before = unsafe { libc::CMSG_LEN(0) } as usize;
+            let count = part.cmsg_len.saturating_sub(before) / size_of::<RawFd>();
+            // SAFETY: the data of the header that `part` is.
+            let data = unsafe { libc::CMSG_DATA(part) }.cast::<[u8; size_of::<RawFd>()]>();
+            received.extend((0..count).map(|index| {
+                // SAFETY: the kernel has written so many descriptors there, which are nobody's yet.
+                unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(data.add(index).read())) }
+            }));
+        }
+        // SAFETY: see above.
+        header = unsafe { libc::CMSG_NXTHDR(message, header) };
+    }
+    received
 }
 
 fn exit_of(status: i32) -> Exit {

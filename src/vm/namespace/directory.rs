@@ -243,10 +243,22 @@ pub(super) struct LastBoot {
 /// If this boot of the host left it, then only a process died and everything is in the page cache; if
 /// an earlier one did, then the host crashed under it.
 pub(super) fn record_boot(path: &Path, fingerprint: &str) -> Result<LastBoot, VmError> {
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let read = |path: &Path| match fs::read_to_string(path) {
+        // The first boot, or a container that hides it.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok(String::new())
+        }
+        read => read.map_err(|error| host("can't read", path, error)),
+    };
+    let boot_id = read(Path::new("/proc/sys/kernel/random/boot_id"))?;
     let record = path.join("boot");
     let now = format!("{fingerprint}\n{boot_id}");
-    let before = fs::read_to_string(&record).unwrap_or_default();
+    let before = read(&record)?;
     // The kernel's own marker (ovl_create_volatile_dirty); nothing inside the VM can reach it.
     // What can't be removed makes the mount fail, which says why.
     let work = path.join("layers/work/work");
@@ -426,7 +438,7 @@ fn fate(pid: i32) -> Fate {
 }
 
 /// Whether the kernel is taking it apart: `PF_EXITING` in the flags of `proc_pid_stat(5)`.
-fn is_exiting(pid: i32) -> bool {
+pub(super) fn is_exiting(pid: i32) -> bool {
     const PF_EXITING: u64 = 4;
     // The name before the flags may hold anything, parentheses too.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
@@ -480,8 +492,14 @@ pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&partial)?;
-    file.write_all(content)?;
-    fs::rename(&partial, path)
+    let written = file
+        .write_all(content)
+        .and_then(|()| fs::rename(&partial, path));
+    if written.is_err() {
+        // On a full disk every block counts. What stays is written over by the next attempt.
+        drop(fs::remove_file(&partial));
+    }
+    written
 }
 
 /// Removes a tree in which a VM may have left directories that even their owner may not enter.

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 
 use super::BootOptions;
-use super::directory::blocking;
+use super::directory::{blocking, host};
 use super::ids::{self, IdMap};
 use super::preparation::BootMessage;
 use super::{seccomp, starter, trees, unsupported};
@@ -197,7 +197,7 @@ impl Found {
 }
 
 fn find_all(mounts: &[HostMount], private: &[PathBuf], ids: IdMap) -> Result<Vec<Found>> {
-    let table = Table::read();
+    let table = Table::read()?;
     let mounts = mounts.iter().enumerate();
     let mut found: Vec<Found> = mounts
         .map(|(index, mount)| find(index, mount, &table))
@@ -221,7 +221,7 @@ fn private_place(path: &Path, found: &[Found], table: &Table) -> Result<Option<P
     let host = |error| super::directory::host("can't look for what no VM may see", path, error);
     let place = |path: &Path| {
         let real = fs::canonicalize(path)?;
-        let place = open(&real).map(|place| table.place(&place));
+        let place = table.place(&open(&real)?);
         place?.ok_or_else(|| std::io::Error::from_raw_os_error(libc::ESTALE))
     };
     match place(path) {
@@ -269,7 +269,10 @@ fn find(index: usize, mount: &HostMount, table: &Table) -> Result<Found> {
         let problem = format!("\"{}\" is neither a directory nor a file", shown());
         return Err(refused(problem));
     }
-    let at = table.place(&place).ok_or_else(|| unusable(Errno::ESTALE))?;
+    let at = table
+        .place(&place)
+        .map_err(failed)?
+        .ok_or_else(|| unusable(Errno::ESTALE))?;
     if KERNEL_FILE_SYSTEMS.contains(&at.file_system.as_str()) {
         return Err(refused(format!(
             "\"{}\" is part of the kernel's own {}: it would show all of the host",
@@ -359,19 +362,25 @@ struct Mounted {
 }
 
 impl Table {
-    fn read() -> Self {
-        let text = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        Self(
+    fn read() -> Result<Self> {
+        const PATH: &str = "/proc/self/mountinfo";
+        let text = fs::read(PATH).map_err(|error| host("can't read", Path::new(PATH), error))?;
+        Ok(Self(
             text.split(|byte| *byte == b'\n')
                 .filter_map(parse)
                 .collect(),
-        )
+        ))
     }
 
-    fn place(&self, of: &OwnedFd) -> Option<Place> {
+    /// `None`: on no mount that this process sees.
+    fn place(&self, of: &OwnedFd) -> std::io::Result<Option<Place>> {
         let fd = of.as_raw_fd();
-        let path = fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+        let path = fs::read_link(format!("/proc/self/fd/{fd}"))?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
+        Ok(self.place_of(&path, &info))
+    }
+
+    fn place_of(&self, path: &Path, info: &str) -> Option<Place> {
         let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
         let mounted = self.0.iter().find(|mounted| mounted.id == id.trim())?;
         let below = path.strip_prefix(&mounted.point).ok()?;

@@ -2,10 +2,14 @@
 
 use std::fs;
 use std::ops::Range;
+use std::path::Path;
 
 use agentvm_guest::protocol::USER_ID;
 use nix::errno::Errno;
 use nix::unistd::{getegid, geteuid};
+
+use super::directory::host;
+use crate::vm::Result;
 
 /// How many ids a VM has where a range can be mapped.
 pub(super) const RANGE: u32 = 65_536;
@@ -26,27 +30,30 @@ pub(super) enum IdMap {
 }
 
 /// Whether files of this process's VMs may belong to others than the caller.
-#[must_use]
-pub fn maps_a_range() -> bool {
-    IdMap::of_this_process().root_mapped()
+pub fn maps_a_range() -> Result<bool> {
+    Ok(IdMap::of_this_process()?.root_mapped())
 }
 
 impl IdMap {
-    /// What this process can do, decided afresh: a program may drop privileges.
-    pub(super) fn of_this_process() -> Self {
+    /// What this process can do, decided afresh: a program may drop privileges. Where it can't be found
+    /// out (no more files may be opened), nothing is assumed: a VM of root that has no range would have
+    /// root's own id.
+    pub(super) fn of_this_process() -> Result<Self> {
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        let subordinate = ["/etc/subuid", "/etc/subgid"]
-            .map(|path| parse_subordinate(&fs::read_to_string(path).unwrap_or_default()))
-            .concat();
-        if has_capability(CAP_SYS_ADMIN)
-            && uid == 0
-            && let Some(base) = free_base(&subordinate)
-            && mapped_here(base)
-        {
-            Self::Range { base }
-        } else {
-            Self::Caller { uid, gid }
+        if uid == 0 && has_capability(CAP_SYS_ADMIN)? {
+            let mut taken = Vec::new();
+            for path in ["/etc/subuid", "/etc/subgid"] {
+                let exists = Path::new(path).exists();
+                let text = if exists { read(path)? } else { String::new() };
+                taken.extend(parse_subordinate(&text));
+            }
+            if let Some(base) = free_base(&taken)
+                && mapped_here(base)?
+            {
+                return Ok(Self::Range { base });
+            }
         }
+        Ok(Self::Caller { uid, gid })
     }
 
     pub(super) fn root_mapped(self) -> bool {
@@ -121,34 +128,37 @@ fn parse_subordinate(text: &str) -> Vec<Range<u64>> {
 }
 
 /// Inside a container, root may have fewer ids than it takes.
-fn mapped_here(base: u32) -> bool {
-    ["/proc/self/uid_map", "/proc/self/gid_map"]
-        .iter()
-        .all(|path| {
-            fs::read_to_string(path).is_ok_and(|text| {
-                text.lines().any(|line| {
-                    let mut fields = line.split_whitespace().map(str::parse::<u64>);
-                    let (Some(Ok(start)), _, Some(Ok(count))) =
-                        (fields.next(), fields.next(), fields.next())
-                    else {
-                        return false;
-                    };
-                    start <= u64::from(base)
-                        && u64::from(base) + u64::from(RANGE) <= start.saturating_add(count)
-                })
-            })
-        })
+fn mapped_here(base: u32) -> Result<bool> {
+    for path in ["/proc/self/uid_map", "/proc/self/gid_map"] {
+        let mapped = read(path)?.lines().any(|line| {
+            let mut fields = line.split_whitespace().map(str::parse::<u64>);
+            let (Some(Ok(start)), _, Some(Ok(count))) =
+                (fields.next(), fields.next(), fields.next())
+            else {
+                return false;
+            };
+            start <= u64::from(base)
+                && u64::from(base) + u64::from(RANGE) <= start.saturating_add(count)
+        });
+        if !mapped {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether this process has a capability in effect, from `CapEff` of `/proc/self/status`.
-fn has_capability(number: u32) -> bool {
-    fs::read_to_string("/proc/self/status").is_ok_and(|status| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix("CapEff:"))
-            .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
-            .is_some_and(|bits| bits & (1 << number) != 0)
-    })
+fn has_capability(number: u32) -> Result<bool> {
+    let status = read("/proc/self/status")?;
+    Ok(status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .is_some_and(|bits| bits & (1 << number) != 0))
+}
+
+fn read(path: &str) -> Result<String> {
+    fs::read_to_string(path).map_err(|error| host("can't read", Path::new(path), error))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! How the limits of a VM are enforced on this host: for each, what works here.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,11 +9,12 @@ use std::time::{Duration, Instant};
 use agentvm_guest::protocol::{LimitOp, LimitSpec, ProcessUsage, Request, Rlimit};
 use async_trait::async_trait;
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::utsname::uname;
 use tokio::sync::watch;
 
 use super::cgroup::{self, Cgroup, Refused, Signals, Wanted};
 use super::control::{Answer, Control};
-use super::directory::blocking;
+use super::directory::{blocking, host};
 use super::disk::Watch;
 use super::free_space;
 use super::ids::IdMap;
@@ -356,7 +358,10 @@ fn unsupported(limit: Limit, why: String) -> VmError {
 
 /// Whether `RLIMIT_NPROC` counts what a user runs in one user namespace, which each VM has one of.
 fn per_vm_nproc() -> bool {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let Ok(kernel) = uname() else {
+        return false;
+    };
+    let release = kernel.release().to_string_lossy();
     let mut numbers = release
         .split(['.', '-'])
         .map_while(|part| part.parse().ok());
@@ -391,7 +396,7 @@ fn open_files(limits: &Limits) -> OpenFiles {
 }
 
 /// What PID 1 sets, whatever the host process has.
-pub(super) fn spec(limits: &Limits) -> LimitSpec {
+pub(super) fn spec(limits: &Limits) -> Result<LimitSpec> {
     let files = open_files(limits).hard;
     // 0 would not stop a core_pattern that is a pipe: only 1 does (coredump.c).
     let core = hard_limit(Resource::RLIMIT_CORE).min(1);
@@ -425,28 +430,40 @@ pub(super) fn spec(limits: &Limits) -> LimitSpec {
         rlimits.push(both(libc::RLIMIT_NPROC, own));
         wanted
     });
-    LimitSpec {
+    Ok(LimitSpec {
         rlimits,
         processes,
-        sysctls: per_user_sysctls(),
-    }
+        sysctls: per_user_sysctls()?,
+    })
 }
 
 /// The kernel counts these for the user who runs the host process, over all VMs and what else he runs:
 /// one VM gets a quarter.
-fn per_user_sysctls() -> Vec<(String, u64)> {
+fn per_user_sysctls() -> Result<Vec<(String, u64)>> {
     const FEWEST: u64 = 16;
-    [
+    let mut sysctls = Vec::new();
+    for (own, hosts) in [
         ("max_inotify_instances", "inotify/max_user_instances"),
         ("max_inotify_watches", "inotify/max_user_watches"),
         ("max_fanotify_groups", "fanotify/max_user_groups"),
         ("max_fanotify_marks", "fanotify/max_user_marks"),
-    ]
-    .into_iter()
-    .filter_map(|(own, hosts)| {
-        let text = fs::read_to_string(format!("/proc/sys/fs/{hosts}")).ok()?;
-        let most: u64 = text.trim().parse().ok()?;
-        Some((format!("user/{own}"), (most / 4).max(FEWEST)))
-    })
-    .collect()
+    ] {
+        let path = format!("/proc/sys/fs/{hosts}");
+        let text = match fs::read_to_string(&path) {
+            // The kernel has no such thing, or a container hides it.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::PermissionDenied
+                ) =>
+            {
+                continue;
+            }
+            read => read.map_err(|error| host("can't read", Path::new(&path), error))?,
+        };
+        if let Ok(most) = text.trim().parse::<u64>() {
+            sysctls.push((format!("user/{own}"), (most / 4).max(FEWEST)));
+        }
+    }
+    Ok(sysctls)
 }

@@ -95,7 +95,7 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
     // The kernel needs a millisecond for the namespaces, the disk as long for the directories: at
     // the same time.
     let mut limiter =
-        Limiter::prepare(&options.limits, IdMap::of_this_process(), &options.dir).await?;
+        Limiter::prepare(&options.limits, IdMap::of_this_process()?, &options.dir).await?;
     let (started, prepared) = tokio::join!(start(&mut limiter), preparation::prepare(&options));
     let started = match started {
         Ok(started) => started,
@@ -168,8 +168,14 @@ async fn furnish(
 ) -> Result<Furnished> {
     let prepared = prepared?;
     let (ids, last) = (prepared.ids, prepared.last);
-    ids.write(pid)
-        .map_err(|(file, errno)| unsupported::id_map(file, errno))?;
+    ids.write(pid).map_err(|(file, errno)| {
+        // Of a process that is dying, these files are root's.
+        if directory::is_exiting(pid) {
+            VmError::Ended("PID 1 was killed at its start".to_owned())
+        } else {
+            unsupported::id_map(file, errno)
+        }
+    })?;
     let (directory, mut message) = prepared.message(pid, options).await?;
     host_mounts::add(&mut message, ids, options).await?;
     let (net, sockets) = first_reply(control, message, directory.lock(), &options.mounts).await?;
@@ -195,7 +201,7 @@ pub async fn delete(dir: &Path, key: &str) -> Result<()> {
     if !dir.exists() {
         return Ok(());
     }
-    Directory::open(dir, key, IdMap::of_this_process())
+    Directory::open(dir, key, IdMap::of_this_process()?)
         .await?
         .remove()
         .await
@@ -225,7 +231,12 @@ async fn first_reply(
     // A guest that failed early has said why before it closed its end.
     let reply = control.receive().await.map_err(VmError::Protocol)?;
     match (reply, sent) {
-        (Some((Reply::Ready { net }, sockets)), Ok(())) => Ok((net, sockets)),
+        (Some((Reply::Ready { net }, sockets)), Ok(())) => {
+            let sockets = sockets.all().map_err(|error| {
+                directory::host("can't take the sockets of", Path::new("PID 1"), error)
+            })?;
+            Ok((net, sockets))
+        }
         (Some((Reply::BootFailed { step, errno }, _)), _) => {
             let (step, errno) = (String::from_utf8_lossy(&step), Errno::from_raw(errno));
             Err(host_mounts::explain(mounts, &step, errno)

@@ -192,18 +192,22 @@ fn var_directories(host: &Path, database: &Path) -> io::Result<BTreeSet<String>>
 /// The host's `sources.list` and `sources.list.d`, but for files with a password in them.
 fn copy_sources(host_etc: &Path, etc: &Path) -> io::Result<()> {
     let mut names = vec!["apt/sources.list".to_owned()];
-    if let Ok(entries) = fs::read_dir(host_etc.join("apt/sources.list.d")) {
-        for entry in entries {
-            if let Ok(name) = entry?.file_name().into_string() {
-                names.push(format!("apt/sources.list.d/{name}"));
+    match fs::read_dir(host_etc.join("apt/sources.list.d")) {
+        Ok(entries) => {
+            for entry in entries {
+                if let Ok(name) = entry?.file_name().into_string() {
+                    names.push(format!("apt/sources.list.d/{name}"));
+                }
             }
         }
+        Err(error) if is_not_ours(&error) => {}
+        Err(error) => return Err(error),
     }
     for name in names {
         let path = host_etc.join(&name);
-        // Not there, or not text: nothing that apt could use.
-        let Ok(text) = fs::read_to_string(&path) else {
-            continue;
+        let text = match fs::read_to_string(&path) {
+            Err(error) if is_not_ours(&error) => continue,
+            text => text?,
         };
         if has_password(&text) {
             tracing::warn!(path = %path.display(), "not for VMs: it holds a password");
@@ -212,6 +216,16 @@ fn copy_sources(host_etc: &Path, etc: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Not there, not to be read, or not text: nothing that apt could use. Any other error is none of the
+/// file's, and must not make a base without it that later VMs find.
+fn is_not_ours(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, PermissionDenied};
+    matches!(
+        error.kind(),
+        InvalidData | IsADirectory | NotADirectory | NotFound | PermissionDenied
+    )
 }
 
 /// Whether one of its addresses names a user: `https://user:password@host/`.
@@ -317,12 +331,12 @@ mod tests {
         let database = vm.path().join("var/lib/dpkg");
         fs::create_dir_all(vm.path().join("var/lib")).expect("mkdir");
         for _ in 0..2 {
-            lead(vm.path(), IdMap::of_this_process()).expect("a link");
+            lead(vm.path(), IdMap::of_this_process().expect("ids")).expect("a link");
             assert_eq!(fs::read_link(&database).expect("a link"), Path::new(SHOWN));
         }
         fs::remove_file(&database).expect("rm");
         fs::create_dir(&database).expect("mkdir");
-        lead(vm.path(), IdMap::of_this_process()).expect("left alone");
+        lead(vm.path(), IdMap::of_this_process().expect("ids")).expect("left alone");
         assert!(fs::symlink_metadata(&database).expect("stat").is_dir());
     }
 
@@ -332,7 +346,7 @@ mod tests {
         let (vm, outside) = (vm.expect("a VM"), outside.expect("a directory"));
         fs::create_dir(vm.path().join("var")).expect("mkdir");
         std::os::unix::fs::symlink(outside.path(), vm.path().join("var/lib")).expect("symlink");
-        lead(vm.path(), IdMap::of_this_process()).expect("left alone");
+        lead(vm.path(), IdMap::of_this_process().expect("ids")).expect("left alone");
         assert_eq!(fs::read_dir(outside.path()).expect("ls").count(), 0);
     }
 

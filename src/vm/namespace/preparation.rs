@@ -60,7 +60,7 @@ pub(super) async fn prepare(options: &BootOptions) -> Result<Prepared> {
     let opened = {
         let options = options.clone();
         blocking(move || {
-            let ids = IdMap::of_this_process();
+            let ids = IdMap::of_this_process()?;
             let directory = Directory::prepare(&options.dir, &options.key, ids)?;
             if directory.try_lock()? {
                 finish(ids, directory, &options).map(Opened::Prepared)
@@ -195,7 +195,7 @@ fn message(
         writable_root: matches!(base, Foundation::Image(_)),
         net: options.policy.guest_config(),
         seccomp: seccomp::filter().map_err(VmError::Protocol)?,
-        limits: limits::spec(&options.limits),
+        limits: limits::spec(&options.limits)?,
         program_seccomp: Vec::new(),
     });
     Ok(BootMessage {

@@ -68,6 +68,9 @@ fn is_apparmor_restricting() -> bool {
 
 /// Writing an id map was refused.
 pub(super) fn id_map(file: &str, errno: Errno) -> VmError {
+    if matches!(errno, Errno::EMFILE | Errno::ENFILE) {
+        return host("can't write", Path::new(file), errno.into());
+    }
     VmError::Unsupported {
         feature: "ids can't be mapped into a user namespace".to_owned(),
         detail: format!("writing {file}: {}", errno.desc()),

@@ -229,7 +229,7 @@ async fn calls_that_come_while_a_vm_ends_wait_and_then_work() {
         .await
         .unwrap();
     // The sleep is the first to begin.
-    let (slept, ran, read, turn, woken) = within(async {
+    let (slept, ran, read, turn, woken) = Box::pin(within(async {
         tokio::join!(
             biased;
             vm.sleep(),
@@ -238,7 +238,7 @@ async fn calls_that_come_while_a_vm_ends_wait_and_then_work() {
             vm.send_prompt(session, text_prompt("remember")),
             vm.wake(),
         )
-    })
+    }))
     .await;
     slept.unwrap();
     ran.unwrap();

@@ -102,7 +102,7 @@ fn overlay(attempt: Attempt) -> Check {
         Attempt::Untried => "not tried: what comes before it fails".to_owned(),
     };
     let remedy = "Linux 5.11 or later with CONFIG_OVERLAY_FS; as root: modprobe overlay";
-    if IdMap::of_this_process().root_mapped() {
+    if IdMap::of_this_process().is_ok_and(IdMap::root_mapped) {
         let remedy = format!("{remedy}. Or run the host process as an ordinary user");
         Check::missing(NAME, detail, EVERYTHING, remedy)
     } else {
@@ -131,7 +131,11 @@ fn refused(name: &'static str, error: VmError) -> Check {
 /// Whether VMs have a root of their own.
 pub(super) fn ids() -> Check {
     const NAME: &str = "vm-root";
-    match IdMap::of_this_process() {
+    let ids = match IdMap::of_this_process() {
+        Ok(ids) => ids,
+        Err(error) => return refused(NAME, error),
+    };
+    match ids {
         IdMap::Range { base } => Check::ok(
             NAME,
             format!("VM ids 0 to 65535 are {base} and up on this host"),
