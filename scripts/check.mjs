@@ -11,6 +11,7 @@ import { parseArgs } from "node:util";
 import { adapters, build, setUp, sourceProjects, tsc } from "./build.mjs";
 import { provide } from "./cargo-tools.mjs";
 import { elapsed, Failure, main, output, ROOT, run, runNode } from "./command.mjs";
+import { provideDebianPackages } from "./debian-packages.mjs";
 import { fuzz } from "./fuzz.mjs";
 import { asOrdinaryUser } from "./ordinary-user.mjs";
 import { checkPackedPackage } from "./packed.mjs";
@@ -101,7 +102,10 @@ const STEPS = [
     name: "vitest",
     what: "the built package",
     needs: "build",
-    run: () => runNode(VITEST_PROGRAM, VITEST),
+    async run() {
+      await provideDebianPackages();
+      await runNode(VITEST_PROGRAM, VITEST);
+    },
   },
   {
     name: "adapters",
