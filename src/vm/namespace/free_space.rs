@@ -49,7 +49,7 @@ pub(super) fn floor(wanted: Option<u64>, directory: &Path) -> u64 {
     })
 }
 
-/// Watches over a VM until its `limiter` is gone.
+/// Watches over a VM until it ends.
 pub(super) fn watch(
     directory: &Path,
     floor: u64,
@@ -64,8 +64,7 @@ pub(super) fn watch(
         .dev();
     let mut disks = disks();
     let disk = disks.entry(device).or_default();
-    disk.watched
-        .retain(|watched| watched.limiter.strong_count() > 0);
+    disk.watched.retain(Watched::runs);
     disk.watched.push(Watched {
         directory: directory.to_owned(),
         floor,
@@ -94,6 +93,15 @@ struct Watched {
     control: Weak<Control>,
 }
 
+impl Watched {
+    /// A VM that has ended may still be somebody's.
+    fn runs(&self) -> bool {
+        self.control
+            .upgrade()
+            .is_some_and(|control| control.is_connected())
+    }
+}
+
 /// By device.
 fn disks() -> MutexGuard<'static, HashMap<u64, Disk>> {
     static DISKS: LazyLock<Mutex<HashMap<u64, Disk>>> = LazyLock::new(Mutex::default);
@@ -104,7 +112,7 @@ fn disks() -> MutexGuard<'static, HashMap<u64, Disk>> {
 fn watched(device: u64) -> Option<Vec<Watched>> {
     let mut disks = disks();
     let watched = &mut disks.get_mut(&device)?.watched;
-    watched.retain(|watched| watched.limiter.strong_count() > 0);
+    watched.retain(Watched::runs);
     if watched.is_empty() {
         disks.remove(&device);
         return None;
