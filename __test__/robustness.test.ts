@@ -3,7 +3,7 @@
  * used: over the built package, in child processes.
  */
 
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -257,11 +257,21 @@ describe("a data directory that can't be used", () => {
   });
 });
 
-/** A command line that runs the rest with a tmpfs as data directory; `more` works on it. */
-function onTmpfs(mebibytes: number, more = "true"): string[] {
+/**
+ * A command line that runs the rest with a tmpfs as data directory, which has so much room beside what a
+ * first boot as root puts there; `more` works on it.
+ */
+function onTmpfs(room: number, more = "true"): string[] {
+  const mebibytes = room + (IS_ROOT ? packageDatabase() : 0);
   const own = IS_ROOT ? [] : ["--user", "--map-current-user", "--keep-caps"];
   const script = `mount -t tmpfs -o size=${mebibytes}m,mode=700 tmpfs "$DIR" && ${more} "$DIR" && exec "$@"`;
   return ["env", `DIR=${dataDir}`, "unshare", "--mount", ...own, "sh", "-c", script, "sh"];
+}
+
+/** Mebibytes that the host's takes, which is copied to another file system. */
+function packageDatabase(): number {
+  const { stdout } = spawnSync("du", ["-sm", "/var/lib/dpkg"], { encoding: "utf8" });
+  return Number.parseInt(stdout, 10) || 0;
 }
 
 /** `fill()` takes what space is left, until `ballast` is removed; `code()` of a call, or "OK". */
