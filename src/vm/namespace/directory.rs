@@ -12,6 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::ids::IdMap;
 use super::packages;
+use super::removal::remove_tree;
 use crate::vm::VmError;
 
 /// How often a lock that a dying VM still holds is tried. The wait is short: it ends when the
@@ -500,30 +501,6 @@ pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
         drop(fs::remove_file(&partial));
     }
     written
-}
-
-/// Removes a tree in which a VM may have left directories that even their owner may not enter.
-/// Never follows a symlink.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}
-
-fn open_up(directory: &Path) -> io::Result<()> {
-    fs::set_permissions(directory, Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            open_up(&entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn host(what: &'static str, path: &Path, source: io::Error) -> VmError {

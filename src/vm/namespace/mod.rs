@@ -18,6 +18,7 @@ mod packages;
 mod ports;
 mod preparation;
 mod processes;
+mod removal;
 mod running;
 mod seccomp;
 mod starter;

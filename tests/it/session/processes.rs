@@ -245,7 +245,12 @@ async fn a_call_that_is_given_up_leaves_no_process() {
     });
     assert!(polled.await);
     drop(spawning);
-    assert_eq!(world.sh("while pgrep -x sleep > /dev/null; do :; done").await, "");
+    assert_eq!(
+        world
+            .sh("while pgrep -x sleep > /dev/null; do :; done")
+            .await,
+        ""
+    );
     assert!(world.vm.list_processes().unwrap().is_empty());
     world.close().await;
 }
