@@ -674,7 +674,7 @@ export interface Agent extends AsyncDisposable {
    * Copies a file of any length out of the VM, in constant memory.
    *
    * @param destination a path of the host (a string or a `file:` URL), where the file appears when all of
-   * it has arrived and replaces what is there; or a stream, which is ended
+   * it has arrived and replaces what is there (no symbolic link: `ELOOP`); or a stream, which is ended
    * @throws {AgentVmError} errno names of either side, `ABORTED`; or the error of the stream
    */
   downloadFile(

@@ -1,4 +1,4 @@
-import { open, readdir, readFile, stat, truncate, writeFile } from "node:fs/promises";
+import { open, readdir, readFile, stat, symlink, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { PassThrough, Readable } from "node:stream";
 import { buffer } from "node:stream/consumers";
@@ -202,4 +202,15 @@ test("a download leaves the file of the host as it was until it is whole", async
   expect((await stat(to)).mode & 0o777).toBe(0o600);
   const handle = await open(to);
   await handle.close();
+});
+
+test("a download replaces no link, which a VM could have made in a mount", async () => {
+  const agent = await newVm();
+  await agent.writeFile("file", "evil");
+  const directory = await newDirectory();
+  const [kept, link] = [join(directory, "kept"), join(directory, "link")] as const;
+  await writeFile(kept, "kept");
+  await symlink(kept, link);
+  await expect(agent.downloadFile("file", link)).rejects.toMatchObject({ code: "ELOOP" });
+  expect(await readFile(kept, "utf8")).toBe("kept");
 });

@@ -71,6 +71,7 @@ impl<'a> Registry<'a> {
         let known = self.authorization.lock().await.clone();
         let mut answer = self.once(request(), known).await?;
         if answer.status() == StatusCode::UNAUTHORIZED
+            && self.is_registry(answer.url())
             && let Some(authorization) = self.authorize(&answer).await?
         {
             answer = self.once(request(), Some(authorization.clone())).await?;
@@ -91,6 +92,11 @@ impl<'a> Registry<'a> {
                 "the registry answered {status} for {reference}"
             ))),
         }
+    }
+
+    /// Where a redirect has led is another's, who gets no credentials of this registry's.
+    fn is_registry(&self, url: &url::Url) -> bool {
+        url::Url::parse(&self.reference.base()).is_ok_and(|own| own.origin() == url.origin())
     }
 
     async fn once(
@@ -128,6 +134,13 @@ impl<'a> Registry<'a> {
                 self.reference
             ))
         })?;
+        let is_private = url.scheme() == "https" || is_loopback(&url);
+        if !is_private {
+            return Err(ImageError::Pull(format!(
+                "the registry of {} names an authority without TLS: {realm}",
+                self.reference
+            )));
+        }
         let scope = format!("repository:{}:pull", self.reference.repository);
         if let Some(service) = parameter(parameters, "service") {
             url.query_pairs_mut().append_pair("service", service);
@@ -146,6 +159,15 @@ impl<'a> Registry<'a> {
         })?;
         let token = token.token.or(token.access_token);
         Ok(token.and_then(|token| secret(&format!("Bearer {token}"))))
+    }
+}
+
+fn is_loopback(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
     }
 }
 

@@ -382,12 +382,10 @@ impl HostFile {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => (to, None),
             Err(error) => return Err(error),
             Ok(found) => {
-                let to = if found.is_symlink() {
-                    to.canonicalize()?
-                } else {
-                    to
-                };
-                let found = std::fs::metadata(&to)?;
+                // A VM may have made it, in a directory that is mounted there.
+                if found.is_symlink() {
+                    return Err(Errno::ELOOP.into());
+                }
                 if found.is_dir() {
                     return Err(Errno::EISDIR.into());
                 }
@@ -435,6 +433,7 @@ pub(super) fn on_host(what: &str, path: &Path, error: &std::io::Error) -> Error 
     let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
     let problem = match errno {
         Errno::EINVAL => "it is not a regular file",
+        Errno::ELOOP => "it is a symbolic link",
         errno => errno.desc(),
     };
     Error::new(

@@ -152,7 +152,7 @@ mod tests {
         let tree = world.path().join("tree");
         fs::create_dir(&tree).expect("made");
         let mut at = enter(AT_FDCWD, &tree).expect("entered");
-        for _ in 0..30_000 {
+        for _ in 0..20_000 {
             mkdirat(&at, "d", Mode::S_IRWXU).expect("made");
             at = enter(&at, "d").expect("entered");
         }
