@@ -80,12 +80,17 @@ struct Shared {
     todo: Mutex<Todo>,
     /// Wakes the thread.
     wake: EventFd,
+    /// That it is asked to end.
+    finished: watch::Sender<bool>,
 }
+
+/// And who is told when the terminal has taken all of it.
+type Input = (Vec<u8>, oneshot::Sender<io::Result<()>>);
 
 /// What the thread is to do.
 #[derive(Debug, Default)]
 struct Todo {
-    input: VecDeque<(Vec<u8>, oneshot::Sender<io::Result<()>>)>,
+    input: VecDeque<Input>,
     resize: Option<Size>,
     /// Read what is there, and end.
     finish: bool,
@@ -106,6 +111,7 @@ impl TerminalEnd {
         let shared = Arc::new(Shared {
             todo: Mutex::default(),
             wake,
+            finished: watch::Sender::new(false),
         });
         let (sender, output) = mpsc::channel(CHUNKS);
         let relay = Relay {
@@ -113,6 +119,7 @@ impl TerminalEnd {
             shared: Arc::clone(&shared),
             output: sender,
             read: None,
+            input: None,
             written: 0,
         };
         std::thread::Builder::new()
@@ -160,10 +167,19 @@ impl TerminalInput {
         }
         drop(todo);
         self.shared.wake();
+        let mut finished = self.shared.finished.subscribe();
         async move {
-            written
-                .await
-                .unwrap_or_else(|_| Err(ErrorKind::BrokenPipe.into()))
+            // An error: the thread has ended, and what it was to write with it.
+            let over = async {
+                drop(finished.wait_for(|finished| *finished).await);
+                tokio::time::sleep(LAST_WORD).await;
+            };
+            let broken = || Err(ErrorKind::BrokenPipe.into());
+            tokio::select! {
+                biased;
+                written = written => written.unwrap_or_else(|_| broken()),
+                () = over => broken(),
+            }
         }
     }
 
@@ -179,6 +195,7 @@ impl TerminalInput {
         todo.finish = true;
         todo.input.clear();
         drop(todo);
+        self.shared.finished.send_replace(true);
         self.shared.wake();
     }
 }
@@ -202,7 +219,10 @@ struct Relay {
     output: mpsc::Sender<Vec<u8>>,
     /// Waits for room.
     read: Option<Vec<u8>>,
-    /// Of the first input.
+    /// What is being written: nobody else's any more, since a program that has read it may be gone before
+    /// this thread knows that it has written it.
+    input: Option<Input>,
+    /// Of that.
     written: usize,
 }
 
@@ -211,7 +231,7 @@ impl Relay {
         while self.master.is_some() {
             let (resize, finish, has_input) = {
                 let mut todo = self.shared.todo();
-                let has_input = !todo.input.is_empty();
+                let has_input = self.input.is_some() || !todo.input.is_empty();
                 (todo.resize.take(), todo.finish, has_input)
             };
             if let Some(size) = resize {
@@ -231,6 +251,7 @@ impl Relay {
         // Dropped, they fail.
         todo.input.clear();
         drop(todo);
+        self.input = None;
         self.master = None;
         if let Some(chunk) = self.read.take() {
             // Fails when nobody is there to take it.
@@ -340,39 +361,42 @@ impl Relay {
         let Some(master) = &mut self.master else {
             return;
         };
-        let mut todo = self.shared.todo();
-        while let Some((data, _)) = todo.input.front() {
+        loop {
+            let next = || self.shared.todo().input.pop_front();
+            let Some((data, done)) = self.input.take().or_else(next) else {
+                return;
+            };
             let total = data.len();
             let rest = &data[self.written.min(total)..];
-            let rest = rest[..rest.len().min(PIECE)].to_vec();
-            // Not under the lock: a hostile PID 1 can make it block.
-            drop(todo);
+            let rest = &rest[..rest.len().min(PIECE)];
             let result = if rest.is_empty() {
                 Ok(0)
             } else {
-                master.write(&rest)
+                master.write(rest)
             };
-            todo = self.shared.todo();
             match result {
+                Ok(written) if self.written + written >= total => {
+                    self.written = 0;
+                    // Fails when nobody waits for it.
+                    drop(done.send(Ok(())));
+                }
                 Ok(written) => {
                     self.written += written;
-                    if self.written >= total {
-                        self.written = 0;
-                        if let Some((_, done)) = todo.input.pop_front() {
-                            // Fails when nobody waits for it.
-                            drop(done.send(Ok(())));
-                        }
-                    } else if written == 0 {
+                    self.input = Some((data, done));
+                    if written == 0 {
                         return;
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {
+                    self.input = Some((data, done));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.input = Some((data, done));
+                    return;
+                }
                 Err(error) => {
                     self.written = 0;
-                    if let Some((_, done)) = todo.input.pop_front() {
-                        drop(done.send(Err(error)));
-                    }
+                    drop(done.send(Err(error)));
                 }
             }
         }
