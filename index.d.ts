@@ -528,7 +528,7 @@ export interface Agent extends AsyncDisposable {
    * 256 KiB are kept while nobody listens.
    *
    * @throws {AgentVmError} `ENOENT`, `EACCES` for `command` or `cwd`, `INVALID_ARGUMENT`, `VM_LIMIT`,
-   * `EIO` if the VM has 256 terminals already
+   * `ENOSPC` if the VM has 256 terminals already
    */
   openShell(options?: ShellOptions): Promise<Shell>;
 
