@@ -476,7 +476,8 @@ export interface Agent extends AsyncDisposable {
   closeProcessStdin(pid: number): Promise<void>;
 
   /**
-   * Resolves when a process has ended and listeners have been told all of its output and its end; at once
+   * Resolves when a process has ended and listeners have been told all of its output and its end (who came to
+   * listen after the end may be told what was kept a moment later); at once
    * for one that has ended. Aborting gives up the wait, and does nothing to the process.
    *
    * @throws {AgentVmError} `PROCESS_NOT_FOUND`, `ABORTED`, `CLIENT_CLOSED`
