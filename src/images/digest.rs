@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::{ImageError, Result};
 
 /// A SHA-256, which is what images are named by in practice.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Digest(String);
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::Digest;
+use super::{Digest, Source, Stored};
 use crate::error::{Code, Error};
 
 #[derive(Debug, Error)]
@@ -14,13 +14,13 @@ pub enum ImageError {
     #[error("{0}")]
     NotFound(String),
     /// It is not what the specification says, or not what its digest says.
-    #[error("the image is not usable: {0}")]
+    #[error("it is not usable: {0}")]
     Invalid(String),
     /// Its bytes are not those that were named.
-    #[error("the image is not usable: a blob should be {wanted}, but is sha256:{found}")]
+    #[error("it is not usable: a blob should be {wanted}, but is sha256:{found}")]
     Digest { wanted: Digest, found: String },
     /// It is for another kind of machine.
-    #[error("the image is for {found}, and this machine is {wanted}")]
+    #[error("it is for {found}, and this machine is {wanted}")]
     Platform { wanted: String, found: String },
     /// The registry does not give it to this user.
     #[error("{0}")]
@@ -29,8 +29,29 @@ pub enum ImageError {
     #[error("{0}")]
     Pull(String),
     /// It exceeds a limit.
-    #[error("the image is too large: {0}")]
+    #[error("it is too large: {0}")]
     TooLarge(String),
+    /// What is wrong with which image.
+    #[error("{image}: {problem}")]
+    Of { image: String, problem: Box<Self> },
+    /// It would fill the disk.
+    #[error(
+        "an image leaves only {free} bytes free on the file system of {path:?}, where {min_free} stay free (minFreeDiskBytes): free some space, or set another imageStoreDir"
+    )]
+    DiskFull {
+        path: PathBuf,
+        free: u64,
+        min_free: u64,
+    },
+    /// The first digits of a digest are those of several images.
+    #[error("several images begin like this: {0}")]
+    Ambiguous(String),
+    /// It can't be removed.
+    #[error("the image {} is used by a VM", .0.digest)]
+    InUse(Box<Stored>),
+    /// Whoever asked for it has given up.
+    #[error("nobody waits for the image any more")]
+    Abandoned,
     /// A file of this host can't be used.
     #[error("{what} {path:?}: {source}")]
     Host {
@@ -49,6 +70,40 @@ impl ImageError {
         }
     }
 
+    /// Names the image, where that is not told yet.
+    pub(super) fn of(self, source: &Source) -> Self {
+        match self {
+            Self::Invalid(_) | Self::Digest { .. } | Self::Platform { .. } | Self::TooLarge(_) => {
+                Self::Of {
+                    image: source.to_string(),
+                    problem: Box::new(self),
+                }
+            }
+            told => told,
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::NotFound(_) => Code::ImageNotFound,
+            Self::Invalid(_) | Self::Digest { .. } => Code::ImageInvalid,
+            Self::Denied(_) => Code::ImageDenied,
+            Self::Pull(_) => Code::ImagePullFailed,
+            Self::Platform { .. } => Code::ImageUnsupported,
+            Self::TooLarge(_) => Code::ImageTooLarge,
+            Self::Of { problem, .. } => problem.code(),
+            Self::DiskFull { .. } => Code::StoreFull,
+            Self::Ambiguous(_) => Code::InvalidArgument,
+            Self::InUse(_) => Code::ImageInUse,
+            Self::Abandoned => Code::Aborted,
+            Self::Host { source, .. } => match source.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT) => Code::StoreFull,
+                Some(raw) => Code::from_errno(raw),
+                None => Code::Internal,
+            },
+        }
+    }
+
     /// A stream that can't be read on: what it holds is broken.
     pub(super) fn reading(digest: &Digest, error: io::Error) -> Self {
         match error.downcast::<Self>() {
@@ -60,19 +115,6 @@ impl ImageError {
 
 impl From<ImageError> for Error {
     fn from(error: ImageError) -> Self {
-        let code = match &error {
-            ImageError::NotFound(_) => Code::ImageNotFound,
-            ImageError::Invalid(_) | ImageError::Digest { .. } => Code::ImageInvalid,
-            ImageError::Denied(_) => Code::ImageDenied,
-            ImageError::Pull(_) => Code::ImagePullFailed,
-            ImageError::Platform { .. } => Code::ImageUnsupported,
-            ImageError::TooLarge(_) => Code::ImageTooLarge,
-            ImageError::Host { source, .. } => match source.raw_os_error() {
-                Some(libc::ENOSPC | libc::EDQUOT) => Code::StoreFull,
-                Some(raw) => Code::from_errno(raw),
-                None => Code::Internal,
-            },
-        };
-        Self::new(code, error.to_string())
+        Self::new(error.code(), error.to_string())
     }
 }

@@ -5,8 +5,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
 use super::digest::Verifying;
 use super::manifest::{Compression, Descriptor, Document, Index, Platform};
+use super::work::Counting;
 use super::{Digest, ImageError, MAX_DOCUMENT, MAX_NESTING, Result, unpack};
 
 /// A manifest with its own digest.
@@ -28,23 +32,58 @@ impl Layout {
     }
 
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let marker = path.join("oci-layout");
-        if !marker.is_file() {
-            return Err(ImageError::NotFound(format!(
-                "{} is no OCI image layout: it has no file \"oci-layout\" (skopeo copy … oci:<dir> makes one)",
+        let layout = Self {
+            path: path.to_owned(),
+        };
+        match layout.file("oci-layout") {
+            Err(ImageError::Host { source, .. }) if is_missing(&source) => {
+                Err(ImageError::NotFound(format!(
+                    "{} is no OCI image layout: it has no file \"oci-layout\" (skopeo copy … oci:<dir> makes one)",
+                    path.display()
+                )))
+            }
+            found => found.map(|_| layout),
+        }
+    }
+
+    /// Opens a file of the layout: what lies there, never what a link leads to. Whoever made the layout has
+    /// no say in which other files of this host are read.
+    fn file(&self, name: &str) -> Result<(File, u64)> {
+        let path = self.path.join(name);
+        let failed = |error| ImageError::host("can't open", &path, error);
+        let top = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+            .open(&self.path)
+            .map_err(failed)?;
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let file = match openat2(&top, name, how) {
+            Err(Errno::ELOOP) => {
+                return Err(ImageError::Invalid(format!(
+                    "{} is, or lies behind, a symbolic link, which is not followed in a layout (cp -rL copies one without links)",
+                    path.display()
+                )));
+            }
+            opened => File::from(opened.map_err(|errno| failed(errno.into()))?),
+        };
+        let data = file
+            .metadata()
+            .map_err(|error| ImageError::host("can't look at", &path, error))?;
+        if !data.is_file() {
+            return Err(ImageError::Invalid(format!(
+                "{} is no regular file",
                 path.display()
             )));
         }
-        Ok(Self {
-            path: path.to_owned(),
-        })
+        Ok((file, data.len()))
     }
 
     /// What the layout's index has under `tag`, or the one thing that it has.
     pub(super) fn find(&self, tag: Option<&str>) -> Result<Descriptor> {
         let path = self.path.join("index.json");
-        let file =
-            File::open(&path).map_err(|error| ImageError::host("can't open", &path, error))?;
+        let (file, _) = self.file("index.json")?;
         let mut text = Vec::new();
         file.take(MAX_DOCUMENT + 1)
             .read_to_end(&mut text)
@@ -118,13 +157,8 @@ impl Layout {
         &self,
         descriptor: &Descriptor,
     ) -> Result<T> {
-        if descriptor.size > MAX_DOCUMENT {
-            return Err(ImageError::TooLarge(format!(
-                "{} says that it has {} bytes: the limit for JSON is {MAX_DOCUMENT}",
-                descriptor.digest, descriptor.size
-            )));
-        }
-        let mut blob = self.blob(descriptor)?;
+        descriptor.check_document()?;
+        let mut blob = Verifying::new(self.blob(descriptor)?, descriptor.digest.clone());
         let mut text = Vec::new();
         blob.read_to_end(&mut text)
             .map_err(|error| ImageError::reading(&descriptor.digest, error))?;
@@ -133,36 +167,26 @@ impl Layout {
             .map_err(|error| ImageError::Invalid(format!("{}: {error}", descriptor.digest)))
     }
 
-    fn blob(&self, descriptor: &Descriptor) -> Result<Verifying<io::Take<File>>> {
+    fn blob(&self, descriptor: &Descriptor) -> Result<io::Take<File>> {
         // A digest is hexadecimal: it names nothing outside of the directory.
-        let path = self.path.join("blobs/sha256").join(descriptor.digest.hex());
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(&path)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => ImageError::Invalid(format!(
+        let name = format!("blobs/sha256/{}", descriptor.digest.hex());
+        let (file, length) = match self.file(&name) {
+            Err(ImageError::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(ImageError::Invalid(format!(
                     "the layout {} lacks the blob {}",
                     self.path.display(),
                     descriptor.digest
-                )),
-                _ => ImageError::host("can't open", &path, error),
-            })?;
-        let data = file
-            .metadata()
-            .map_err(|error| ImageError::host("can't look at", &path, error))?;
-        if !data.is_file() || data.len() != descriptor.size {
+                )));
+            }
+            opened => opened?,
+        };
+        if length != descriptor.size {
             return Err(ImageError::Invalid(format!(
-                "the blob {} has {} bytes instead of {}: it is truncated or not the one that was meant",
-                descriptor.digest,
-                data.len(),
-                descriptor.size
+                "the blob {} has {length} bytes instead of {}: it is truncated or not the one that was meant",
+                descriptor.digest, descriptor.size
             )));
         }
-        Ok(Verifying::new(
-            file.take(descriptor.size),
-            descriptor.digest.clone(),
-        ))
+        Ok(file.take(descriptor.size))
     }
 
     /// Unpacks a layer over what there is. Both digests are checked while it streams: that of the blob,
@@ -173,14 +197,23 @@ impl Layout {
         diff_id: &Digest,
         unpacking: &mut unpack::Unpacking,
     ) -> Result<()> {
-        let blob = self.blob(layer)?;
+        let blob = Counting::new(self.blob(layer)?, unpacking.work());
+        if layer.compression()? == Compression::None {
+            // The blob is the archive: hashed once.
+            if layer.digest != *diff_id {
+                return Err(ImageError::Digest {
+                    wanted: diff_id.clone(),
+                    found: layer.digest.hex().to_owned(),
+                });
+            }
+            let mut archive = Verifying::new(blob, diff_id.clone());
+            unpacking.layer(&mut archive)?;
+            return archive.finish().map(drop);
+        }
+        let blob = Verifying::new(blob, layer.digest.clone());
         let failed = |error| ImageError::reading(&layer.digest, error);
         let blob = match layer.compression()? {
-            Compression::None => {
-                let mut archive = Verifying::new(blob, diff_id.clone());
-                unpacking.layer(&mut archive)?;
-                archive.finish()?
-            }
+            Compression::None => blob,
             Compression::Gzip => {
                 let decoder = flate2::read::MultiGzDecoder::new(blob);
                 let mut archive = Verifying::new(decoder, diff_id.clone());
@@ -198,4 +231,11 @@ impl Layout {
         };
         blob.finish().map(drop)
     }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }

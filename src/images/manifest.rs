@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, ImageError, Result};
+use super::{Digest, ImageError, MAX_DOCUMENT, Result};
 
 /// Refers to a blob.
 #[derive(Debug, Clone, Deserialize)]
@@ -38,6 +38,17 @@ impl Descriptor {
             platform: None,
             annotations: BTreeMap::new(),
         }
+    }
+
+    /// Refuses one that is too large for a document.
+    pub(super) fn check_document(&self) -> Result<()> {
+        if self.size > MAX_DOCUMENT {
+            return Err(ImageError::TooLarge(format!(
+                "{} says that it has {} bytes: the limit for JSON is {MAX_DOCUMENT}",
+                self.digest, self.size
+            )));
+        }
+        Ok(())
     }
 
     pub(super) fn tag(&self) -> Option<&str> {
@@ -139,11 +150,26 @@ pub(super) struct Config {
 }
 
 impl Config {
-    pub(super) fn platform(&self) -> Platform {
-        Platform {
+    /// Refuses what is for another machine, or not the configuration of this image's layers.
+    pub(super) fn check(&self, image: &Digest, layers: usize) -> Result<()> {
+        let wanted = Platform::of_this_machine();
+        let found = Platform {
             os: self.os.clone(),
             architecture: self.architecture.clone(),
+        };
+        if !found.is(&wanted) {
+            return Err(ImageError::Platform {
+                wanted: wanted.to_string(),
+                found: found.to_string(),
+            });
         }
+        if self.rootfs.diff_ids.len() != layers {
+            return Err(ImageError::Invalid(format!(
+                "image {image} has {layers} layers, but its configuration names {}",
+                self.rootfs.diff_ids.len()
+            )));
+        }
+        Ok(())
     }
 }
 

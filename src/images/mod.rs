@@ -5,25 +5,37 @@
 //! every size is bounded, every digest is checked, and no name in it leads out of the directory that it
 //! is unpacked to.
 
+pub use bounds::Limits;
 pub use digest::Digest;
 pub use error::ImageError;
+pub use inventory::{Files, Removal, Stored};
 pub use manifest::{Execution, Platform};
+pub use names::Wanted;
 pub use pull::{Progress, Step};
 pub use reference::Reference;
 pub use source::Source;
 pub use store::{Image, Images};
-pub use unpack::{Limits, Ownership};
+pub use unpack::Ownership;
+pub use users::Vms;
 
+mod bounds;
+mod challenge;
 mod digest;
 mod error;
+#[doc(hidden)]
+pub mod fuzzed;
+mod inventory;
 mod layout;
 mod manifest;
+mod names;
 mod pull;
 mod reference;
 mod registry;
 mod source;
 mod store;
 mod unpack;
+mod users;
+mod work;
 
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;
 

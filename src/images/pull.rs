@@ -3,9 +3,9 @@
 //! They lie in `blobs/` of the store as in an OCI image layout, until the image is unpacked. What has come
 //! of a blob when a pull ends stays, and the next pull goes on from there.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,13 @@ use reqwest::StatusCode;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 
-use super::manifest::{Descriptor, Document, Index, Platform};
+use super::bounds::Space;
+use super::layout::Layout;
+use super::manifest::{Config, Descriptor, Document, Index, Platform};
 use super::registry::Registry;
-use super::{Digest, ImageError, Limits, MAX_NESTING, Reference, Result};
+use super::store::open_or_make;
+use super::work::BEAT;
+use super::{Digest, Files, ImageError, Limits, MAX_NESTING, Reference, Result};
 
 /// How far a pull is. A few a second.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +28,7 @@ pub struct Progress {
     /// The image, in full.
     pub image: String,
     pub step: Step,
-    /// Bytes that have arrived, of `total`.
+    /// Bytes of packed layers that have arrived or been unpacked, of `total`.
     pub bytes: u64,
     pub total: u64,
 }
@@ -53,15 +57,14 @@ pub(super) type Tell<'a> = &'a (dyn Fn(Progress) + Send + Sync);
 /// How often a lock is tried that somebody else has.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Between two messages of progress.
-const BEAT: Duration = Duration::from_millis(250);
-
 /// How often a blob whose stream breaks off is asked for again without anything having come.
 const ATTEMPTS: u32 = 3;
 
 /// An image whose manifest is on the disk. Its blobs stay as long as this does.
 pub(super) struct Pulled {
     pub(super) descriptor: Descriptor,
+    /// Nothing was fetched.
+    pub(super) was_unpacked: bool,
     _blobs: Flock<File>,
 }
 
@@ -114,30 +117,36 @@ pub(super) async fn pull(
             continue;
         };
         let descriptor = Descriptor::of(digest.clone(), text.len() as u64);
-        if !is_unpacked(&digest) {
+        let was_unpacked = is_unpacked(&digest);
+        if !was_unpacked {
+            config.check_document()?;
+            let all = || std::iter::once(&config).chain(&document.layers);
+            let total = all().fold(0_u64, |total, blob| total.saturating_add(blob.size));
+            limits.packed(total)?;
+            let mut space = Space::new(&blobs, limits.min_free);
+            let there = all().filter(|blob| blobs.join(blob.digest.hex()).exists());
+            let there = there.fold(0_u64, |there, blob| there.saturating_add(blob.size));
+            space.check(total.saturating_sub(there))?;
+            let moved = |bytes| progress(Step::Downloading, bytes, total);
+            fetch(&registry, &blobs, &config, &mut space, &moved).await?;
+            // It says whether the layers are of use here.
+            let known: Config = Layout::of_store(root.to_owned()).document(&config)?;
+            known.check(&digest, document.layers.len())?;
+            let mut before = config.size;
+            for layer in &document.layers {
+                let moved = |bytes| progress(Step::Downloading, before + bytes, total);
+                fetch(&registry, &blobs, layer, &mut space, &moved).await?;
+                before += layer.size;
+            }
             let path = blobs.join(digest.hex());
             let partial = blobs.join(format!("{}.{}", digest.hex(), uuid::Uuid::now_v7()));
             fs::write(&partial, &text)
                 .and_then(|()| fs::rename(&partial, &path))
                 .map_err(|error| ImageError::host("can't write", &path, error))?;
-            let all = || std::iter::once(&config).chain(&document.layers);
-            let total = all().fold(0_u64, |total, blob| total.saturating_add(blob.size));
-            if total > limits.bytes {
-                return Err(ImageError::TooLarge(format!(
-                    "its layers have {total} bytes: the limit is {}",
-                    limits.bytes
-                )));
-            }
-            let mut before = 0;
-            for blob in all() {
-                let moved = |bytes| progress(Step::Downloading, before + bytes, total);
-                fetch(&registry, &blobs, blob, &moved).await?;
-                before += blob.size;
-            }
-            progress(Step::Unpacking, total, total);
         }
         return Ok(Pulled {
             descriptor,
+            was_unpacked,
             _blobs: lock,
         });
     }
@@ -148,7 +157,7 @@ pub(super) async fn pull(
 
 /// Removes blobs of images that are unpacked, unless a pull is under way, of whatever process.
 pub(super) fn sweep(root: &Path) {
-    let Ok(file) = open(&root.join("blobs.lock")) else {
+    let Ok(file) = open_or_make(&root.join("blobs.lock")) else {
         return;
     };
     let Ok(_alone) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
@@ -167,6 +176,31 @@ pub(super) fn sweep(root: &Path) {
     }
 }
 
+/// Removes what pulls have fetched and not unpacked, unless one is under way. `pretend`: only looks.
+pub(super) fn prune(root: &Path, pretend: bool) -> Result<Files> {
+    let blobs = blobs(root);
+    let mut pruned = Files::default();
+    if !blobs.is_dir() {
+        return Ok(pruned);
+    }
+    let path = root.join("blobs.lock");
+    let _alone = match Flock::lock(open_or_make(&path)?, FlockArg::LockExclusiveNonblock) {
+        Ok(alone) => alone,
+        Err((_, nix::errno::Errno::EWOULDBLOCK | nix::errno::Errno::EINTR)) => return Ok(pruned),
+        Err((_, errno)) => return Err(ImageError::host("can't lock", &path, errno.into())),
+    };
+    for path in super::store::entries(&blobs)? {
+        let host = |error| ImageError::host("can't remove", &path, error);
+        let bytes = fs::symlink_metadata(&path).map_err(host)?.len();
+        if !pretend {
+            fs::remove_file(&path).map_err(host)?;
+        }
+        pruned.count += 1;
+        pruned.bytes += bytes;
+    }
+    Ok(pruned)
+}
+
 const PARTIAL: &str = "partial";
 
 fn blobs(root: &Path) -> PathBuf {
@@ -178,6 +212,7 @@ async fn fetch(
     registry: &Registry<'_>,
     blobs: &Path,
     blob: &Descriptor,
+    space: &mut Space,
     moved: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<()> {
     let path = blobs.join(blob.digest.hex());
@@ -228,6 +263,7 @@ async fn fetch(
                     }
                     hash.update(&chunk);
                     output.write_all(&chunk).await.map_err(host)?;
+                    space.wrote(chunk.len() as u64)?;
                     if told.elapsed() > BEAT {
                         told = Instant::now();
                         moved(have);
@@ -276,19 +312,8 @@ fn begun(file: &mut File, size: u64) -> std::io::Result<(Sha256, u64)> {
     }
 }
 
-fn open(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| ImageError::host("can't open", path, error))
-}
-
 async fn lock(path: &Path, how: FlockArg) -> Result<Flock<File>> {
-    let mut file = open(path)?;
+    let mut file = open_or_make(path)?;
     loop {
         match Flock::lock(file, how) {
             Ok(lock) => return Ok(lock),

@@ -311,15 +311,38 @@ async fn what_is_not_what_was_named_is_refused() {
 
 #[tokio::test]
 async fn what_is_not_there_or_for_another_machine_has_a_code() {
-    let (registry, _) = with_image("s390x");
-    let (address, _registry) = serve(registry).await;
+    let (registry, layer) = with_image("s390x");
+    let (address, registry) = serve(registry).await;
     let store = Store::new();
     assert_eq!(store.code(&address, ":v1").await, "IMAGE_UNSUPPORTED");
+    let requests = registry.lock().expect("lock").requests.clone();
+    assert!(!requests.contains(&(blob_of(&layer), 0)), "{requests:?}");
     assert_eq!(store.code(&address, ":v2").await, "IMAGE_NOT_FOUND");
     let nobody = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = nobody.local_addr().expect("bound").to_string();
     drop(nobody);
     assert_eq!(store.code(&address, ":v1").await, "IMAGE_PULL_FAILED");
+}
+
+#[tokio::test]
+async fn a_configuration_of_other_layers_or_without_end_is_refused_before_there_is_a_layer() {
+    type Change = fn(&mut Value);
+    let twice: Change = |manifest| {
+        let layers = manifest["layers"].as_array_mut().expect("layers");
+        layers.push(layers[0].clone());
+    };
+    let large: Change = |manifest| manifest["config"]["size"] = json!(MAX_DOCUMENT + 1);
+    for (change, code) in [(twice, "IMAGE_INVALID"), (large, "IMAGE_TOO_LARGE")] {
+        let (mut registry, layer) = with_image(&architecture());
+        let path = format!("{NAME}/manifests/v1");
+        let mut manifest = serde_json::from_slice(&registry.documents[&path]).expect("JSON");
+        change(&mut manifest);
+        registry.documents.insert(path, manifest.to_string().into());
+        let (address, registry) = serve(registry).await;
+        assert_eq!(Store::new().code(&address, ":v1").await, code);
+        let requests = registry.lock().expect("lock").requests.clone();
+        assert!(!requests.contains(&(blob_of(&layer), 0)), "{requests:?}");
+    }
 }
 
 #[tokio::test]

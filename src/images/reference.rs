@@ -20,6 +20,8 @@ pub struct Reference {
 
 const DOCKER_HUB: &str = "docker.io";
 
+const LATEST: &str = "latest";
+
 impl Reference {
     pub fn parse(text: &str) -> Result<Self, String> {
         let (name, digest) = match text.split_once('@') {
@@ -29,7 +31,7 @@ impl Reference {
         // A colon before the last slash is that of a port.
         let (name, tag) = match name.rsplit_once(':') {
             Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
-            _ => (name, None),
+            _ => (name, digest.is_none().then_some(LATEST)),
         };
         let (registry, repository) = match name.split_once('/') {
             Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => {
@@ -80,7 +82,7 @@ impl Reference {
         match (&self.digest, &self.tag) {
             (Some(digest), _) => digest.to_string(),
             (None, Some(tag)) => tag.clone(),
-            (None, None) => "latest".to_owned(),
+            (None, None) => LATEST.to_owned(),
         }
     }
 
@@ -128,7 +130,7 @@ impl fmt::Display for Reference {
                 tag.as_ref().map_or(Ok(()), |tag| write!(f, ":{tag}"))?;
                 write!(f, "@{digest}")
             }
-            (tag, None) => write!(f, ":{}", tag.as_deref().unwrap_or("latest")),
+            (tag, None) => write!(f, ":{}", tag.as_deref().unwrap_or(LATEST)),
         }
     }
 }

@@ -11,6 +11,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
+use super::challenge::Challenge;
 use super::{ImageError, MAX_DOCUMENT, Reference, Result};
 
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
@@ -119,33 +120,15 @@ impl<'a> Registry<'a> {
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default();
         let credentials = credentials(self.reference.registry());
-        let Some((scheme, parameters)) = challenge.split_once(' ') else {
-            return Ok(None);
+        let (realm, service) = match Challenge::parse(challenge) {
+            None => return Ok(None),
+            Some(Challenge::Basic) => return Ok(credentials),
+            Some(Challenge::Bearer { realm, service }) => (realm, service),
         };
-        if scheme.eq_ignore_ascii_case("basic") {
-            return Ok(credentials);
-        }
-        let Some(realm) = parameter(parameters, "realm") else {
-            return Ok(None);
-        };
-        let mut url = url::Url::parse(realm).map_err(|error| {
-            ImageError::Pull(format!(
-                "the registry of {} names no authority: {error}",
-                self.reference
-            ))
-        })?;
-        let is_private = url.scheme() == "https" || is_loopback(&url);
-        if !is_private {
-            return Err(ImageError::Pull(format!(
-                "the registry of {} names an authority without TLS: {realm}",
-                self.reference
-            )));
-        }
         let scope = format!("repository:{}:pull", self.reference.repository);
-        if let Some(service) = parameter(parameters, "service") {
-            url.query_pairs_mut().append_pair("service", service);
-        }
-        url.query_pairs_mut().append_pair("scope", &scope);
+        let url = Challenge::authority(&realm, service.as_deref(), &scope).map_err(|problem| {
+            ImageError::Pull(format!("the registry of {} {problem}", self.reference))
+        })?;
         let answer = self
             .once(self.client.get(url.as_str()), credentials)
             .await?;
@@ -162,7 +145,7 @@ impl<'a> Registry<'a> {
     }
 }
 
-fn is_loopback(url: &url::Url) -> bool {
+pub(super) fn is_loopback(url: &url::Url) -> bool {
     match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost",
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
@@ -205,14 +188,6 @@ fn failed(reference: &Reference, error: &reqwest::Error) -> ImageError {
         source = cause.source();
     }
     ImageError::Pull(format!("can't pull {reference}: {problem}"))
-}
-
-/// One of `realm="…",service="…"`.
-fn parameter<'a>(parameters: &'a str, name: &str) -> Option<&'a str> {
-    parameters.split(',').find_map(|parameter| {
-        let (own, value) = parameter.trim().split_once('=')?;
-        (own.eq_ignore_ascii_case(name)).then(|| value.trim_matches('"'))
-    })
 }
 
 /// What Docker's configuration file has for a registry. Its helper programs are not asked.

@@ -25,6 +25,18 @@ impl Source {
         std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
     }
 
+    /// For progress: as Docker and skopeo name it.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Registry { reference } => reference.to_string(),
+            Self::OciLayout { path, tag } => {
+                let tag = tag.as_ref().map(|tag| format!(":{tag}"));
+                format!("oci:{}{}", path.display(), tag.unwrap_or_default())
+            }
+            Self::Rootfs { path } => path.display().to_string(),
+        }
+    }
+
     /// `path` may be relative to this process's working directory.
     #[must_use]
     pub fn oci_layout(path: &Path, tag: Option<String>) -> Self {

@@ -1,21 +1,32 @@
 //! Unpacked images, shared by VMs. Each is made once and never changed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::inventory::on_disk;
 use super::layout::{Layout, Manifest};
 use super::manifest::{Config, Descriptor, Execution};
 use super::unpack::Unpacking;
-use super::{Digest, ImageError, Limits, Ownership, Platform, Progress, Result, Source, pull};
+use super::work::{Work, attended};
+use super::{Digest, ImageError, Limits, Ownership, Progress, Result, Source, names, pull, users};
 
 /// In an image's directory: its files, and what is known of it.
 const ROOTFS: &str = "rootfs";
-const RECORD: &str = "image.json";
+pub(super) const RECORD: &str = "image.json";
+
+/// What the names of images' directories begin with: with the owners of their files, and without.
+pub(super) const KINDS: [&str; 2] = ["owned", "plain"];
+
+/// And those of images that are being made.
+pub(super) const PARTIAL: &str = "partial-";
 
 /// The store at one place.
 #[derive(Debug, Clone)]
@@ -34,14 +45,45 @@ pub struct Image {
     pub rootfs: PathBuf,
     pub execution: Execution,
     /// Keeps it from being removed, by whatever process.
-    _lease: Option<Flock<File>>,
+    lease: Option<Lease>,
+}
+
+#[derive(Debug)]
+struct Lease {
+    digest: Digest,
+    _lock: Flock<File>,
 }
 
 /// What the store knows of an image without looking into its files.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Record {
+pub(super) struct Record {
     execution: Execution,
+    /// Of the disk.
+    #[serde(default)]
+    pub(super) bytes: Option<u64>,
+}
+
+impl Record {
+    /// Of the image in this directory of the store.
+    pub(super) fn read(directory: &Path) -> Result<Self> {
+        let path = directory.join(RECORD);
+        let failed = |error| ImageError::host("can't read", &path, error);
+        let text = fs::read(&path).map_err(failed)?;
+        serde_json::from_slice(&text).map_err(|error| failed(error.into()))
+    }
+}
+
+impl Image {
+    /// Keeps it in the store as long as the VM in `directory` has it: to be called before the VM is made,
+    /// whose lease on it ends when it sleeps.
+    pub fn keep_for(&self, directory: &Path) -> Result<()> {
+        match (&self.lease, self.rootfs.parent().and_then(Path::parent)) {
+            (Some(lease), Some(root)) => users::note(root, &lease.digest, directory),
+            // It is not the store's.
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Images {
@@ -60,9 +102,19 @@ impl Images {
     /// `id`, which a VM was made with, it is that one, without asking anybody if it is unpacked: the
     /// source may have another by now.
     ///
-    /// Dropping the future ends a download, which the next one goes on from. An unpacking that has begun
-    /// is brought to its end.
+    /// Dropping the future ends a download, which the next one goes on from, and an unpacking, which the
+    /// next one begins again.
     pub async fn open(
+        &self,
+        source: Source,
+        id: Option<String>,
+        tell: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Image> {
+        let opened = self.open_unnamed(source.clone(), id, tell).await;
+        opened.map_err(|error| error.of(&source))
+    }
+
+    async fn open_unnamed(
         &self,
         source: Source,
         id: Option<String>,
@@ -71,38 +123,58 @@ impl Images {
         let digest = id.and_then(|id| Digest::try_from(id).ok());
         let known = digest.clone();
         let (images, of) = (self.clone(), source.clone());
-        let found = blocking(move || images.at_hand(&of, known.as_ref())).await?;
+        let found = attended(&source.name(), tell, move |work| {
+            images.at_hand(&of, known.as_ref(), work)
+        })
+        .await?;
         if let Some(image) = found {
             return Ok(image);
         }
         let Source::Registry { reference } = source else {
             return Err(ImageError::NotFound(format!("there is no {source}")));
         };
-        let pulled = pull::pull(
-            &self.root,
-            self.limits,
-            &reference,
-            digest.as_ref(),
-            |digest| self.directory(digest).is_dir(),
-            tell,
-        )
-        .await?;
-        let images = self.clone();
-        blocking(move || {
-            let layout = Layout::of_store(images.root.clone());
-            let image = match images.unpacked(&pulled.descriptor.digest)? {
-                Some(image) => image,
-                None => images.import_from(&layout, pulled.descriptor.clone())?,
-            };
-            drop(pulled);
-            pull::sweep(&images.root);
-            Ok(image)
-        })
-        .await
+        loop {
+            let pulled = pull::pull(
+                &self.root,
+                self.limits,
+                &reference,
+                digest.as_ref(),
+                |digest| self.directory(digest).is_dir(),
+                tell,
+            )
+            .await?;
+            // A VM's own may not be what its tag stands for by now.
+            let name = digest.is_none().then(|| reference.to_string());
+            let images = self.clone();
+            let shown = reference.to_string();
+            let image = attended(&shown, tell, move |work| {
+                let layout = Layout::of_store(images.root.clone());
+                let image = match images.unpacked(&pulled.descriptor.digest)? {
+                    Some(image) => image,
+                    None if pulled.was_unpacked => return Ok(None),
+                    None => images.import_from(&layout, pulled.descriptor.clone(), work)?,
+                };
+                if let Some(name) = name {
+                    names::give(&images.root, &name, &pulled.descriptor.digest)?;
+                }
+                drop(pulled);
+                pull::sweep(&images.root);
+                Ok(Some(image))
+            });
+            // `None`: it was removed since the pull found that there was nothing to fetch.
+            if let Some(image) = image.await? {
+                return Ok(image);
+            }
+        }
     }
 
     /// What needs no registry.
-    fn at_hand(&self, source: &Source, known: Option<&Digest>) -> Result<Option<Image>> {
+    fn at_hand(
+        &self,
+        source: &Source,
+        known: Option<&Digest>,
+        work: &Arc<Work>,
+    ) -> Result<Option<Image>> {
         if let Source::Rootfs { path } = source {
             return rootfs(path).map(Some);
         }
@@ -112,54 +184,58 @@ impl Images {
             return Ok(Some(image));
         }
         match source {
-            Source::OciLayout { path, tag } => self.import(path, tag.as_deref()).map(Some),
+            Source::OciLayout { path, tag } => self.import(path, tag.as_deref(), work).map(Some),
             Source::Registry { .. } | Source::Rootfs { .. } => Ok(None),
         }
     }
 
     /// The image of `layout`, an OCI image layout directory.
-    pub(super) fn import(&self, layout: &Path, tag: Option<&str>) -> Result<Image> {
+    pub(super) fn import(
+        &self,
+        layout: &Path,
+        tag: Option<&str>,
+        work: &Arc<Work>,
+    ) -> Result<Image> {
+        let name = Source::OciLayout {
+            path: layout.to_owned(),
+            tag: tag.map(str::to_owned),
+        };
         let layout = Layout::open(layout)?;
         let descriptor = layout.find(tag)?;
-        self.import_from(&layout, descriptor)
+        let image = self.import_from(&layout, descriptor, work)?;
+        if let Some(lease) = &image.lease {
+            names::give(&self.root, &name.name(), &lease.digest)?;
+        }
+        Ok(image)
     }
 
-    fn import_from(&self, layout: &Layout, descriptor: Descriptor) -> Result<Image> {
+    fn import_from(
+        &self,
+        layout: &Layout,
+        descriptor: Descriptor,
+        work: &Arc<Work>,
+    ) -> Result<Image> {
         let manifest = layout.manifest(descriptor)?;
         let digest = manifest.digest.clone();
         let config: Config = layout.document(&manifest.config)?;
-        let wanted = Platform::of_this_machine();
-        if !config.platform().is(&wanted) {
-            return Err(ImageError::Platform {
-                wanted: wanted.to_string(),
-                found: config.platform().to_string(),
-            });
-        }
-        if config.rootfs.diff_ids.len() != manifest.layers.len() {
-            return Err(ImageError::Invalid(format!(
-                "image {digest} has {} layers, but its configuration names {}",
-                manifest.layers.len(),
-                config.rootfs.diff_ids.len()
-            )));
-        }
-
+        config.check(&digest, manifest.layers.len())?;
         let directory = self.directory(&digest);
-        let lease = self.lock(&digest)?;
-        let relock = |kind| {
-            lease
-                .relock(kind)
-                .map_err(|errno| ImageError::host("can't lock", &directory, errno.into()))
-        };
-        // A user holds the lock shared, a maker and a remover alone. The kernel changes it by letting go
-        // of it first (flock(2)): a remover may come between.
-        while !directory.is_dir() {
-            relock(FlockArg::LockExclusive)?;
-            if !directory.is_dir() {
-                self.make(layout, &manifest, &config, &directory)?;
+        loop {
+            let lease = self.lock(&digest, FlockArg::LockShared)?;
+            if directory.is_dir() {
+                return self.leased(&digest, lease);
             }
-            relock(FlockArg::LockShared)?;
+            drop(lease);
+            // A user holds the lock shared, a maker and a remover alone. Between the two, when it is made
+            // and nobody has it, a remover may come.
+            let alone = self.lock(&digest, FlockArg::LockExclusive)?;
+            if !directory.is_dir()
+                && let Err(error) = self.make(layout, &manifest, &config, &directory, work)
+            {
+                remove_lock(&directory, &alone);
+                return Err(error);
+            }
         }
-        self.leased(&digest, lease)
     }
 
     /// One that is in the store.
@@ -167,7 +243,7 @@ impl Images {
         if !self.directory(digest).is_dir() {
             return Ok(None);
         }
-        let lease = self.lock(digest)?;
+        let lease = self.lock(digest, FlockArg::LockShared)?;
         // It may have been removed before it was locked.
         if self.directory(digest).is_dir() {
             self.leased(digest, lease).map(Some)
@@ -178,16 +254,20 @@ impl Images {
 
     fn leased(&self, digest: &Digest, lease: Flock<File>) -> Result<Image> {
         let directory = self.directory(digest);
-        let path = directory.join(RECORD);
-        let text = fs::read(&path).map_err(|error| ImageError::host("can't read", &path, error))?;
-        let record: Record = serde_json::from_slice(&text)
-            .map_err(|error| ImageError::host("can't read", &path, error.into()))?;
+        let record = Record::read(&directory)?;
         Ok(Image {
             id: digest.to_string(),
             rootfs: directory.join(ROOTFS),
             execution: record.execution,
-            _lease: Some(lease),
+            lease: Some(Lease {
+                digest: digest.clone(),
+                _lock: lease,
+            }),
         })
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
     }
 
     fn directory(&self, digest: &Digest) -> PathBuf {
@@ -196,30 +276,23 @@ impl Images {
 
     /// Unpacked with the owners of its files it is another directory than without.
     fn name(&self, digest: &Digest) -> String {
+        let [owned, plain] = KINDS;
         let kind = match self.ownership {
-            Ownership::AsInImage => "owned",
-            Ownership::Caller => "plain",
+            Ownership::AsInImage => owned,
+            Ownership::Caller => plain,
         };
         format!("{kind}-{}", digest.hex())
     }
 
     /// Holds what this image is, or will be, unpacked to. Waits while another process makes it.
-    fn lock(&self, digest: &Digest) -> Result<Flock<File>> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.root)
-            .map_err(|error| ImageError::host("can't make", &self.root, error))?;
-        let path = self.root.join(format!("{}.lock", self.name(digest)));
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| ImageError::host("can't open", &path, error))?;
-        Flock::lock(file, FlockArg::LockShared)
-            .map_err(|(_, errno)| ImageError::host("can't lock", &path, errno.into()))
+    fn lock(&self, digest: &Digest, how: FlockArg) -> Result<Flock<File>> {
+        make_private(&self.root)?;
+        let path = lock_of(&self.directory(digest));
+        loop {
+            if let Some(lock) = lock(&path, how)? {
+                return Ok(lock);
+            }
+        }
     }
 
     /// With the image's lock held alone. It appears by one rename of a complete, verified directory.
@@ -229,8 +302,13 @@ impl Images {
         manifest: &Manifest,
         config: &Config,
         directory: &Path,
+        work: &Arc<Work>,
     ) -> Result<()> {
-        let prefix = format!("partial-{}-", self.name(&manifest.digest));
+        let sizes = manifest.layers.iter().map(|layer| layer.size);
+        let total = sizes.fold(0_u64, u64::saturating_add);
+        self.limits.packed(total)?;
+        work.begin(total);
+        let prefix = format!("{PARTIAL}{}-", self.name(&manifest.digest));
         self.sweep(&prefix);
         let partial = self.root.join(format!("{prefix}{}", Uuid::now_v7()));
         let made = (|| {
@@ -239,12 +317,13 @@ impl Images {
                 .create(&partial)
                 .map_err(|error| ImageError::host("can't make", &partial, error))?;
             let rootfs = partial.join(ROOTFS);
-            let mut unpacking = Unpacking::begin(&rootfs, self.ownership, self.limits)?;
+            let mut unpacking = Unpacking::begin(&rootfs, self.ownership, self.limits, work)?;
             for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
                 layout.unpack(layer, diff_id, &mut unpacking)?;
             }
             let record = Record {
                 execution: config.execution.clone(),
+                bytes: Some(on_disk(&partial)),
             };
             let path = partial.join(RECORD);
             let text = serde_json::to_vec(&record).unwrap_or_default();
@@ -274,18 +353,81 @@ impl Images {
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| {
-        let problem = std::io::Error::other(error);
-        Err(ImageError::host(
-            "can't finish the work on",
-            Path::new("an image"),
-            problem,
-        ))
-    })
+pub(super) fn make_private(directory: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| ImageError::host("can't make", directory, error))
+}
+
+/// Opens a file of the store, a lock or what a pull has begun, that is made if it is not there.
+pub(super) fn open_or_make(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| ImageError::host("can't open", path, error))
+}
+
+/// Where the lock of an image is.
+pub(super) fn lock_of(directory: &Path) -> PathBuf {
+    directory.with_extension("lock")
+}
+
+/// Takes the lock at `path`, that is made if it is not there. `None`: somebody else has it, and `how` does
+/// not wait.
+pub(super) fn lock(path: &Path, how: FlockArg) -> Result<Option<Flock<File>>> {
+    let failed = |error| ImageError::host("can't lock", path, error);
+    loop {
+        match Flock::lock(open_or_make(path)?, how) {
+            // Whoever had it before may have removed it, and the next one has made another.
+            Ok(lock) => match fs::metadata(path) {
+                Ok(there) if is_same(&there, &lock.metadata().map_err(failed)?) => {
+                    return Ok(Some(lock));
+                }
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            },
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, Errno::EINTR)) => {}
+            Err((_, errno)) => return Err(failed(errno.into())),
+        }
+    }
+}
+
+fn is_same(one: &fs::Metadata, other: &fs::Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+/// Removes the lock of an image that is not there, which is held alone: who waits for it takes a new one.
+pub(super) fn remove_lock(directory: &Path, _alone: &Flock<File>) {
+    let path = lock_of(directory);
+    if let Err(error) = fs::remove_file(&path) {
+        tracing::warn!(%error, path = %path.display(), "left for the next pruning");
+    }
+}
+
+/// What is in a directory, if it is there.
+pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |error| ImageError::host("can't list", directory, error);
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()).map_err(failed))
+            .collect(),
+    }
+}
+
+fn no_rootfs(path: &Path, problem: &str) -> String {
+    format!(
+        "image.rootfs: \"{}\" {problem}. It is a directory that holds a root file system, as debootstrap makes one",
+        path.display()
+    )
 }
 
 /// A directory that is an image as it is.
@@ -298,16 +440,17 @@ fn rootfs(path: &Path) -> Result<Image> {
         }
     });
     let rootfs = canonical.map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENOTDIR) => ImageError::NotFound(format!(
-            "the root file system {} is no directory",
-            path.display()
-        )),
+        Some(libc::ENOENT) => {
+            let problem = "does not exist on this host";
+            ImageError::NotFound(no_rootfs(path, problem))
+        }
+        Some(libc::ENOTDIR) => ImageError::NotFound(no_rootfs(path, "is no directory")),
         _ => ImageError::host("can't open", path, error),
     })?;
     Ok(Image {
         id: format!("the root file system {}", rootfs.display()),
         rootfs,
         execution: Execution::default(),
-        _lease: None,
+        lease: None,
     })
 }

@@ -3,16 +3,15 @@
 //! The layers are flattened, not mounted over each other: an ordinary user can't make the device nodes
 //! that overlayfs takes for deleted files, and its other marks need Linux 6.7.
 
-use std::cell::Cell;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Component, Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
@@ -21,25 +20,9 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use tar::{Archive, Entry, EntryType};
 
+use super::bounds::{Bounds, Limits};
+use super::work::Work;
 use super::{ImageError, Result};
-
-/// What of one image is unpacked.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Bytes of files, all layers together.
-    pub bytes: u64,
-    /// Entries of archives, all layers together.
-    pub entries: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            bytes: 64 << 30,
-            entries: 2_000_000,
-        }
-    }
-}
 
 /// Who owns the unpacked files on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,9 +37,6 @@ pub enum Ownership {
 const MAX_ID: u64 = 65_535;
 const NOBODY: u32 = 65_534;
 
-/// What an archive may have between two files: headers, and names and attributes that do not fit them.
-const MAX_HEADERS: u64 = 1 << 20;
-
 /// Names of one layer, which are remembered while it is unpacked.
 const MAX_NAMES: usize = 256 << 20;
 
@@ -64,20 +44,27 @@ const MAX_NAMES: usize = 256 << 20;
 /// for each level, and links would let an archive make deeper ones than a path can name.
 const MAX_DEPTH: usize = 256;
 
+/// What is read of a file at once.
+const BUFFER: usize = 64 << 10;
+const HOLE: i64 = 64 << 10;
+
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 pub(super) struct Unpacking {
     root: File,
     ownership: Ownership,
-    limits: Limits,
-    entries: u64,
-    bytes: u64,
+    bounds: Bounds,
 }
 
 impl Unpacking {
     /// Into `path`, a new directory that nobody else touches.
-    pub(super) fn begin(path: &Path, ownership: Ownership, limits: Limits) -> Result<Self> {
+    pub(super) fn begin(
+        path: &Path,
+        ownership: Ownership,
+        limits: Limits,
+        work: &Arc<Work>,
+    ) -> Result<Self> {
         let root = (|| {
             DirBuilder::new().mode(0o755).create(path)?;
             fs::set_permissions(path, Permissions::from_mode(0o755))?;
@@ -90,38 +77,45 @@ impl Unpacking {
         Ok(Self {
             root,
             ownership,
-            limits,
-            entries: 0,
-            bytes: 0,
+            bounds: Bounds::new(limits, path, work),
         })
+    }
+
+    /// What its packed layers are read for.
+    pub(super) fn work(&self) -> Arc<Work> {
+        Arc::clone(self.bounds.work())
     }
 
     /// Unpacks an archive over what there is.
     pub(super) fn layer(&mut self, archive: impl Read) -> Result<()> {
-        let budget = Rc::new(Cell::new(Some(MAX_HEADERS)));
-        let mut archive = Archive::new(Budgeted {
-            inner: archive,
-            left: Rc::clone(&budget),
-        });
+        let mut archive = Archive::new(self.bounds.archive(archive));
+        self.bounds.headers_follow();
         let mut new = New::default();
         for entry in archive.entries().map_err(broken)? {
             let mut entry = entry.map_err(broken)?;
-            self.entries += 1;
-            if self.entries > self.limits.entries {
-                return Err(ImageError::TooLarge(format!(
-                    "it has more than {} files",
-                    self.limits.entries
-                )));
-            }
+            self.bounds.entry()?;
             let path = beneath(&entry.path_bytes())?;
-            // A file is as long as it is: the limit of bytes counts it.
-            budget.set(None);
+            self.bounds.content_follows();
             self.entry(&path, &mut entry, &mut new)?;
             // What was not of use is read too: then what follows is headers.
-            io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
-            budget.set(Some(MAX_HEADERS));
+            self.discard(&mut entry)?;
+            self.bounds.headers_follow();
         }
-        Ok(())
+        // What follows the end of an archive is part of what the digest is of.
+        self.bounds.content_follows();
+        io::copy(&mut archive.into_inner(), &mut io::sink())
+            .map(drop)
+            .map_err(broken)
+    }
+
+    fn discard<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match entry.read(&mut buffer).map_err(broken)? {
+                0 => return Ok(()),
+                n => self.bounds.content(n)?,
+            }
+        }
     }
 
     fn entry<R: Read>(
@@ -141,7 +135,7 @@ impl Unpacking {
             return Ok(());
         };
         let parent_path = path.parent().unwrap_or_else(|| Path::new(""));
-        let parent = self.parent(parent_path).map_err(failed)?;
+        let parent = self.parent(path, parent_path)?;
         if name.as_bytes() == OPAQUE {
             return clear(&parent, parent_path, new).map_err(|error| host(path, error));
         }
@@ -220,22 +214,30 @@ impl Unpacking {
         entry: &mut Entry<'_, R>,
         file: &mut File,
     ) -> Result<()> {
-        let mut buffer = vec![0; 64 << 10];
+        let mut buffer = vec![0; BUFFER];
+        let mut ends_with_hole = false;
+        let failed = |error| host(path, error);
         loop {
             let n = entry.read(&mut buffer).map_err(broken)?;
             if n == 0 {
-                return Ok(());
+                break;
             }
-            self.bytes += n as u64;
-            if self.bytes > self.limits.bytes {
-                return Err(ImageError::TooLarge(format!(
-                    "its files have more than {} bytes",
-                    self.limits.bytes
-                )));
-            }
+            self.bounds.content(n)?;
             let read = buffer.get(..n).unwrap_or_default();
-            file.write_all(read).map_err(|error| host(path, error))?;
+            // A few bytes of an archive can stand for any number of zeros.
+            ends_with_hole = n == BUFFER && read.iter().all(|&byte| byte == 0);
+            if ends_with_hole {
+                file.seek_relative(HOLE).map_err(failed)?;
+            } else {
+                file.write_all(read).map_err(failed)?;
+                self.bounds.wrote(n)?;
+            }
         }
+        if ends_with_hole {
+            let length = file.stream_position().map_err(failed)?;
+            file.set_len(length).map_err(failed)?;
+        }
+        Ok(())
     }
 
     fn hard_link(&self, path: &Path, parent: &OwnedFd, name: &Path, target: &Path) -> Result<()> {
@@ -320,21 +322,23 @@ impl Unpacking {
     }
 
     /// The same, made if it is missing: not every archive has an entry for each directory.
-    fn parent(&self, path: &Path) -> Result<OwnedFd, Errno> {
+    fn parent(&mut self, of: &Path, path: &Path) -> Result<OwnedFd> {
+        let failed = |errno| unusable(of, errno);
         match self.open(path) {
             Err(Errno::ENOENT) => {}
-            opened => return opened,
+            opened => return opened.map_err(failed),
         }
         let mut there = PathBuf::new();
-        let mut directory = self.open(&there)?;
+        let mut directory = self.open(&there).map_err(failed)?;
         for component in path.components() {
             let name = Path::new(component.as_os_str());
             match mkdirat(&directory, name, Mode::from_bits_truncate(0o755)) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(errno),
+                Ok(()) => self.bounds.entry()?,
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(failed(errno)),
             }
             there.push(name);
-            directory = self.open(&there)?;
+            directory = self.open(&there).map_err(failed)?;
         }
         Ok(directory)
     }
@@ -418,28 +422,6 @@ fn remove(directory: &OwnedFd, name: &Path) -> io::Result<()> {
     }
 }
 
-/// Bounds what the archive's reader takes into memory: names and attributes of any length that come
-/// before a file. `None`: no bound, for its content.
-struct Budgeted<R> {
-    inner: R,
-    left: Rc<Cell<Option<u64>>>,
-}
-
-impl<R: Read> Read for Budgeted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        if let Some(left) = self.left.get() {
-            let left = left.checked_sub(n as u64).ok_or_else(|| {
-                io::Error::other(ImageError::TooLarge(format!(
-                    "a name or an attribute has more than {MAX_HEADERS} bytes"
-                )))
-            })?;
-            self.left.set(Some(left));
-        }
-        Ok(n)
-    }
-}
-
 fn invalid(path: &Path, problem: &str) -> ImageError {
     ImageError::Invalid(format!("its entry {} {problem}", path.display()))
 }
@@ -447,7 +429,7 @@ fn invalid(path: &Path, problem: &str) -> ImageError {
 fn unusable(path: &Path, errno: Errno) -> ImageError {
     match errno {
         Errno::ENOSPC | Errno::EDQUOT => host(path, errno.into()),
-        _ => invalid(path, errno.desc()),
+        _ => invalid(path, &format!("can't be made: {}", errno.desc())),
     }
 }
 
