@@ -3,6 +3,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
+use super::address::embedded_v4;
+
 /// Every address of every interface, as it is now.
 pub(super) fn all() -> io::Result<Vec<IpAddr>> {
     let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|interface| {
@@ -19,8 +21,13 @@ pub(super) fn all() -> io::Result<Vec<IpAddr>> {
 ///
 /// The routes are asked as well as the interfaces, because a host can route whole networks to itself:
 /// then the kernel chooses the destination or loopback as source. A second address of an interface,
-/// in contrast, is reached from its first one.
+/// in contrast, is reached from its first one. A NAT64 leads to what its address stands for.
 pub(super) fn is_ours(address: IpAddr) -> io::Result<bool> {
+    if let Some(v4) = embedded_v4(address)
+        && is_ours(v4.into())?
+    {
+        return Ok(true);
+    }
     match source_towards(address) {
         Ok(source) if source == address || source.is_loopback() => Ok(true),
         Ok(_) => Ok(all()?.contains(&address)),
@@ -77,6 +84,12 @@ mod tests {
         assert!(all.contains(&Ipv4Addr::LOCALHOST.into()), "{all:?}");
         for address in all.into_iter().filter(|address| !is_link_local(address)) {
             assert!(is_ours(address).expect("a lookup"), "{address}");
+            if let IpAddr::V4(v4) = address {
+                let [a, b, c, d] = v4.octets();
+                let nat64 = format!("64:ff9b::{a:02x}{b:02x}:{c:02x}{d:02x}");
+                let nat64 = nat64.parse().expect("an address");
+                assert!(is_ours(nat64).expect("a lookup"), "{nat64}");
+            }
         }
     }
 
@@ -85,5 +98,7 @@ mod tests {
         assert!(!is_ours(Ipv4Addr::new(1, 2, 3, 4).into()).expect("a lookup"));
         let v6 = Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0, 0, 0, 1);
         assert!(!is_ours(v6.into()).expect("a lookup"));
+        let nat64 = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0x102, 0x304);
+        assert!(!is_ours(nat64.into()).expect("a lookup"));
     }
 }

@@ -3,18 +3,24 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{SockaddrIn, SockaddrIn6, getsockopt, setsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::Traffic;
-use super::policy::{Policy, Verdict, denied};
+use super::denials::{Denials, Protocol, Refused};
+use super::hello::{ClientHello, Inspection};
+use super::log::Packet;
+use super::names::Names;
+use super::policy::{Policy, Reason, Terms, Verdict};
+use super::rate::Bucket;
 use super::relay::relay;
+use super::secrets::{Begun, Interceptor};
 
 /// Connections of one VM at a time, where this process may have many descriptors. More wait in the
 /// listener's backlog, as at a busy server.
@@ -27,25 +33,45 @@ const DESCRIPTORS: usize = 2;
 /// again at once would only keep a core busy.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
-#[derive(Clone)]
+/// New connections of one VM in a second, after so many at once. More wait in the backlog.
+const NEW_PER_SECOND: u32 = 256;
+const NEW_AT_ONCE: u32 = 1024;
+
 pub(super) struct Proxy {
-    policy: Arc<Policy>,
+    /// As it is now.
+    policy: watch::Receiver<Arc<Policy>>,
+    names: Arc<Names>,
+    denials: Denials,
     slots: Arc<Semaphore>,
+    rate: Bucket,
     traffic: Arc<Traffic>,
+    /// Of a VM that has secrets.
+    secrets: Option<Arc<Interceptor>>,
 }
 
 impl Proxy {
-    pub(super) fn new(policy: Arc<Policy>, traffic: Arc<Traffic>) -> Self {
+    pub(super) fn new(
+        policy: watch::Receiver<Arc<Policy>>,
+        names: Arc<Names>,
+        denials: Denials,
+        traffic: Arc<Traffic>,
+        secrets: Option<Arc<Interceptor>>,
+    ) -> Self {
         Self {
+            secrets,
             policy,
+            names,
+            denials,
             slots: Arc::new(Semaphore::new(max_connections(descriptor_limit()))),
+            rate: Bucket::new(NEW_PER_SECOND, NEW_AT_ONCE),
             traffic,
         }
     }
 
-    pub(super) async fn serve(self, listener: TcpListener) {
+    pub(super) async fn serve(self: Arc<Self>, listener: TcpListener) {
         let mut connections = JoinSet::new();
         while let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await {
+            self.rate.take().await;
             let guest = tokio::select! {
                 accepted = accept(&listener) => accepted,
                 Some(_) = connections.join_next() => continue,
@@ -55,10 +81,9 @@ impl Proxy {
                     let Ok(share) = of_all_vms().acquire().await else {
                         return; // it is never closed
                     };
-                    let policy = Arc::clone(&self.policy);
-                    let traffic = Arc::clone(&self.traffic);
+                    let proxy = Arc::clone(&self);
                     connections.spawn(async move {
-                        connect(guest, &policy, &traffic).await;
+                        proxy.connect(guest).await;
                         drop((slot, share));
                     });
                 }
@@ -114,41 +139,240 @@ pub(super) async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     }
 }
 
-/// Connects the guest to where it wanted, or resets it.
-async fn connect(mut guest: TcpStream, policy: &Policy, traffic: &Traffic) {
-    if let Err(error) = try_connect(&mut guest, policy, traffic).await {
-        tracing::debug!(%error, "a VM's connection ended with an error");
-        // The guest's program sees a connection reset, not an orderly end of a stream.
-        if let Err(error) = guest.set_zero_linger() {
-            tracing::debug!(%error, "can't reset a connection");
+/// What a connection is judged by, as long as it lasts.
+struct Judged {
+    destination: SocketAddr,
+    /// For which the address was given out when the connection was made.
+    names: Vec<Arc<str>>,
+    /// What it has begun with, where anybody has looked.
+    begun: OnceLock<Inspection>,
+}
+
+impl Judged {
+    /// What of it is allowed, or why it is denied.
+    fn judge(&self, policy: &Policy) -> Result<Terms, Reason> {
+        match policy.judge(self.destination, &self.names) {
+            Verdict::Deny(reason) => Err(reason),
+            Verdict::Allow(terms) => match self.begun.get() {
+                Some(begun) => self.judge_begun(policy, terms, begun).map(|()| terms),
+                None => Ok(terms),
+            },
+        }
+    }
+
+    fn judge_begun(&self, policy: &Policy, terms: Terms, begun: &Inspection) -> Result<(), Reason> {
+        let denied = match begun {
+            Inspection::Tls(hello) => {
+                let port = self.destination.port();
+                policy.judge_server(terms, hello.server_name.as_deref(), port)
+            }
+            Inspection::Malformed if terms != Terms::Anything => Some(Reason::Tls),
+            _ => None,
+        };
+        denied.map_or(Ok(()), Err)
+    }
+
+    /// Who is meant, for who reads about it.
+    fn host(&self) -> String {
+        if let Some(Inspection::Tls(ClientHello {
+            server_name: Some(name),
+            ..
+        })) = self.begun.get()
+        {
+            return name.clone();
+        }
+        match self.names.last() {
+            Some(name) => name.to_string(),
+            None => self.destination.ip().to_string(),
         }
     }
 }
 
-async fn try_connect(guest: &mut TcpStream, policy: &Policy, traffic: &Traffic) -> io::Result<()> {
-    let destination = original_destination(guest)?;
-    if let Verdict::Deny(rule) = policy.judge(destination) {
-        denied(&destination.ip(), destination.port(), rule);
-        return Err(io::ErrorKind::PermissionDenied.into());
-    }
-    // As long as it takes: a program that gives up resets its side.
-    let mut server = tokio::select! {
-        dialled = dial(destination) => dialled?,
-        gone = guest.ready(Interest::ERROR) => {
-            gone?;
-            return Err(io::ErrorKind::ConnectionReset.into());
+/// A connection that is ended here, because it is to a host of a secret.
+struct Intercepted {
+    begun: Begun,
+    judged: Judged,
+    changes: watch::Receiver<Arc<Policy>>,
+}
+
+impl Proxy {
+    /// Connects the guest to where it wanted, or resets it.
+    async fn connect(&self, mut guest: TcpStream) {
+        match self.try_connect(&mut guest).await {
+            Ok(None) => {}
+            Ok(Some(intercepted)) => self.intercept(guest, *intercepted).await,
+            Err(error) => {
+                tracing::debug!(%error, "a VM's connection ended with an error");
+                // The guest's program sees a connection reset, not an orderly end of a stream.
+                if let Err(error) = guest.set_zero_linger() {
+                    tracing::debug!(%error, "can't reset a connection");
+                }
+            }
         }
-    };
-    // Both programs have already decided what goes into one segment.
-    guest.set_nodelay(true)?;
-    server.set_nodelay(true)?;
-    // A server that vanished without a word must not hold a connection for ever.
-    setsockopt(&server, sockopt::KeepAlive, &true)?;
-    let relayed = relay(guest, &mut server, traffic).await;
-    if relayed.is_err() {
-        server.set_zero_linger()?;
     }
-    relayed
+
+    /// Connects and relays; or returns a connection that is not relayed.
+    async fn try_connect(&self, guest: &mut TcpStream) -> io::Result<Option<Box<Intercepted>>> {
+        // Before the verdict, so that a change after it is one.
+        let mut changes = self.policy.clone();
+        let policy = Arc::clone(&changes.borrow_and_update());
+        let destination = original_destination(guest)?;
+        let judged = Judged {
+            destination,
+            names: self.names.of(destination.ip(), Instant::now()),
+            begun: OnceLock::new(),
+        };
+        let terms = match judged.judge(&policy) {
+            Ok(terms) => terms,
+            Err(reason) => return Err(self.deny(&judged, reason)),
+        };
+        // As long as it takes: a program that gives up resets its side.
+        let mut server = tokio::select! {
+            dialled = dial(destination) => dialled?,
+            gone = guest.ready(Interest::ERROR) => {
+                gone?;
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+        };
+        // Both programs have already decided what goes into one segment.
+        guest.set_nodelay(true)?;
+        server.set_nodelay(true)?;
+        // A server that vanished without a word must not hold a connection for ever.
+        setsockopt(&server, sockopt::KeepAlive, &true)?;
+        let mut read = Vec::new();
+        let passed = tokio::select! {
+            passed = self.pass(guest, &mut server, &judged, terms, &mut read) => passed,
+            denied = self.denied_later(&judged, terms, &mut changes) => Err(denied),
+        };
+        match passed {
+            Ok(None) => Ok(None),
+            Ok(Some(hello)) => Ok(Some(Box::new(Intercepted {
+                begun: Begun::new(hello, read, server, destination.port()),
+                judged,
+                changes,
+            }))),
+            Err(error) => {
+                server.set_zero_linger()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Relays to the end, unless the guest says hello to a host of a secret. `read`: what was read by then.
+    async fn pass(
+        &self,
+        guest: &mut TcpStream,
+        server: &mut TcpStream,
+        judged: &Judged,
+        terms: Terms,
+        read: &mut Vec<u8>,
+    ) -> io::Result<Option<ClientHello>> {
+        let judge = |begun: Inspection| {
+            judged.begun.get_or_init(|| begun);
+            // By the rules of this moment.
+            let policy = Arc::clone(&self.policy.borrow());
+            let verdict = judged.judge(&policy).map(drop);
+            verdict.map_err(|reason| self.deny(judged, reason))
+        };
+        if let Some(secrets) = &self.secrets {
+            let port = judged.destination.port();
+            if let Some(hello) = secrets.look(guest, server, port, read).await? {
+                judge(Inspection::Tls(hello.clone()))?;
+                return Ok(Some(hello));
+            }
+        }
+        let secrets = self.secrets.as_ref();
+        let mut watch = secrets.map(|secrets| secrets.watch(judged.destination));
+        let see = |bytes: &[u8]| {
+            if let Some(watch) = &mut watch {
+                watch(bytes);
+            }
+        };
+        let judge = (terms != Terms::Anything).then_some(judge);
+        let read = std::mem::take(read);
+        relay(guest, server, &self.traffic, read, judge, see).await?;
+        Ok(None)
+    }
+
+    async fn intercept(&self, guest: TcpStream, intercepted: Intercepted) {
+        let Intercepted {
+            begun,
+            judged,
+            mut changes,
+        } = intercepted;
+        let Some(secrets) = self.secrets.clone() else {
+            return;
+        };
+        tokio::select! {
+            () = secrets.serve(guest, begun, &self.traffic) => {}
+            // TLS that ends without a word is an error to both sides.
+            _ = self.denied_later(&judged, Terms::Allowed, &mut changes) => {}
+        }
+    }
+
+    /// Waits until the connection is no longer allowed.
+    async fn denied_later(
+        &self,
+        judged: &Judged,
+        looked: Terms,
+        changes: &mut watch::Receiver<Arc<Policy>>,
+    ) -> io::Error {
+        while changes.changed().await.is_ok() {
+            let policy = Arc::clone(&changes.borrow_and_update());
+            match judged.judge(&policy) {
+                // For whom it is was not looked at, and is to be known now.
+                Ok(Terms::Allowed) if looked == Terms::Anything => {
+                    return self.deny(judged, Reason::Allowlist);
+                }
+                Ok(_) => {}
+                Err(reason) => return self.deny(judged, reason),
+            }
+        }
+        // The VM has ended, and this task with it.
+        std::future::pending().await
+    }
+
+    fn deny(&self, judged: &Judged, reason: Reason) -> io::Error {
+        self.denials.report(Refused {
+            host: judged.host(),
+            port: judged.destination.port(),
+            protocol: Protocol::Tcp,
+            rule: Some(reason),
+        });
+        io::ErrorKind::PermissionDenied.into()
+    }
+
+    /// The VM's own rules have refused a packet.
+    pub(super) fn report_packet(&self, packet: Packet) {
+        let Packet {
+            destination,
+            protocol,
+        } = packet;
+        let judged = Judged {
+            destination,
+            names: self.names.of(destination.ip(), Instant::now()),
+            begun: OnceLock::new(),
+        };
+        let policy = Arc::clone(&self.policy.borrow());
+        let reason = match (judged.judge(&policy), protocol) {
+            (Err(reason), _) => reason,
+            // The policy has changed since.
+            (Ok(_), Protocol::Tcp) => Reason::Unknown,
+            (Ok(_), _) => Reason::Protocol,
+        };
+        self.denials.report(Refused {
+            host: judged.host(),
+            port: destination.port(),
+            protocol,
+            rule: Some(reason),
+        });
+    }
+
+    pub(super) fn report_lost(&self, count: u64) {
+        if count > 0 {
+            self.denials.report_lost(count);
+        }
+    }
 }
 
 /// On the host's loopback, also by its other address: programs of the VM that ask for `localhost` use

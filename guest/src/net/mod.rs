@@ -6,6 +6,7 @@
 
 mod link;
 mod listeners;
+mod log;
 mod netlink;
 mod nftables;
 mod rules;
@@ -14,6 +15,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
 use serde::{Deserialize, Serialize};
 
 /// The VM's own address beside 127.0.0.1, source of every connection that leaves. TEST-NET-1
@@ -34,10 +36,10 @@ pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
 /// of today uses, so that it is in nobody's way.
 pub const PROXY_PORT: u16 = 1;
 
-/// What the host decides about the rules. They stand until the VM ends.
+/// What the host decides about the rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {
-    /// Ports of 127.0.0.1 and `::1` that lead to the host's loopback.
+    /// Ports of 127.0.0.1 and `::1` that lead to the host's loopback, until the VM ends.
     pub exempt_ports: Vec<u16>,
     /// Destinations that are refused at once, ascending and apart.
     pub denied_v4: Vec<Range<Ipv4Addr>>,
@@ -60,6 +62,11 @@ pub struct NetSockets {
     pub tcp6: Option<OwnedFd>,
     pub dns_udp: OwnedFd,
     pub dns_tcp: OwnedFd,
+    /// For [`change`]: netlink's, made by a process that may change the rules, as nobody in the VM may
+    /// later.
+    pub rules: OwnedFd,
+    /// Tells what the rules refuse. `None` on a kernel without NFLOG, where they refuse no TCP.
+    pub log: Option<OwnedFd>,
 }
 
 /// Which step failed, and how.
@@ -68,21 +75,36 @@ pub type Failure = (&'static str, Errno);
 /// Sets up the network of this process's fresh net namespace.
 pub fn configure(config: &NetConfig) -> Result<NetSockets, Failure> {
     link::up_v4()?;
-    rules::install_v4(config)?;
-    let v6 = v6(config);
+    // The reader is there before there is anything to read.
+    let mut log = log::socket().ok();
+    if log.is_some() && rules::install_v4(config, true).is_err() {
+        log = None;
+    }
+    if log.is_none() {
+        rules::install_v4(config, false)?;
+    }
+    let v6 = v6(config, log.is_some());
     Ok(NetSockets {
         tcp4: listeners::proxy_v4()?,
         tcp6: v6,
         dns_udp: listeners::dns_udp()?,
         dns_tcp: listeners::dns_tcp()?,
+        rules: netlink::socket(SockProtocol::NetlinkNetFilter)?,
+        log,
     })
+}
+
+/// Changes what the rules of a VM refuse, to `config`. For the host, which may change what is in
+/// namespaces that it has made.
+pub fn change(rules: &OwnedFd, config: &NetConfig, v6: bool) -> Result<(), Failure> {
+    rules::change(rules, config, v6)
 }
 
 /// Not every kernel has IPv6. The route comes last: without the rules, or without a proxy behind
 /// them, there is none, and connecting fails with "network unreachable".
-fn v6(config: &NetConfig) -> Option<OwnedFd> {
+fn v6(config: &NetConfig, logged: bool) -> Option<OwnedFd> {
     link::address_v6().ok()?;
-    rules::install_v6(config).ok()?;
+    rules::install_v6(config, logged).ok()?;
     let listener = listeners::proxy_v6().ok()?;
     link::route_v6().ok()?;
     Some(listener)

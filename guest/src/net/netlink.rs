@@ -5,13 +5,19 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
 };
 
 use super::Failure;
 
 const HEADER_LEN: usize = 16;
 const ALIGNMENT: usize = 4;
+
+/// What is read of an answer.
+const ANSWER: usize = 8192;
+
+/// Somebody else may have sent some, where others have the socket as well.
+const MAX_ANSWERS: usize = 64;
 
 /// Requests that are sent together.
 pub(super) struct Batch {
@@ -70,9 +76,14 @@ impl Batch {
         self.steps.push(step);
     }
 
+    /// Sends everything over a socket of its own.
+    pub(super) fn send(self, protocol: SockProtocol) -> Result<(), Failure> {
+        self.send_over(&socket(protocol)?)
+    }
+
     /// Sends everything. The kernel works through it before the send returns, so that all answers
     /// are there to be read: nothing here can wait.
-    pub(super) fn send(mut self, protocol: SockProtocol) -> Result<(), Failure> {
+    pub(super) fn send_over(mut self, socket: &OwnedFd) -> Result<(), Failure> {
         let Some((last, offset)) = self.last else {
             return Ok(());
         };
@@ -81,23 +92,23 @@ impl Batch {
         let flags = flags | truncated(libc::NLM_F_ACK);
         self.bytes[offset + 6..offset + 8].copy_from_slice(&flags.to_ne_bytes());
 
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            protocol,
-        )
-        .map_err(|errno| ("make a netlink socket", errno))?;
+        // What was not read of an earlier conversation.
+        let mut buffer = [0; ANSWER];
+        for _ in 0..MAX_ANSWERS {
+            if recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).is_err() {
+                break;
+            }
+        }
         let kernel = NetlinkAddr::new(0, 0);
         sendto(socket.as_raw_fd(), &self.bytes, &kernel, MsgFlags::empty())
             .map_err(|errno| ("send to netlink", errno))?;
-        self.read_answers(&socket, last)
+        self.read_answers(socket, last)
     }
 
     fn read_answers(&self, socket: &OwnedFd, last: usize) -> Result<(), Failure> {
         // An answer repeats its request, which may not fit: only its beginning counts.
-        let mut buffer = [0; 8192];
-        loop {
+        let mut buffer = [0; ANSWER];
+        for _ in 0..MAX_ANSWERS {
             let len = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)
                 .map_err(|errno| ("read from netlink", errno))?;
             let mut rest = &buffer[..len];
@@ -113,7 +124,18 @@ impl Batch {
                 }
             }
         }
+        Err(("read from netlink", Errno::EPROTO))
     }
+}
+
+pub(super) fn socket(protocol: SockProtocol) -> Result<OwnedFd, Failure> {
+    nix::sys::socket::socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        protocol,
+    )
+    .map_err(|errno| ("make a netlink socket", errno))
 }
 
 struct Answer {

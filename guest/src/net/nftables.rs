@@ -1,10 +1,12 @@
 //! nftables objects as netlink requests: a transaction with one table, its sets, chains and rules.
 //! Sources: `linux/netfilter/nf_tables.h`, `linux/netfilter/nfnetlink.h`, nft(8).
 
+use std::os::fd::OwnedFd;
+
 use nix::sys::socket::SockProtocol;
 
 use super::Failure;
-use super::netlink::{Attributes, Batch};
+use super::netlink::{self, Attributes, Batch};
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
@@ -15,6 +17,7 @@ const NEW_CHAIN: u16 = (SUBSYSTEM << 8) | 3;
 const NEW_RULE: u16 = (SUBSYSTEM << 8) | 6;
 const NEW_SET: u16 = (SUBSYSTEM << 8) | 9;
 const NEW_ELEMENTS: u16 = (SUBSYSTEM << 8) | 0xc;
+const DELETE_ELEMENTS: u16 = (SUBSYSTEM << 8) | 0xe;
 
 const CREATE: i32 = libc::NLM_F_CREATE;
 const APPEND: i32 = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
@@ -81,7 +84,7 @@ impl Family {
     }
 }
 
-/// A table of the VM in the making: all of it comes into force at once, or nothing.
+/// Changes to a table of the VM: all of them come into force at once, or nothing.
 pub(super) struct Transaction {
     batch: Batch,
     family: Family,
@@ -89,18 +92,23 @@ pub(super) struct Transaction {
 }
 
 impl Transaction {
+    /// Of a table that is made.
     pub(super) fn new(family: Family) -> Self {
-        let mut batch = Batch::new();
-        batch.bracket("begin a transaction", BATCH_BEGIN, &bracket_header());
-        let mut transaction = Self {
-            batch,
-            family,
-            sets: 0,
-        };
+        let mut transaction = Self::of_existing(family);
         transaction.request("make a table", (NEW_TABLE, CREATE), |table| {
             table.text(1, TABLE);
         });
         transaction
+    }
+
+    pub(super) fn of_existing(family: Family) -> Self {
+        let mut batch = Batch::new();
+        batch.bracket("begin a transaction", BATCH_BEGIN, &bracket_header());
+        Self {
+            batch,
+            family,
+            sets: 0,
+        }
     }
 
     /// A set of address intervals: first address, and the address after the last one, if any.
@@ -110,13 +118,21 @@ impl Transaction {
         intervals: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
     ) {
         const INTERVAL: u32 = 4;
-        const INTERVAL_END: u32 = 1;
         let key = (self.family.address_type(), self.family.address_len());
-        let elements = intervals.flat_map(|(first, after)| {
-            let end = after.map(|after| (after, INTERVAL_END));
-            std::iter::once((first, 0)).chain(end)
+        self.set(name, INTERVAL, key, &interval_elements(intervals));
+    }
+
+    /// Puts other intervals into a set.
+    pub(super) fn refill(
+        &mut self,
+        name: &str,
+        intervals: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+    ) {
+        self.request("empty a set", (DELETE_ELEMENTS, 0), |list| {
+            list.text(1, TABLE);
+            list.text(2, name);
         });
-        self.set(name, INTERVAL, key, &elements.collect::<Vec<_>>());
+        self.fill(name, &interval_elements(intervals));
     }
 
     pub(super) fn port_set(&mut self, name: &str, ports: &[u16]) {
@@ -142,6 +158,10 @@ impl Transaction {
             set.be32(5, key_len.into());
             set.be32(10, id);
         });
+        self.fill(name, elements);
+    }
+
+    fn fill(&mut self, name: &str, elements: &[(Vec<u8>, u32)]) {
         for elements in elements.chunks(ELEMENTS_IN_REQUEST) {
             self.request("fill a set", (NEW_ELEMENTS, CREATE), |list| {
                 list.text(1, TABLE);
@@ -182,10 +202,15 @@ impl Transaction {
         });
     }
 
-    pub(super) fn commit(mut self) -> Result<(), Failure> {
+    pub(super) fn commit(self) -> Result<(), Failure> {
+        let socket = netlink::socket(SockProtocol::NetlinkNetFilter)?;
+        self.commit_over(&socket)
+    }
+
+    pub(super) fn commit_over(mut self, socket: &OwnedFd) -> Result<(), Failure> {
         let step = "commit a transaction";
         self.batch.bracket(step, BATCH_END, &bracket_header());
-        self.batch.send(SockProtocol::NetlinkNetFilter)
+        self.batch.send_over(socket)
     }
 
     fn request(
@@ -198,6 +223,17 @@ impl Transaction {
         let header = [self.family.number(), 0, 0, 0];
         self.batch.request(step, kind, &header, fill);
     }
+}
+
+fn interval_elements(
+    intervals: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+) -> Vec<(Vec<u8>, u32)> {
+    const INTERVAL_END: u32 = 1;
+    let elements = intervals.flat_map(|(first, after)| {
+        let end = after.map(|after| (after, INTERVAL_END));
+        std::iter::once((first, 0)).chain(end)
+    });
+    elements.collect()
 }
 
 /// `struct nfgenmsg` around a transaction names the subsystem.
@@ -285,6 +321,11 @@ impl Rule {
                 data.nested(2, |verdict| verdict.be32(1, ACCEPT));
             });
         })
+    }
+
+    /// Copies the packet to a group of readers, and goes on.
+    pub(super) fn log(self, group: u16) -> Self {
+        self.expression("log", |log| log.bytes(1, &group.to_be_bytes()))
     }
 
     pub(super) fn reset(self) -> Self {

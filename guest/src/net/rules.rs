@@ -4,7 +4,9 @@
 //! before the redirect, so that it sees the destination that the program asked for.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
 
+use super::log::GROUP;
 use super::nftables::{Family, Rule, Transaction};
 use super::{ADDRESS_V4, ADDRESS_V6, Failure, NetConfig, PROXY_PORT, RESOLVER};
 
@@ -20,12 +22,9 @@ const FILTER_PRIORITY: i32 = -150;
 /// 'dstnat'
 const NAT_PRIORITY: i32 = -100;
 
-pub(super) fn install_v4(config: &NetConfig) -> Result<(), Failure> {
-    let denied = config.denied_v4.iter().map(|range| {
-        let after = range.last.to_bits().checked_add(1);
-        let after = after.map(|after| after.to_be_bytes().to_vec());
-        (range.first.octets().to_vec(), after)
-    });
+/// `logged`: what they refuse is told to the readers of a log. Without that, TCP is left to the proxy,
+/// which tells.
+pub(super) fn install_v4(config: &NetConfig, logged: bool) -> Result<(), Failure> {
     Rules {
         family: Family::V4,
         // A program may listen on any address of 127/8.
@@ -34,16 +33,12 @@ pub(super) fn install_v4(config: &NetConfig) -> Result<(), Failure> {
         proxy: &ADDRESS_V4.octets(),
         resolver: Some(&RESOLVER.octets()),
         exempt_ports: &config.exempt_ports,
+        logged,
     }
-    .install(denied)
+    .install(denied_v4(config))
 }
 
-pub(super) fn install_v6(config: &NetConfig) -> Result<(), Failure> {
-    let denied = config.denied_v6.iter().map(|range| {
-        let after = range.last.to_bits().checked_add(1);
-        let after = after.map(|after| after.to_be_bytes().to_vec());
-        (range.first.octets().to_vec(), after)
-    });
+pub(super) fn install_v6(config: &NetConfig, logged: bool) -> Result<(), Failure> {
     Rules {
         family: Family::V6,
         local: [&Ipv6Addr::LOCALHOST.octets(), &ADDRESS_V6.octets()],
@@ -51,8 +46,38 @@ pub(super) fn install_v6(config: &NetConfig) -> Result<(), Failure> {
         proxy: &ADDRESS_V6.octets(),
         resolver: None,
         exempt_ports: &config.exempt_ports,
+        logged,
     }
-    .install(denied)
+    .install(denied_v6(config))
+}
+
+/// Makes others the destinations that installed rules refuse.
+pub(super) fn change(socket: &OwnedFd, config: &NetConfig, v6: bool) -> Result<(), Failure> {
+    let mut transaction = Transaction::of_existing(Family::V4);
+    transaction.refill(DENIED, denied_v4(config));
+    transaction.commit_over(socket)?;
+    if v6 {
+        let mut transaction = Transaction::of_existing(Family::V6);
+        transaction.refill(DENIED, denied_v6(config));
+        transaction.commit_over(socket)?;
+    }
+    Ok(())
+}
+
+fn denied_v4(config: &NetConfig) -> impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)> {
+    config.denied_v4.iter().map(|range| {
+        let after = range.last.to_bits().checked_add(1);
+        let after = after.map(|after| after.to_be_bytes().to_vec());
+        (range.first.octets().to_vec(), after)
+    })
+}
+
+fn denied_v6(config: &NetConfig) -> impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)> {
+    config.denied_v6.iter().map(|range| {
+        let after = range.last.to_bits().checked_add(1);
+        let after = after.map(|after| after.to_be_bytes().to_vec());
+        (range.first.octets().to_vec(), after)
+    })
 }
 
 struct Rules<'a> {
@@ -65,6 +90,7 @@ struct Rules<'a> {
     /// refused like other UDP, and programs go on to the resolver of `resolv.conf`.
     resolver: Option<&'a [u8]>,
     exempt_ports: &'a [u16],
+    logged: bool,
 }
 
 impl Rules<'_> {
@@ -95,11 +121,16 @@ impl Rules<'_> {
             rules.push(self.rule().udp().port(DNS_PORT).accept());
             rules.push(self.rule().tcp().port(DNS_PORT).accept());
         }
-        rules.extend([
-            self.rule().tcp().any_of(DENIED).reset(),
-            self.rule().tcp().accept(),
-            self.rule().unreachable(),
-        ]);
+        if self.logged {
+            rules.push(self.rule().tcp().any_of(DENIED).log(GROUP).reset());
+        }
+        rules.push(self.rule().tcp().accept());
+        let other = if self.logged {
+            self.rule().log(GROUP)
+        } else {
+            self.rule()
+        };
+        rules.push(other.unreachable());
         rules
     }
 

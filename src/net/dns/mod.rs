@@ -10,17 +10,21 @@ mod upstream;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 pub use self::query::{Plan, Question, answer_plan};
 
-use self::answer::{answer, encode};
+use self::answer::{answer, encode, refuse};
 use self::upstream::Upstream;
+use super::denials::{Denials, Protocol, Refused};
+use super::names::Names;
+use super::policy::{Policy, Reason};
+use super::rate::Bucket;
 use super::{Traffic, host_address, proxy};
 
 /// Questions of one VM that are being looked up. More wait in the socket's buffer, and are lost
@@ -30,11 +34,17 @@ const MAX_QUESTIONS: usize = 64;
 /// DNS connections of one VM. More wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 32;
 
+/// Questions of one VM in a second, after so many at once. More wait as above.
+const QUESTIONS_PER_SECOND: u32 = 128;
+const QUESTIONS_AT_ONCE: u32 = 256;
+
 /// A DNS connection without a question for this long is closed (RFC 7766, section 6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Longer questions do not exist: a name has 255 bytes.
 const MAX_UDP_QUESTION: usize = 4096;
+
+const DNS_PORT: u16 = 53;
 
 /// Longest message over TCP: its length has two bytes.
 const MAX_TCP_ANSWER: usize = u16::MAX as usize;
@@ -42,17 +52,31 @@ const MAX_TCP_ANSWER: usize = u16::MAX as usize;
 /// Answers the questions of one VM.
 #[derive(Debug)]
 pub(super) struct Server {
+    /// As it is now.
+    policy: watch::Receiver<Arc<Policy>>,
+    names: Arc<Names>,
+    denials: Denials,
     upstream: Upstream,
     questions: Arc<Semaphore>,
+    rate: Bucket,
     traffic: Arc<Traffic>,
 }
 
 impl Server {
-    pub(super) fn new(traffic: Arc<Traffic>) -> Self {
+    pub(super) fn new(
+        policy: watch::Receiver<Arc<Policy>>,
+        names: Arc<Names>,
+        denials: Denials,
+        traffic: Arc<Traffic>,
+    ) -> Self {
         Self {
+            policy,
+            names,
+            denials,
             traffic,
             upstream: Upstream::default(),
             questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
+            rate: Bucket::new(QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE),
         }
     }
 
@@ -75,6 +99,13 @@ impl Server {
             Limit::Datagram => question.max_datagram(),
             Limit::Stream => MAX_TCP_ANSWER,
         };
+        let name = question.plain_name();
+        // Before anybody outside hears of it: a name can carry a message.
+        let denied = self.policy.borrow().judge_name(&name);
+        if let Some(reason) = denied {
+            self.report(&name, reason);
+            return encode(&refuse(question), limit);
+        }
         // A connection to an IPv6 address succeeds inside, whatever the host can reach: programs
         // would not fall back to IPv4.
         let found = if question.asks_for_ipv6() && !host_address::has_ipv6_route() {
@@ -82,7 +113,26 @@ impl Server {
         } else {
             self.upstream.look_up(&question).await
         };
-        encode(&answer(question, found), limit)
+        // As it is by now.
+        let policy = Arc::clone(&self.policy.borrow());
+        let (answer, refused) = answer(question, found, &policy);
+        if let Some(reason) = refused {
+            self.report(&name, reason);
+        }
+        let (name, now) = (Arc::from(name), Instant::now());
+        for (address, ttl) in answer::addresses(&answer) {
+            self.names.record(&name, address, ttl, now);
+        }
+        encode(&answer, limit)
+    }
+
+    fn report(&self, name: &str, reason: Reason) {
+        self.denials.report(Refused {
+            host: name.to_owned(),
+            port: DNS_PORT,
+            protocol: Protocol::Dns,
+            rule: Some(reason),
+        });
     }
 }
 
@@ -97,6 +147,7 @@ pub(super) async fn serve_udp(socket: UdpSocket, server: Arc<Server>) {
     let mut lookups = JoinSet::new();
     let mut buffer = vec![0; MAX_UDP_QUESTION];
     while let Ok(slot) = Arc::clone(&server.questions).acquire_owned().await {
+        server.rate.take().await;
         let received = tokio::select! {
             received = socket.recv_from(&mut buffer) => received,
             Some(_) = lookups.join_next() => continue,
@@ -158,6 +209,7 @@ async fn serve_stream(mut stream: TcpStream, server: &Server) -> io::Result<()> 
         let Ok(slot) = server.questions.acquire().await else {
             return Ok(());
         };
+        server.rate.take().await;
         let Some(answer) = server.answer(&message, Limit::Stream).await else {
             return Ok(());
         };

@@ -44,6 +44,11 @@ impl Question {
         &self.query.name
     }
 
+    /// As rules have it: in lower case, without a dot at its end.
+    pub(super) fn plain_name(&self) -> String {
+        plain(self.name())
+    }
+
     #[must_use]
     pub fn record_type(&self) -> RecordType {
         self.query.query_type
@@ -62,6 +67,25 @@ impl Question {
     pub(super) fn into_answer(self) -> Message {
         self.answer
     }
+}
+
+/// A name as rules have it. A dot in a label ends none: it is written as a number, as nothing in a rule
+/// is (RFC 4343, section 2.1).
+pub(super) fn plain(name: &Name) -> String {
+    let mut text = String::new();
+    for label in name {
+        if !text.is_empty() {
+            text.push('.');
+        }
+        for byte in label {
+            match byte {
+                b'.' | b'\\' => text.extend(format!("\\{byte:03}").chars()),
+                byte if byte.is_ascii_graphic() => text.push(byte.to_ascii_lowercase().into()),
+                byte => text.extend(format!("\\{byte:03}").chars()),
+            }
+        }
+    }
+    text
 }
 
 /// Decides what a message deserves. Looks at nothing but the message, which anybody may have sent.
@@ -189,6 +213,15 @@ mod tests {
             Plan::Answer(answer) => answer.metadata.response_code,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_dot_in_a_label_ends_none() {
+        let name = |labels: &[&[u8]]| plain(&Name::from_labels(labels.to_vec()).expect("a name"));
+        assert_eq!(name(&[b"www", b"Allowed", b"test"]), "www.allowed.test");
+        assert_eq!(name(&[b"exfil.allowed", b"test"]), "exfil\\046allowed.test");
+        assert_eq!(name(&[b"a\\", b"\xff b_c-*"]), "a\\092.\\255\\032b_c-*");
+        assert_eq!(plain(&Name::root()), "");
     }
 
     #[test]

@@ -1,0 +1,126 @@
+//! For which names the VM's resolver has given out an address.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long an address is known, whatever its record says: programs connect a little later than they
+/// ask, and again without asking.
+const SHORTEST: Duration = Duration::from_mins(10);
+const LONGEST: Duration = Duration::from_hours(1);
+
+/// Nothing inside the VM is told to remember an answer for longer than it is known here.
+pub(super) const MAX_TTL: u32 = 3600;
+
+/// Addresses of one VM. Where there are more, those that end first are forgotten.
+const MAX_ADDRESSES: usize = 4096;
+
+/// Names of one address, as those of a large host of many sites.
+const MAX_NAMES: usize = 64;
+
+/// What the resolver of one VM has answered.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    known: Mutex<HashMap<IpAddr, Vec<Known>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    name: Arc<str>,
+    until: Instant,
+}
+
+impl Names {
+    /// `address` is given out as that of `name`, which is in lower case and without a dot at its end.
+    pub(super) fn record(&self, name: &Arc<str>, address: IpAddr, ttl: u32, now: Instant) {
+        let until = now + Duration::from_secs(ttl.into()).clamp(SHORTEST, LONGEST);
+        let mut known = self.known();
+        if known.len() >= MAX_ADDRESSES && !known.contains_key(&address) {
+            make_room(&mut known, now);
+        }
+        let names = known.entry(address).or_default();
+        names.retain(|own| own.until > now && own.name != *name);
+        if names.len() >= MAX_NAMES
+            && let Some(first) = (0..names.len()).min_by_key(|index| names[*index].until)
+        {
+            names.swap_remove(first);
+        }
+        names.push(Known {
+            name: Arc::clone(name),
+            until,
+        });
+    }
+
+    /// The latest last.
+    pub(super) fn of(&self, address: IpAddr, now: Instant) -> Vec<Arc<str>> {
+        let known = self.known();
+        let names = known.get(&address).into_iter().flatten();
+        let current = names.filter(|own| own.until > now);
+        current.map(|own| Arc::clone(&own.name)).collect()
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, Vec<Known>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An eighth at once, so that it is seldom done.
+fn make_room(known: &mut HashMap<IpAddr, Vec<Known>>, now: Instant) {
+    let end = |names: &[Known]| names.iter().map(|own| own.until).max().unwrap_or(now);
+    let mut ends: Vec<(Instant, IpAddr)> = known
+        .iter()
+        .map(|(address, names)| (end(names), *address))
+        .collect();
+    ends.sort_unstable();
+    for (index, (until, address)) in ends.into_iter().enumerate() {
+        if until > now && index >= MAX_ADDRESSES / 8 {
+            break;
+        }
+        known.remove(&address);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn name(text: &str) -> Arc<str> {
+        text.into()
+    }
+
+    #[test]
+    fn an_address_is_known_by_its_names_for_ten_minutes_to_an_hour() {
+        let (names, now) = (Names::default(), Instant::now());
+        let address = Ipv4Addr::new(1, 2, 3, 4).into();
+        names.record(&name("short.test"), address, 1, now);
+        names.record(&name("long.test"), address, u32::MAX, now);
+        let at = |seconds| names.of(address, now + Duration::from_secs(seconds));
+        assert_eq!(at(0), [name("short.test"), name("long.test")]);
+        assert_eq!(at(599), [name("short.test"), name("long.test")]);
+        assert_eq!(at(600), [name("long.test")]);
+        assert_eq!(at(3600), []);
+        assert_eq!(names.of(Ipv4Addr::new(1, 2, 3, 5).into(), now), []);
+    }
+
+    #[test]
+    fn what_is_known_is_bounded_and_the_latest_is_kept() {
+        let (names, now) = (Names::default(), Instant::now());
+        let later = |number: u32| now + Duration::from_millis(number.into());
+        for number in 0..3 * 4096 {
+            let address = Ipv4Addr::from_bits(number).into();
+            names.record(&name("a.test"), address, 60, later(number));
+            assert_eq!(names.of(address, later(number)).len(), 1);
+            assert!(names.known().len() <= MAX_ADDRESSES);
+        }
+        let address = Ipv4Addr::new(1, 2, 3, 4).into();
+        for number in 0..1000 {
+            names.record(&name(&format!("{number}.test")), address, 60, later(number));
+        }
+        let known = names.of(address, now);
+        assert_eq!(known.len(), MAX_NAMES);
+        assert!(known.contains(&name("999.test")));
+    }
+}

@@ -1,0 +1,415 @@
+//! HTTP between two TLS connections that are one to both their ends.
+//!
+//! Each connection of the guest has one of its own to the server, which speaks the same version of HTTP:
+//! what the server chooses of what the guest offers is what the guest is told. Nothing is kept, repeated
+//! or shared, bodies pass as they come, and the end of either connection is the end of the other.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use http_body_util::{Either, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use hyper::http::request::Parts;
+use hyper::http::uri::Authority;
+use hyper::http::uri::Scheme;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Request, Response, StatusCode, Uri, Version, client, rt, server};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, client as tls_client, server as tls_server};
+
+use super::Interceptor;
+use super::replace::TooMany;
+use super::stream::Guest;
+use crate::net::hello::ClientHello;
+
+const H2: &[u8] = b"h2";
+const HTTP_1_1: &[u8] = b"http/1.1";
+
+const CHUNKED: &str = "chunked";
+
+/// Lines of the head of a request or an answer, which HTTP/1.1 counts and HTTP/2 weighs.
+const MAX_LINES: usize = 512;
+
+/// What HTTP/2 has under way of one stream and of a connection: the 64 KiB of its specification are less than
+/// is in flight to a distant server.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 2 << 20;
+
+/// Of the head of a request: more than any server takes.
+const MAX_HEADERS: u32 = 64 * 1024;
+
+/// Requests at once over one connection, of which each has memory of this process for its head.
+const MAX_STREAMS: u32 = 64;
+
+type GuestTls = tls_server::TlsStream<Guest>;
+type ServerTls = tls_client::TlsStream<TcpStream>;
+type Body = Either<Incoming, Full<Bytes>>;
+
+/// Answers of our own.
+struct Refusal(StatusCode, String);
+
+pub(super) async fn serve(
+    interceptor: Arc<Interceptor>,
+    guest: Guest,
+    server: TcpStream,
+    hello: ClientHello,
+    port: u16,
+) -> io::Result<()> {
+    let ClientHello {
+        server_name,
+        protocols,
+    } = hello;
+    let name = server_name.ok_or_else(|| io::Error::other("its client names no server"))?;
+    // Neither side may speak anything else here.
+    let is_http = |protocol: &&Vec<u8>| [H2, HTTP_1_1].contains(&&***protocol);
+    let offered: Vec<_> = protocols.iter().filter(is_http).cloned().collect();
+    if offered.is_empty() && !protocols.is_empty() {
+        return Err(io::Error::other(
+            "its client speaks no HTTP that is known here",
+        ));
+    }
+    let connected = interceptor
+        .upstream
+        .connect(server, &name, offered.clone())
+        .await;
+    let spoken = match &connected {
+        Ok(server) => server.get_ref().1.alpn_protocol().map(<[u8]>::to_vec),
+        Err(_) => offered.first().cloned(),
+    };
+    let is_h2 = spoken.as_deref() == Some(H2);
+    let config = interceptor.authority.server(&name, spoken);
+    let config = config.map_err(io::Error::other)?;
+    let guest = TlsAcceptor::from(config).accept(guest).await?;
+    let exchange = Arc::new(Exchange {
+        interceptor,
+        name,
+        port,
+    });
+    match connected {
+        Ok(server) if is_h2 => exchange.serve_h2(guest, server).await,
+        Ok(server) => exchange.serve_h1(guest, server).await,
+        Err(error) => exchange.tell(guest, is_h2, &error).await,
+    }
+}
+
+/// The requests of one connection.
+struct Exchange {
+    interceptor: Arc<Interceptor>,
+    /// What the client has asked for in TLS.
+    name: String,
+    port: u16,
+}
+
+impl Exchange {
+    async fn serve_h1(self: Arc<Self>, guest: GuestTls, server: ServerTls) -> io::Result<()> {
+        let (sender, connection) = client::conn::http1::Builder::new()
+            .preserve_header_case(true)
+            .max_headers(MAX_LINES)
+            .handshake::<_, Incoming>(TokioIo::new(server))
+            .await
+            .map_err(io::Error::other)?;
+        let sender = Arc::new(AsyncMutex::new(sender));
+        let upgraded: Arc<Mutex<Option<(OnUpgrade, OnUpgrade)>>> = Arc::default();
+        let service = service_fn(|request| {
+            let (exchange, sender) = (Arc::clone(&self), Arc::clone(&sender));
+            let upgraded = Arc::clone(&upgraded);
+            async move {
+                let mut request = match exchange.prepare(request) {
+                    Ok(request) => request,
+                    Err(refusal) => return Ok(refusal.answer()),
+                };
+                to_origin_form(request.uri_mut());
+                let guest = hyper::upgrade::on(&mut request);
+                let mut sender = sender.lock().await;
+                sender.ready().await?;
+                let mut response = match sender.send_request(request).await {
+                    Err(error) if error.is_parse() => return Ok(exchange.unreadable(&error)),
+                    answered => answered?,
+                };
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    let server = hyper::upgrade::on(&mut response);
+                    *upgraded.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some((guest, server));
+                }
+                Ok::<_, hyper::Error>(response.map(Either::Left))
+            }
+        });
+        let mut serving = pin!(
+            server::conn::http1::Builder::new()
+                .preserve_header_case(true)
+                .max_buf_size(MAX_HEADERS as usize)
+                .max_headers(MAX_LINES)
+                .auto_date_header(false)
+                .header_read_timeout(None)
+                .serve_connection(TokioIo::new(guest), service)
+                .with_upgrades()
+        );
+        let is_upgraded = || {
+            let upgraded = upgraded.lock().unwrap_or_else(PoisonError::into_inner);
+            upgraded.is_some()
+        };
+        let mut connection = pin!(connection.with_upgrades());
+        let mut is_connected = true;
+        let served = loop {
+            tokio::select! {
+                served = &mut serving => break served,
+                _ = &mut connection, if is_connected => {
+                    is_connected = false;
+                    // What it has answered last may be that it is upgraded.
+                    tokio::select! {
+                        biased;
+                        served = &mut serving => break served,
+                        () = std::future::ready(()) => {}
+                    }
+                    if !is_upgraded() {
+                        // After the answer that is under way, if there is one.
+                        serving.as_mut().graceful_shutdown();
+                    }
+                }
+            }
+        };
+        let pair = upgraded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some((guest, server)) = pair.filter(|_| served.is_ok()) else {
+            return served.map_err(io::Error::other);
+        };
+        if is_connected {
+            connection.await.map_err(io::Error::other)?;
+        }
+        let (guest, server) = tokio::try_join!(guest, server).map_err(io::Error::other)?;
+        tokio::io::copy_bidirectional(&mut TokioIo::new(guest), &mut TokioIo::new(server)).await?;
+        Ok(())
+    }
+
+    async fn serve_h2(self: Arc<Self>, guest: GuestTls, server: ServerTls) -> io::Result<()> {
+        let (_tasks, executor) = Tasks::new();
+        let (sender, connection) = client::conn::http2::Builder::new(executor.clone())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEADERS)
+            .handshake::<_, Incoming>(TokioIo::new(server))
+            .await
+            .map_err(io::Error::other)?;
+        let service = service_fn(|request| {
+            let exchange = Arc::clone(&self);
+            let mut sender = sender.clone();
+            async move {
+                match exchange.prepare(request) {
+                    Ok(request) => {
+                        sender.ready().await?;
+                        let response = sender.send_request(request).await?;
+                        Ok::<_, hyper::Error>(response.map(Either::Left))
+                    }
+                    Err(refusal) => Ok(refusal.answer()),
+                }
+            }
+        });
+        let mut serving = pin!(
+            server::conn::http2::Builder::new(executor)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_header_list_size(MAX_HEADERS)
+                .max_concurrent_streams(MAX_STREAMS)
+                .auto_date_header(false)
+                .serve_connection(TokioIo::new(guest), service)
+        );
+        let mut connection = pin!(connection);
+        let mut is_connected = true;
+        loop {
+            tokio::select! {
+                served = &mut serving => return served.map_err(io::Error::other),
+                _ = &mut connection, if is_connected => {
+                    is_connected = false;
+                    serving.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+
+    /// Answers what is asked with why the server could not be.
+    async fn tell(&self, guest: GuestTls, is_h2: bool, error: &io::Error) -> io::Result<()> {
+        let Self { name, port, .. } = self;
+        tracing::warn!(%name, port, %error, "can't connect to a host of a secret");
+        let text = format!("agentvm: can't make a TLS connection to {name}:{port}: {error}\n");
+        let service = service_fn(move |_| {
+            let refusal = Refusal(StatusCode::BAD_GATEWAY, text.clone());
+            async move { Ok::<_, Infallible>(refusal.answer()) }
+        });
+        let guest = TokioIo::new(guest);
+        let told = if is_h2 {
+            let (_tasks, executor) = Tasks::new();
+            let serving = server::conn::http2::Builder::new(executor);
+            serving.serve_connection(guest, service).await
+        } else {
+            let mut serving = server::conn::http1::Builder::new();
+            serving.header_read_timeout(None).keep_alive(false);
+            serving.serve_connection(guest, service).await
+        };
+        told.map_err(io::Error::other)
+    }
+
+    /// Tells the guest of an answer that is none.
+    fn unreadable(&self, error: &hyper::Error) -> Response<Body> {
+        let Self { name, port, .. } = self;
+        tracing::warn!(%name, port, %error, "a host of a secret answers with what is no HTTP");
+        let text = format!("agentvm: the answer of {name}:{port} can't be read: {error}\n");
+        Refusal(StatusCode::BAD_GATEWAY, text).answer()
+    }
+
+    /// What the server is sent for a request of the guest.
+    fn prepare<B>(&self, request: Request<B>) -> Result<Request<B>, Refusal> {
+        let (mut parts, body) = request.into_parts();
+        let bound = self.interceptor.bound();
+        let sightings = &self.interceptor.sightings;
+        // A tunnel would lead past this, and an answer to the others has all that was sent. Some servers
+        // don't mind how a method is written.
+        let refused = ["CONNECT", "TRACE", "TRACK"];
+        let method = parts.method.as_str();
+        if refused
+            .iter()
+            .any(|refused| method.eq_ignore_ascii_case(refused))
+        {
+            let text = format!("agentvm: {} is not passed on\n", parts.method);
+            return Err(Refusal(StatusCode::METHOD_NOT_ALLOWED, text));
+        }
+        let one_host = || {
+            let text = "agentvm: a request has one host\n".to_owned();
+            Refusal(StatusCode::BAD_REQUEST, text)
+        };
+        let authority = match asked_for(&parts) {
+            Some(authority) if self.is_own(&authority) => authority,
+            Some(authority) => {
+                for (secret, place) in bound.seen_in_head(&parts) {
+                    sightings.add(secret, authority.host().to_owned(), self.port, place);
+                }
+                let text = format!("agentvm: this connection is to {} alone\n", self.name);
+                return Err(Refusal(StatusCode::MISDIRECTED_REQUEST, text));
+            }
+            None => return Err(one_host()),
+        };
+        // The length of the body is said anew, once, from how it was read.
+        let mut codings = parts.headers.get_all(TRANSFER_ENCODING).into_iter();
+        if let Some(coding) = codings.next() {
+            let is_chunked = coding.as_bytes().eq_ignore_ascii_case(CHUNKED.as_bytes());
+            if !is_chunked || codings.next().is_some() {
+                let text = "agentvm: the only transfer coding that is known here is chunked\n";
+                return Err(Refusal(StatusCode::NOT_IMPLEMENTED, text.to_owned()));
+            }
+            let chunked = HeaderValue::from_static(CHUNKED);
+            parts.headers.insert(TRANSFER_ENCODING, chunked);
+            parts.headers.remove(CONTENT_LENGTH);
+        }
+        // The other version's upgrade, which is for no server of this one's connection.
+        let mut upgrades = parts.headers.get_all(UPGRADE).into_iter();
+        let is_h2c = |to: &HeaderValue| {
+            let mut protocols = to.as_bytes().split(|byte| *byte == b',');
+            protocols.any(|protocol| protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"))
+        };
+        if upgrades.any(is_h2c) {
+            parts.headers.remove(UPGRADE);
+            parts.headers.remove("http2-settings");
+        }
+        // What names its host in a header only, as HTTP/2 may.
+        if parts.version == Version::HTTP_2 && parts.uri.authority().is_none() {
+            let mut uri = std::mem::take(&mut parts.uri).into_parts();
+            uri.scheme = Some(Scheme::HTTPS);
+            uri.authority = Some(authority);
+            parts.uri = Uri::from_parts(uri).map_err(|_| one_host())?;
+        }
+        let left = bound
+            .replace(&self.name, self.port, &mut parts)
+            .map_err(|TooMany| {
+                let text = "agentvm: more placeholders than a server takes values\n".to_owned();
+                Refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+            })?;
+        for (secret, place) in left {
+            sightings.add(secret, self.name.clone(), self.port, place);
+        }
+        Ok(Request::from_parts(parts, body))
+    }
+
+    fn is_own(&self, authority: &Authority) -> bool {
+        let host = authority.host();
+        let host = host.strip_suffix('.').unwrap_or(host);
+        host.eq_ignore_ascii_case(&self.name)
+            && authority.port_u16().unwrap_or(443) == self.port
+            && !authority.as_str().contains('@')
+    }
+}
+
+/// The one host that all parts of a request agree on.
+fn asked_for(parts: &Parts) -> Option<Authority> {
+    let mut hosts = parts.headers.get_all(HOST).into_iter();
+    let header = match hosts.next() {
+        Some(host) => Some(Authority::try_from(host.as_bytes()).ok()?),
+        None => None,
+    };
+    if hosts.next().is_some() {
+        return None;
+    }
+    match (parts.uri.authority(), header) {
+        (Some(uri), Some(header)) if *uri != header => None,
+        (Some(uri), _) => Some(uri.clone()),
+        (None, header) => header,
+    }
+}
+
+/// As servers want it, also of a client that took this for a proxy.
+fn to_origin_form(uri: &mut Uri) {
+    if uri.authority().is_some() {
+        let path = uri.path_and_query().cloned();
+        *uri = path.map_or_else(Uri::default, Uri::from);
+    }
+}
+
+impl Refusal {
+    fn answer(self) -> Response<Body> {
+        let Self(status, text) = self;
+        let mut response = Response::new(Either::Right(Full::new(text.into())));
+        *response.status_mut() = status;
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, plain);
+        response
+    }
+}
+
+/// What HTTP/2 does beside its connection, which ends with it.
+struct Tasks {
+    _set: Arc<Mutex<JoinSet<()>>>,
+}
+
+#[derive(Clone)]
+struct Spawn(Weak<Mutex<JoinSet<()>>>);
+
+impl Tasks {
+    fn new() -> (Self, Spawn) {
+        let set = Arc::default();
+        let spawn = Spawn(Arc::downgrade(&set));
+        (Self { _set: set }, spawn)
+    }
+}
+
+impl<F> rt::Executor<F> for Spawn
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        if let Some(set) = self.0.upgrade() {
+            let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
+            while set.try_join_next().is_some() {}
+            set.spawn(async {
+                task.await;
+            });
+        }
+    }
+}
