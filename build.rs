@@ -13,20 +13,28 @@ fn main() {
     println!("cargo::rerun-if-changed=guest");
     println!("cargo::rerun-if-changed=Cargo.toml");
 
-    let guest = build_guest(&root, &guest_target_dir(&out), &target);
+    // A guest that can be weakened never lies where another build would look for its own.
+    let weaken = env::var_os("CARGO_FEATURE_WEAKEN").is_some();
+    let directory = guest_target_dir(&out, if weaken { "guest-weak" } else { "guest-build" });
+    let features: &[&str] = if weaken {
+        &["--features", "weaken"]
+    } else {
+        &[]
+    };
+    let guest = build_guest(&root, &directory, &target, features);
     println!("cargo::rustc-env=AGENTVM_GUEST={}", guest.display());
 }
 
 /// A target directory of its own: the outer cargo holds the lock of its own one.
-fn guest_target_dir(out: &Path) -> PathBuf {
+fn guest_target_dir(out: &Path, name: &str) -> PathBuf {
     // OUT_DIR is <target>/<profile>/build/agentvm-<hash>/out: share one guest build between profiles.
     out.ancestors()
         .nth(4)
         .map_or_else(|| out.to_owned(), Path::to_owned)
-        .join("guest-build")
+        .join(name)
 }
 
-fn build_guest(root: &Path, target_dir: &Path, target: &str) -> PathBuf {
+fn build_guest(root: &Path, target_dir: &Path, target: &str, features: &[&str]) -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets it"));
     cargo
         .current_dir(root)
@@ -39,6 +47,7 @@ fn build_guest(root: &Path, target_dir: &Path, target: &str) -> PathBuf {
             "--locked",
         ])
         .args(["--target", target])
+        .args(features)
         .arg("--target-dir")
         .arg(target_dir)
         // Static, at a fixed address: nothing of any base image is needed to run PID 1.

@@ -7,8 +7,7 @@ use agentvm_guest::net::{self, NetConfig};
 use agentvm_guest::protocol::{BootSpec, NetState, Rlimit, SockFilter, USER_ID};
 use nix::errno::Errno;
 
-use crate::capabilities;
-use crate::{host_mounts, limits, mounts, setid};
+use crate::{capabilities, host_mounts, landlock, limits, mounts, setid};
 
 /// Which step failed, and how.
 pub(crate) struct Failure {
@@ -18,7 +17,7 @@ pub(crate) struct Failure {
 
 pub(crate) struct Booted {
     pub(crate) net: NetState,
-    /// The proxy's and DNS's sockets, for the host.
+    /// The network's sockets, for the host.
     pub(crate) sockets: Vec<OwnedFd>,
     /// The VM's lock, to be held until nothing of the VM is left.
     pub(crate) lock: OwnedFd,
@@ -41,7 +40,7 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
         become_first(spec.root_mapped)
     })?;
     // Of which the host has made this process a member meanwhile.
-    step("see its own cgroup as the root", || {
+    layer(spec, "see its own cgroup as the root", || {
         // SAFETY: integers.
         Errno::result(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }).map(drop)
     })?;
@@ -59,24 +58,34 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
     drop(table);
     drop(trees);
     step("pivot_root", mounts::leave_old_root)?;
+    #[cfg(feature = "weaken")]
+    for (name, attribute) in [
+        ("nosuid", libc::MOUNT_ATTR_NOSUID),
+        ("nodev", libc::MOUNT_ATTR_NODEV),
+    ] {
+        if !spec.has(name) {
+            step(name, || mounts::take_from_home(attribute))?;
+        }
+    }
     // These need /proc/sys while it is still writable.
     let (net, sockets) = configure_network(&spec.net);
-    step("forbid nested namespaces", forbid_nested_namespaces)?;
+    layer(spec, "forbid nested namespaces", forbid_nested_namespaces)?;
     step("limit what is counted per user", || {
         limits::write_sysctls(&spec.limits)
     })?;
-    step("mask /proc", mounts::mask_proc)?;
+    layer(spec, "mask /proc", mounts::mask_proc)?;
     if !spec.writable_root {
         step("seal the root", mounts::seal_root)?;
     }
-    step("setrlimit", || limits::set(&spec.limits))?;
+    layer(spec, "setrlimit", || limits::set(&spec.limits))?;
     // From here on nothing can be mounted or configured any more.
     let setid = spec.program_seccomp.is_empty();
-    step("drop capabilities", || {
+    layer(spec, "drop capabilities", || {
         capabilities::keep(spec.root_mapped, setid)
     })?;
-    step("no_new_privs", nix::sys::prctl::set_no_new_privs)?;
-    step("seccomp", || install_seccomp(&spec.seccomp))?;
+    layer(spec, "no_new_privs", nix::sys::prctl::set_no_new_privs)?;
+    layer(spec, "landlock", landlock::restrict)?;
+    layer(spec, "seccomp", || install_seccomp(&spec.seccomp))?;
     if !setid {
         setid::forbid(&spec.program_seccomp);
     }
@@ -90,6 +99,19 @@ fn step(name: &str, run: impl FnOnce() -> nix::Result<()>) -> Result<(), Failure
         step: name.to_owned(),
         errno,
     })
+}
+
+/// A step that nothing but the isolation needs.
+fn layer(
+    spec: &BootSpec,
+    name: &str,
+    run: impl FnOnce() -> nix::Result<()>,
+) -> Result<(), Failure> {
+    if spec.has(name) {
+        step(name, run)
+    } else {
+        Ok(())
+    }
 }
 
 fn become_first(root_mapped: bool) -> nix::Result<()> {
@@ -130,10 +152,16 @@ fn forbid_nested_namespaces() -> nix::Result<()> {
 fn configure_network(config: &NetConfig) -> (NetState, Vec<OwnedFd>) {
     match net::configure(config) {
         Ok(sockets) => {
-            let mut descriptors = vec![sockets.tcp4, sockets.dns_udp, sockets.dns_tcp];
-            let v6 = sockets.tcp6.is_some();
+            let mut descriptors = vec![
+                sockets.tcp4,
+                sockets.dns_udp,
+                sockets.dns_tcp,
+                sockets.rules,
+            ];
+            let (v6, log) = (sockets.tcp6.is_some(), sockets.log.is_some());
             descriptors.extend(sockets.tcp6);
-            (NetState::Up { v6 }, descriptors)
+            descriptors.extend(sockets.log);
+            (NetState::Up { v6, log }, descriptors)
         }
         Err((step, errno)) => {
             let down = NetState::Down {

@@ -11,7 +11,7 @@ use agentvm_guest::protocol::{Account, Bytes, USER_ID};
 use nix::errno::Errno;
 
 use crate::boot::become_undumpable;
-use crate::{setid, tree, watch, worker};
+use crate::{copy, setid, tree, watch, worker};
 
 /// Nothing of what it leads to but its place.
 pub(crate) const PLACE: i32 = libc::O_PATH;
@@ -30,21 +30,56 @@ pub(crate) fn make_dirs(path: &[u8], user: Account) -> nix::Result<()> {
     acting_as(user, || make_directories(path, 0o777))
 }
 
+/// What became of an operation.
+pub(crate) enum Operated {
+    Done(Option<FileAnswer>),
+    /// By a worker.
+    Begun(i32),
+}
+
 /// Does what is asked for, or sees to it that it is done: the answer of a long operation is in its pipe.
 pub(crate) fn operate(
     op: FileOp,
     user: Account,
     descriptors: Vec<OwnedFd>,
-) -> nix::Result<Option<FileAnswer>> {
-    let pipe = descriptors.into_iter().next();
-    let long = |run: &dyn Fn(&mut worker::Output) -> worker::Outcome| {
-        worker::start(pipe.ok_or(Errno::EBADF)?, user, run).map(|()| None)
+) -> nix::Result<Operated> {
+    let descriptor = descriptors.into_iter().next().ok_or(Errno::EBADF);
+    let long = |pipe: nix::Result<OwnedFd>,
+                run: &dyn Fn(&mut worker::Output) -> worker::Outcome| {
+        worker::start(pipe?, user, run).map(Operated::Begun)
     };
+    let done = |result: nix::Result<()>| result.map(|()| Operated::Done(None));
     match op {
-        FileOp::List { path, recursive } => long(&|out| tree::list(&path, recursive, out)),
-        FileOp::RemoveTree { path } => long(&|out| tree::remove(&path, out)),
-        FileOp::Watch { path, recursive } => long(&|out| watch::watch(&path, recursive, out)),
-        short => acting_as(user, || operate_now(short)),
+        FileOp::List {
+            path,
+            recursive,
+            skip_unreadable,
+        } => long(descriptor, &|out| {
+            tree::list(&path, recursive, skip_unreadable, out)
+        }),
+        FileOp::RemoveTree { path } => long(descriptor, &|out| tree::remove(&path, out)),
+        FileOp::Watch { path, recursive } => {
+            long(descriptor, &|out| watch::watch(&path, recursive, out))
+        }
+        FileOp::Copy {
+            from,
+            to,
+            recursive,
+            replace,
+        } => long(descriptor, &|out| {
+            copy::copy(&from, &to, recursive, replace, out)
+        }),
+        FileOp::SetModeOf { mode } => {
+            let file = descriptor?;
+            done(acting_as(user, || set_mode_of(file.as_fd(), mode)))
+        }
+        FileOp::PutInPlace { from, to, mode } => {
+            let file = descriptor?;
+            done(acting_as(user, || {
+                put_in_place(file.as_fd(), &from, &to, mode)
+            }))
+        }
+        short => acting_as(user, || operate_now(short)).map(Operated::Done),
     }
 }
 
@@ -60,7 +95,10 @@ fn operate_now(op: FileOp) -> nix::Result<Option<FileAnswer>> {
             parents,
         } => {
             if parents {
-                make_directories(&path, mode)?;
+                make_directories(&path, mode).map_err(|errno| match errno {
+                    Errno::ENOTDIR | Errno::ENOENT if is_taken(&path) => Errno::EEXIST,
+                    errno => errno,
+                })?;
             } else {
                 let (parent, name) = parent(&path, Errno::EEXIST)?;
                 make_directory(parent.as_fd(), &name, mode)?;
@@ -68,24 +106,11 @@ fn operate_now(op: FileOp) -> nix::Result<Option<FileAnswer>> {
             Ok(None)
         }
         FileOp::Rename { from, to, replace } => {
-            let (from, from_name) = parent(&from, Errno::EBUSY)?;
-            let (to, to_name) = parent(&to, Errno::EBUSY)?;
-            let flags = if replace { 0 } else { libc::RENAME_NOREPLACE };
-            // SAFETY: descriptors and strings outlive the call.
-            let renamed = unsafe {
-                libc::syscall(
-                    libc::SYS_renameat2,
-                    from.as_raw_fd(),
-                    from_name.as_ptr(),
-                    to.as_raw_fd(),
-                    to_name.as_ptr(),
-                    flags,
-                )
-            };
-            Errno::result(renamed).map(|_| None)
+            let from = entry(&from, Errno::EBUSY)?;
+            rename(&from, &to, replace).map(|()| None)
         }
         FileOp::Remove { path } => {
-            let (parent, name) = parent(&path, Errno::EBUSY)?;
+            let (parent, name) = entry(&path, Errno::EBUSY)?;
             match unlink(parent.as_fd(), &name, 0) {
                 Err(Errno::EISDIR) => unlink(parent.as_fd(), &name, libc::AT_REMOVEDIR),
                 result => result,
@@ -107,9 +132,15 @@ fn operate_now(op: FileOp) -> nix::Result<Option<FileAnswer>> {
             let owned = unsafe { libc::fchownat(place.as_raw_fd(), c"".as_ptr(), uid, gid, flags) };
             Errno::result(owned).map(|_| None)
         }
+        FileOp::SetTimes {
+            path,
+            accessed,
+            modified,
+            follow,
+        } => set_times(&path, accessed, modified, follow).map(|()| None),
         FileOp::Symlink { target, path } => {
             let target = text(&target)?;
-            let (parent, name) = parent(&path, Errno::EEXIST)?;
+            let (parent, name) = entry(&path, Errno::EEXIST)?;
             // SAFETY: descriptor and strings outlive the call.
             let linked =
                 unsafe { libc::symlinkat(target.as_ptr(), parent.as_raw_fd(), name.as_ptr()) };
@@ -129,10 +160,58 @@ fn operate_now(op: FileOp) -> nix::Result<Option<FileAnswer>> {
             let real = read_link(anywhere(), &own_path(place.as_fd())?)?;
             Ok(Some(FileAnswer::Path(real)))
         }
-        FileOp::List { .. } | FileOp::RemoveTree { .. } | FileOp::Watch { .. } => {
-            Err(Errno::EINVAL)
-        }
+        FileOp::List { .. }
+        | FileOp::RemoveTree { .. }
+        | FileOp::Copy { .. }
+        | FileOp::Watch { .. }
+        | FileOp::SetModeOf { .. }
+        | FileOp::PutInPlace { .. } => Err(Errno::EINVAL),
     }
+}
+
+fn rename((from, name): &(OwnedFd, CString), to: &[u8], replace: bool) -> nix::Result<()> {
+    let (to, to_name) = entry(to, Errno::EBUSY)?;
+    let flags = if replace { 0 } else { libc::RENAME_NOREPLACE };
+    // SAFETY: descriptors and strings outlive the call.
+    let renamed = unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            from.as_raw_fd(),
+            name.as_ptr(),
+            to.as_raw_fd(),
+            to_name.as_ptr(),
+            flags,
+        )
+    };
+    Errno::result(renamed).map(drop)
+}
+
+/// The VM's programs can put something else to where `file` was made. They may gain nothing by it: the
+/// mode is that of the file itself, and nothing else is moved in its name.
+fn put_in_place(
+    file: BorrowedFd<'_>,
+    from: &[u8],
+    to: &[u8],
+    mode: Option<u32>,
+) -> nix::Result<()> {
+    if let Some(mode) = mode {
+        set_mode_of(file, mode)?;
+    }
+    let from = parent(from, Errno::EBUSY)?;
+    let there = open_at(Some(from.0.as_fd()), &from.1, PLACE | libc::O_NOFOLLOW, 0)?;
+    let (there, file) = (stat(there.as_fd())?, stat(file)?);
+    if (there.device, there.inode) != (file.device, file.inode) {
+        return Err(Errno::ESTALE);
+    }
+    rename(&from, to, true)
+}
+
+fn set_mode_of(file: BorrowedFd<'_>, mode: u32) -> nix::Result<()> {
+    if setid::forbids(mode) {
+        return Err(Errno::EPERM);
+    }
+    // SAFETY: integers.
+    Errno::result(unsafe { libc::fchmod(file.as_raw_fd(), mode) }).map(drop)
 }
 
 /// For paths that are absolute.
@@ -191,20 +270,42 @@ pub(crate) fn place(path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
 /// The directory that a path's last name is in, and the name. The calls that change a directory can't be
 /// told to refuse magic links. `unnamed`: what a path is that ends in no name, as `/` does.
 pub(crate) fn parent(path: &[u8], unnamed: Errno) -> nix::Result<(OwnedFd, CString)> {
-    let end = path.iter().rposition(|byte| *byte != b'/');
-    let path = &path[..end.map_or(0, |end| end + 1)];
-    let start = path
+    entry(without_slashes(path), unnamed)
+}
+
+/// The same, and the name has the slashes behind it: the calls that change a directory then refuse what
+/// is no directory. Others would follow a link there.
+pub(crate) fn entry(path: &[u8], unnamed: Errno) -> nix::Result<(OwnedFd, CString)> {
+    let start = without_slashes(path)
         .iter()
         .rposition(|byte| *byte == b'/')
         .map_or(0, |slash| slash + 1);
     let (parent, name) = path.split_at(start);
-    if matches!(name, b"" | b"." | b"..") {
+    if matches!(without_slashes(name), b"" | b"." | b"..") {
         return Err(unnamed);
     }
     Ok((open_at(None, &text(parent)?, DIRECTORY, 0)?, text(name)?))
 }
 
-fn make_directory(parent: BorrowedFd<'_>, name: &CStr, mode: u32) -> nix::Result<()> {
+/// Without those at its end.
+fn without_slashes(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|byte| *byte != b'/');
+    &path[..end.map_or(0, |end| end + 1)]
+}
+
+/// Whether a path is one for a directory, or for nothing yet.
+pub(crate) fn is_for_a_directory(path: &[u8]) -> bool {
+    path.ends_with(b"/")
+}
+
+/// Whether there is something at a path, be it a link that leads nowhere.
+fn is_taken(path: &[u8]) -> bool {
+    parent(path, Errno::EEXIST).is_ok_and(|(parent, name)| {
+        open_at(Some(parent.as_fd()), &name, PLACE | libc::O_NOFOLLOW, 0).is_ok()
+    })
+}
+
+pub(crate) fn make_directory(parent: BorrowedFd<'_>, name: &CStr, mode: u32) -> nix::Result<()> {
     // SAFETY: descriptor and string outlive the call.
     Errno::result(unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), mode) }).map(drop)
 }
@@ -247,12 +348,39 @@ fn set_mode(path: &[u8], mode: u32) -> nix::Result<()> {
     Errno::result(unsafe { libc::chmod(own.as_ptr(), mode) }).map(drop)
 }
 
+fn set_times(
+    path: &[u8],
+    accessed: Option<Time>,
+    modified: Option<Time>,
+    follow: bool,
+) -> nix::Result<()> {
+    let time = |time: Option<Time>| match time {
+        None => libc::timespec {
+            tv_sec: 0,
+            tv_nsec: libc::UTIME_OMIT,
+        },
+        Some(Time {
+            seconds,
+            nanoseconds,
+        }) => libc::timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds.into(),
+        },
+    };
+    let times = [time(accessed), time(modified)];
+    let place = place(path, follow)?;
+    let flags = libc::AT_EMPTY_PATH;
+    // SAFETY: the descriptor, an empty string and the array of two outlive the call.
+    let set = unsafe { libc::utimensat(place.as_raw_fd(), c"".as_ptr(), times.as_ptr(), flags) };
+    Errno::result(set).map(drop)
+}
+
 /// A path of this process's own descriptor: the one magic link that is followed.
 pub(crate) fn own_path(descriptor: BorrowedFd<'_>) -> nix::Result<CString> {
     text(format!("/proc/self/fd/{}", descriptor.as_raw_fd()).as_bytes())
 }
 
-fn read_link(at: BorrowedFd<'_>, path: &CStr) -> nix::Result<Bytes> {
+pub(crate) fn read_link(at: BorrowedFd<'_>, path: &CStr) -> nix::Result<Bytes> {
     let mut target = vec![0; libc::PATH_MAX as usize + 1];
     // SAFETY: the kernel writes at most as many bytes as the buffer has.
     let length = unsafe {

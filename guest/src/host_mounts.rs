@@ -15,6 +15,7 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::unistd::{Gid, Uid, fchownat};
 
+use crate::boot::Failure;
 use crate::mounts::{NEW_ROOT, set_attributes};
 
 /// How often the submounts of a source are looked through until all of them are covered. More is
@@ -26,8 +27,23 @@ pub(crate) fn mount_table() -> nix::Result<File> {
     File::open("/proc/self/mountinfo").map_err(|error| crate::boot::errno_of(&error))
 }
 
-pub(crate) fn make(mount: &HostMount, trees: &[OwnedFd], table: &mut File) -> nix::Result<()> {
-    let point = mount_point(&mount.path, mount.directory)?;
+pub(crate) fn make(mount: &HostMount, trees: &[OwnedFd], table: &mut File) -> Result<(), Failure> {
+    let failed = |step: &'static str| {
+        move |errno| Failure {
+            step: format!("{step} {}", mount.path),
+            errno,
+        }
+    };
+    let point = mount_point(&mount.path, mount.directory).map_err(failed("mount point"))?;
+    attach_at(&point, mount, trees, table).map_err(failed("mount"))
+}
+
+fn attach_at(
+    point: &OwnedFd,
+    mount: &HostMount,
+    trees: &[OwnedFd],
+    table: &mut File,
+) -> nix::Result<()> {
     let cloned;
     let tree = match &mount.source {
         HostSource::Descriptor(index) => trees.get(*index as usize).ok_or(Errno::EBADF)?,
@@ -44,13 +60,33 @@ pub(crate) fn make(mount: &HostMount, trees: &[OwnedFd], table: &mut File) -> ni
     let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | read_only;
     set_attributes(tree, attributes)?;
     attach(tree.as_fd(), point.as_fd())?;
-    if mount.directory {
-        cover_submounts(tree, &mount.path, table)?;
+    if !mount.directory {
+        return Ok(());
     }
-    for hidden in &mount.hidden {
-        hide(tree, hidden)?;
+    let submounts = match &mount.source {
+        HostSource::Path { .. } => cover_submounts(tree, &mount.path, table)?,
+        HostSource::Descriptor(_) => mount.submounts.iter().cloned().collect(),
+    };
+    let mut pinned = parents(mount.hidden.iter());
+    if !mount.read_only {
+        pinned.extend(parents(submounts.iter()));
     }
-    Ok(())
+    for path in &pinned {
+        unless_unreachable(pin(tree, path))?;
+    }
+    for path in &mount.submounts {
+        unless_unreachable(hide(tree, path))?;
+    }
+    mount.hidden.iter().try_for_each(|path| hide(tree, path))
+}
+
+/// What PID 1 can't reach, no program of the VM can. What is gone was moved by the host meanwhile, or
+/// lies under a cover already.
+fn unless_unreachable(result: nix::Result<()>) -> nix::Result<()> {
+    match result {
+        Err(Errno::ENOENT | Errno::EACCES) => Ok(()),
+        result => result,
+    }
 }
 
 /// Finds the place, or makes it: a directory belongs to who owns the one that it is made in.
@@ -107,12 +143,17 @@ fn beneath(directory: &OwnedFd, path: &[u8]) -> nix::Result<OwnedFd> {
     openat2(directory, path, how)
 }
 
-/// A clone, with all below it: the kernel lets an unprivileged process have no other.
-fn clone_of_host(path: &Bytes, dev: u64, ino: u64) -> nix::Result<OwnedFd> {
+/// What is at a path of the host, with no symlink on the way nor at its end.
+pub(crate) fn open_real(path: &Bytes) -> nix::Result<OwnedFd> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-    let source = openat2(nix::fcntl::AT_FDCWD, path.as_slice(), how)?;
+    openat2(nix::fcntl::AT_FDCWD, path.as_slice(), how)
+}
+
+/// A clone, with all below it: the kernel lets an unprivileged process have no other.
+fn clone_of_host(path: &Bytes, dev: u64, ino: u64) -> nix::Result<OwnedFd> {
+    let source = open_real(path)?;
     let found = fstat(&source)?;
     if (found.st_dev, found.st_ino) != (dev, ino) {
         // Exchanged since the host looked at it.
@@ -121,14 +162,16 @@ fn clone_of_host(path: &Bytes, dev: u64, ino: u64) -> nix::Result<OwnedFd> {
     clone_tree(&source)
 }
 
-/// Shows an empty directory in place of every mount below `tree`, which is attached at `path`.
-fn cover_submounts(tree: &OwnedFd, path: &str, table: &mut File) -> nix::Result<()> {
+/// Shows an empty directory in place of every mount below `tree`, which is attached at `path`. Returns
+/// where they are.
+fn cover_submounts(tree: &OwnedFd, path: &str, table: &mut File) -> nix::Result<BTreeSet<Bytes>> {
     let prefix = format!("{NEW_ROOT}{path}/").into_bytes();
     let mut covers = Vec::new();
     for _ in 0..ROUNDS {
         let mut uncovered = Vec::new();
-        for relative in outermost(&mount_points(table)?, &prefix) {
-            match beneath(tree, &relative) {
+        let points = outermost(&mount_points(table)?, &prefix);
+        for relative in &points {
+            match beneath(tree, relative) {
                 Ok(place) if is_covered(&place, &covers)? => {}
                 Ok(place) => uncovered.push(place),
                 // Moved since, or where the caller can't go: the VM can do no more than the caller.
@@ -137,15 +180,10 @@ fn cover_submounts(tree: &OwnedFd, path: &str, table: &mut File) -> nix::Result<
             }
         }
         if uncovered.is_empty() {
-            return Ok(());
+            return Ok(points);
         }
         for place in uncovered {
-            if is_directory(&place)? {
-                covers.push(cover(&place)?);
-            } else {
-                let null = open_path(NULL)?;
-                attach(clone_tree(&null)?.as_fd(), place.as_fd())?;
-            }
+            covers.extend(cover(&place)?);
         }
     }
     Err(Errno::EBUSY)
@@ -160,12 +198,16 @@ fn is_covered(place: &OwnedFd, covers: &[u64]) -> nix::Result<bool> {
     Ok(is_null || covers.contains(&found.st_dev))
 }
 
-/// Puts an empty directory over one, and returns its device.
-fn cover(place: &OwnedFd) -> nix::Result<u64> {
+/// Puts an empty directory over one, and returns its device; over a file, [`NULL`].
+fn cover(place: &OwnedFd) -> nix::Result<Option<u64>> {
+    if !is_directory(place)? {
+        let null = open_path(NULL)?;
+        return attach(clone_tree(&null)?.as_fd(), place.as_fd()).map(|()| None);
+    }
     let empty = empty_directory()?;
     let dev = fstat(&empty)?.st_dev;
     attach(empty.as_fd(), place.as_fd())?;
-    Ok(dev)
+    Ok(Some(dev))
 }
 
 /// The mount points below `prefix` that lie below no other one, relative to it.
@@ -197,18 +239,24 @@ fn mount_points(table: &mut File) -> nix::Result<Vec<Bytes>> {
         .collect())
 }
 
-/// Shows `relative` empty. The directories on the way become mount points of themselves, which can't
-/// be renamed: otherwise the VM could move what it must not see out from under its cover, and see it
-/// in its next boot.
+/// The directories that lead to `paths`, each once, outer ones first.
+fn parents<'a>(paths: impl Iterator<Item = &'a Bytes>) -> BTreeSet<Bytes> {
+    let parents = |path: &'a Bytes| {
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        ends.map(|(end, _)| path[..end].to_vec())
+    };
+    paths.flat_map(parents).collect()
+}
+
+/// Makes a directory a mount point of itself, which can't be renamed: otherwise the VM could move what
+/// lies in it out from under its cover, or move what the host has mounted there.
+fn pin(tree: &OwnedFd, relative: &[u8]) -> nix::Result<()> {
+    let directory = beneath(tree, relative)?;
+    attach(clone_tree(&directory)?.as_fd(), directory.as_fd())
+}
+
+/// Shows `relative` empty.
 fn hide(tree: &OwnedFd, relative: &[u8]) -> nix::Result<()> {
-    let ends = relative
-        .iter()
-        .enumerate()
-        .filter(|(_, byte)| **byte == b'/');
-    for (end, _) in ends {
-        let directory = beneath(tree, &relative[..end])?;
-        attach(clone_tree(&directory)?.as_fd(), directory.as_fd())?;
-    }
     cover(&beneath(tree, relative)?).map(drop)
 }
 
@@ -255,7 +303,7 @@ const FSMOUNT_CLOEXEC: u32 = 1;
 const FSCONFIG_SET_STRING: u32 = 1;
 const FSCONFIG_CMD_CREATE: u32 = 6;
 
-fn clone_tree(of: &OwnedFd) -> nix::Result<OwnedFd> {
+pub(crate) fn clone_tree(of: &OwnedFd) -> nix::Result<OwnedFd> {
     let flags = libc::OPEN_TREE_CLONE
         | libc::OPEN_TREE_CLOEXEC
         | libc::AT_RECURSIVE.cast_unsigned()
@@ -279,7 +327,7 @@ unsafe fn descriptor(result: libc::c_long) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn attach(tree: BorrowedFd<'_>, place: BorrowedFd<'_>) -> nix::Result<()> {
+pub(crate) fn attach(tree: BorrowedFd<'_>, place: BorrowedFd<'_>) -> nix::Result<()> {
     let empty = CString::default();
     // SAFETY: the empty path outlives the call.
     let result = unsafe {
@@ -293,4 +341,17 @@ fn attach(tree: BorrowedFd<'_>, place: BorrowedFd<'_>) -> nix::Result<()> {
         )
     };
     Errno::result(result).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_leads_to_several_is_one() {
+        let paths = ["a/b/c", "a/b/d", "a", "e/f"].map(|path| path.as_bytes().to_vec());
+        let parents = parents(paths.iter());
+        let expected = ["a", "a/b", "e"].map(|path| path.as_bytes().to_vec());
+        assert_eq!(parents.into_iter().collect::<Vec<_>>(), expected);
+    }
 }

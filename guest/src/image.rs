@@ -22,13 +22,18 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// Fails with `ELOOP` where a link is on the way, or at its end.
 pub(crate) fn check(path: &str) -> nix::Result<()> {
-    resolve(path.trim_start_matches('/')).map(drop)
+    open_directory(path).map(drop)
+}
+
+/// The directory at `path`. Fails with `ELOOP` where a link is on the way, or at its end.
+pub(crate) fn open_directory(path: &str) -> nix::Result<OwnedFd> {
+    resolve(path.trim_start_matches('/'))
 }
 
 /// The directory that `path` lies in, and its name there.
 pub(crate) fn parent(path: &str) -> nix::Result<(OwnedFd, &str)> {
     let (parent, name) = path.rsplit_once('/').ok_or(Errno::EINVAL)?;
-    Ok((resolve(parent.trim_start_matches('/'))?, name))
+    Ok((open_directory(parent)?, name))
 }
 
 fn resolve(relative: &str) -> nix::Result<OwnedFd> {
@@ -50,6 +55,25 @@ pub(crate) fn file(path: &str, content: &Bytes) -> nix::Result<()> {
         return Ok(());
     }
     write(&directory, name, content)
+}
+
+pub(crate) fn authorities(
+    path: &str,
+    from: &[String],
+    otherwise: &Bytes,
+    more: &Bytes,
+) -> nix::Result<()> {
+    let found = from.iter().find_map(|path| {
+        let (directory, name) = parent(path).ok()?;
+        read(&directory, name).ok()
+    });
+    let mut content = found.unwrap_or_else(|| otherwise.clone());
+    if content.last().is_some_and(|&b| b != b'\n') {
+        content.push(b'\n');
+    }
+    content.extend_from_slice(more);
+    let (directory, name) = parent(path)?;
+    write(&directory, name, &content)
 }
 
 pub(crate) fn accounts(path: &str, lines: &[String]) -> nix::Result<()> {

@@ -9,10 +9,12 @@
 mod boot;
 mod capabilities;
 mod control;
+mod copy;
 mod ending;
 mod files;
 mod host_mounts;
 mod image;
+mod landlock;
 mod limits;
 mod mounts;
 mod ports;

@@ -2,11 +2,11 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 
-use agentvm_guest::protocol::{Account, Bytes, Node, Source, USER_ID};
+use agentvm_guest::protocol::{Account, Node, Source, USER_ID};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -58,15 +58,21 @@ pub(crate) fn make(node: &Node, trees: &[OwnedFd], table: &mut File) -> Result<(
             read_only,
             no_exec,
         } => (path, tree(path, source, trees, *read_only, *no_exec)),
-        Node::HostMount(mount) => (&mount.path, host_mounts::make(mount, trees, table)),
+        Node::HostMount(mount) => return host_mounts::make(mount, trees, table),
         Node::Overlay {
             path,
             lowers,
             layer,
         } => (path, overlay(path, lowers, layer, trees)),
         Node::File { path, content } => (path, image::file(path, content)),
+        Node::Authorities {
+            path,
+            from,
+            otherwise,
+            more,
+        } => (path, image::authorities(path, from, otherwise, more)),
         Node::Accounts { path, lines } => (path, image::accounts(path, lines)),
-        Node::Bind { path, from } => (path, bind(&at(from), &at(path))),
+        Node::Bind { path, from } => (path, show_at(path, from)),
         Node::Tmpfs {
             path,
             mode,
@@ -120,8 +126,8 @@ fn tree(
     let cloned;
     let tree = match source {
         Source::Descriptor(index) => trees.get(*index as usize).ok_or(Errno::EBADF)?,
-        Source::HostPath(path) => {
-            cloned = clone_tree(path)?;
+        path => {
+            cloned = clone_of_host(path)?;
             &cloned
         }
     };
@@ -149,7 +155,7 @@ fn overlay(path: &str, lowers: &[Source], layer: &Source, trees: &[OwnedFd]) -> 
             Source::Descriptor(index) => {
                 attach(trees.get(*index as usize).ok_or(Errno::EBADF)?, point)?;
             }
-            Source::HostPath(path) => attach(&clone_tree(path)?, point)?,
+            path => attach(&clone_of_host(path)?, point)?,
         }
     }
     let options = format!(
@@ -173,6 +179,13 @@ fn overlay(path: &str, lowers: &[Source], layer: &Source, trees: &[OwnedFd]) -> 
         mount(Some(ROOT), NEW_ROOT, NONE, MsFlags::MS_MOVE, NONE)?;
     }
     Ok(())
+}
+
+/// Shows at `path` what the new root has at `from`. The VM's root may have put anything there, a link
+/// that would lead to the host among it.
+fn show_at(path: &str, from: &str) -> nix::Result<()> {
+    let tree = host_mounts::clone_tree(&image::open_directory(from)?)?;
+    host_mounts::attach(tree.as_fd(), image::open_directory(path)?.as_fd())
 }
 
 fn tmpfs(path: &str, mode: u32, size: u64, inodes: u64) -> nix::Result<()> {
@@ -199,13 +212,16 @@ fn proc(path: &str) -> nix::Result<()> {
 }
 
 /// Parts of /proc that tell about, or act on, the whole machine.
-const PROC_EMPTY_FILES: [&str; 6] = [
+const PROC_EMPTY_FILES: [&str; 9] = [
+    "interrupts",
     "kcore",
     "keys",
     "kallsyms",
+    "latency_stats",
     "sched_debug",
     "sysrq-trigger",
     "timer_list",
+    "timer_stats",
 ];
 const PROC_EMPTY_DIRS: [&str; 3] = ["acpi", "scsi", "asound"];
 const PROC_READ_ONLY: [&str; 4] = ["bus", "fs", "irq", "sys"];
@@ -233,7 +249,11 @@ pub(crate) fn mask_proc() -> nix::Result<()> {
             | libc::MOUNT_ATTR_NOSUID
             | libc::MOUNT_ATTR_NODEV
             | libc::MOUNT_ATTR_NOEXEC;
-        change_attributes(&open_tree(&path, libc::OPEN_TREE_CLOEXEC)?, attributes, 0)?;
+        change_attributes(
+            &open_tree(&path, libc::OPEN_TREE_CLOEXEC)?,
+            (attributes, 0),
+            0,
+        )?;
     }
     Ok(())
 }
@@ -301,7 +321,7 @@ pub(crate) fn leave_old_root() -> nix::Result<()> {
 pub(crate) fn seal_root() -> nix::Result<()> {
     let root = open_tree(c"/", libc::OPEN_TREE_CLOEXEC)?;
     let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    change_attributes(&root, attributes, 0)
+    change_attributes(&root, (attributes, 0), 0)
 }
 
 fn bind(source: &str, target: &str) -> nix::Result<()> {
@@ -309,8 +329,13 @@ fn bind(source: &str, target: &str) -> nix::Result<()> {
 }
 
 /// A detached copy of a mount and everything below it.
-fn clone_tree(path: &[u8]) -> nix::Result<OwnedFd> {
-    let path = CString::new(Bytes::from(path)).map_err(|_| Errno::EINVAL)?;
+fn clone_of_host(source: &Source) -> nix::Result<OwnedFd> {
+    let path = match source {
+        Source::HostPath(path) => path,
+        Source::RealPath(path) => return host_mounts::clone_tree(&host_mounts::open_real(path)?),
+        Source::Descriptor(_) => return Err(Errno::EINVAL),
+    };
+    let path = CString::new(path.as_slice()).map_err(|_| Errno::EINVAL)?;
     let recursive = libc::AT_RECURSIVE.cast_unsigned();
     open_tree(
         &path,
@@ -327,13 +352,21 @@ fn open_tree(path: &CStr, flags: u32) -> nix::Result<OwnedFd> {
 }
 
 pub(crate) fn set_attributes(tree: &OwnedFd, set: u64) -> nix::Result<()> {
-    change_attributes(tree, set, libc::AT_RECURSIVE)
+    change_attributes(tree, (set, 0), libc::AT_RECURSIVE)
 }
 
-fn change_attributes(tree: &OwnedFd, set: u64, flags: i32) -> nix::Result<()> {
+/// An attribute of the user's home, and of what is mounted below it.
+#[cfg(feature = "weaken")]
+pub(crate) fn take_from_home(attribute: u64) -> nix::Result<()> {
+    let home = open_tree(c"/home/user", libc::OPEN_TREE_CLOEXEC)?;
+    change_attributes(&home, (0, attribute), libc::AT_RECURSIVE)
+}
+
+/// Sets attributes, and clears others.
+fn change_attributes(tree: &OwnedFd, (set, clear): (u64, u64), flags: i32) -> nix::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: set,
-        attr_clr: 0,
+        attr_clr: clear,
         propagation: 0,
         userns_fd: 0,
     };

@@ -1,15 +1,23 @@
-//! Starting a program: a vfork-style child that shares our memory until it execs.
+//! Starting a program.
+//!
+//! The child is a copy of this small process, not one that shares its memory (vfork): then PID 1 would have
+//! to sleep until it has exec'ed, and whoever has its user id can stop it before that, for ever.
 
-use std::ffi::{CString, c_char, c_int, c_void};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::ffi::{CString, c_char};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use agentvm_guest::protocol::{Account, Bytes, FailedAt, USER_ID};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::setid;
 
-const STACK_SIZE: usize = 64 * 1024;
+/// How often it is looked whether somebody has stopped a child that has not exec'ed yet.
+const LOOK_MS: u16 = 50;
 
 /// A program to start; everything is laid out before the child exists, which must not allocate.
 pub(crate) struct Launch {
@@ -69,43 +77,73 @@ impl Launch {
     pub(crate) fn start(&self) -> Result<i32, SpawnError> {
         let argv = pointers(&self.argv);
         let env = pointers(&self.env);
-        let mut child = Child {
+        let child = Child {
             launch: self,
             argv: argv.as_ptr(),
             env: env.as_ptr(),
             stdio: [0, 1, 2].map(|i: usize| self.stdio[i].as_raw_fd()),
             change_ids: self.user == Account::User && nix::unistd::geteuid().is_root(),
-            failed: None,
         };
-        let mut stack = vec![0_u8; STACK_SIZE];
-        // SAFETY: with CLONE_VFORK this thread sleeps until the child has exec'ed or exited, so that
-        // the stack, `child` and all it points to outlive the child's use of them; the child only
-        // makes system calls.
-        let pid = unsafe {
-            libc::clone(
-                run_child,
-                stack.as_mut_ptr().add(STACK_SIZE).cast(),
-                libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
-                (&raw mut child).cast(),
-            )
-        };
-        let pid = Errno::result(pid)?;
-        if child.change_ids {
-            // The child changed its credentials on our memory, to which 'dumpable' belongs.
-            nix::sys::prctl::set_dumpable(false)?;
-        }
-        match child.failed.take() {
-            None => Ok(pid),
-            Some((errno, at)) => {
-                // It never became a program: nobody else must hear of it.
-                let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
-                Err(SpawnError {
-                    errno: Errno::from_raw(errno),
-                    at,
-                })
+        // Closed by a successful exec.
+        let (failure, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        // SAFETY: this process has one thread, and the child only makes system calls.
+        match Errno::result(unsafe { libc::fork() })? {
+            0 => {
+                // SAFETY: all pointers are of `child`.
+                let (errno, at) = unsafe { become_program(&child) };
+                let text = [errno, i32::from(at == FailedAt::Cwd)].map(i32::to_ne_bytes);
+                let _ = nix::unistd::write(&report, text.as_flattened());
+                // SAFETY: no handler of this process runs.
+                unsafe { libc::_exit(127) }
+            }
+            pid => {
+                drop(report);
+                let started = begun(pid, &failure);
+                if started.is_err() {
+                    // It never became a program: nobody else must hear of it.
+                    let _ = nix::sys::wait::waitpid(Pid::from_raw(pid), None);
+                }
+                started.map(|()| pid)
             }
         }
     }
+}
+
+/// Waits until a child has exec'ed, and kills one that somebody has stopped before.
+fn begun(pid: i32, failure: &OwnedFd) -> Result<(), SpawnError> {
+    loop {
+        let mut polled = [PollFd::new(failure.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, LOOK_MS) {
+            Ok(0) if is_stopped(pid) => {
+                kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+                return Err(Errno::EINTR.into());
+            }
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => break,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let mut text = [[0; 4]; 2];
+    match nix::unistd::read(failure, text.as_flattened_mut())? {
+        8 => {
+            let [errno, at_cwd] = text.map(i32::from_ne_bytes);
+            Err(SpawnError {
+                errno: Errno::from_raw(errno),
+                at: if at_cwd == 0 {
+                    FailedAt::Operation
+                } else {
+                    FailedAt::Cwd
+                },
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map_or("", |(_, after)| after);
+    state.starts_with(['T', 't'])
 }
 
 struct Child<'a> {
@@ -114,16 +152,6 @@ struct Child<'a> {
     env: *const *const c_char,
     stdio: [RawFd; 3],
     change_ids: bool,
-    failed: Option<(i32, FailedAt)>,
-}
-
-/// Runs in the child, on our memory: system calls only, no allocation, no panic.
-extern "C" fn run_child(argument: *mut c_void) -> c_int {
-    // SAFETY: `start` passes a Child that lives until we exec or exit.
-    let child = unsafe { &mut *argument.cast::<Child<'_>>() };
-    // SAFETY: see the comment of this function; all pointers are of `child`.
-    child.failed = Some(unsafe { become_program(child) });
-    127
 }
 
 /// Returns only if it failed.
@@ -132,8 +160,7 @@ extern "C" fn run_child(argument: *mut c_void) -> c_int {
 /// `child.argv` and `child.env` are null-terminated arrays of C strings.
 unsafe fn become_program(child: &Child<'_>) -> (i32, FailedAt) {
     let failed = |at| (Errno::last_raw(), at);
-    // SAFETY: system calls on integers and on strings of `child`, in a process of our own; signal
-    // dispositions are not shared (no CLONE_SIGHAND).
+    // SAFETY: system calls on integers and on strings of `child`, in a process of our own.
     unsafe {
         libc::setsid();
         for (target, &source) in (0..).zip(&child.stdio) {
@@ -153,6 +180,10 @@ unsafe fn become_program(child: &Child<'_>) -> (i32, FailedAt) {
                 || libc::setresgid(USER_ID, USER_ID, USER_ID) < 0
                 || libc::setresuid(USER_ID, USER_ID, USER_ID) < 0)
         {
+            return failed(FailedAt::Operation);
+        }
+        if child.change_ids && libc::prctl(libc::PR_SET_DUMPABLE, 0) < 0 {
+            // That is a copy of PID 1's memory, and not its user's to read.
             return failed(FailedAt::Operation);
         }
         crate::limits::restrict_child();

@@ -213,8 +213,9 @@ pub enum FailedAt {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum NetState {
-    /// Descriptors: TCP v4, UDP DNS, TCP DNS, and TCP v6 where the kernel has IPv6.
-    Up { v6: bool },
+    /// Descriptors: TCP v4, UDP DNS, TCP DNS, the rules' netlink, TCP v6 where the kernel has IPv6, and
+    /// the log of refusals where it has NFLOG.
+    Up { v6: bool, log: bool },
     /// The VM runs without a network, because this step failed.
     Down { step: Bytes, errno: i32 },
 }
@@ -241,6 +242,20 @@ pub struct BootSpec {
     pub limits: LimitSpec,
     /// A second one of every process but PID 1. Empty: none.
     pub program_seccomp: Vec<SockFilter>,
+    /// Layers of the isolation that a test does without.
+    #[cfg(feature = "weaken")]
+    pub without: Vec<String>,
+}
+
+impl BootSpec {
+    /// Whether the VM is to have this layer of its isolation: always, but in a test's build.
+    #[must_use]
+    pub fn has(&self, layer: &str) -> bool {
+        #[cfg(feature = "weaken")]
+        return !self.without.iter().any(|without| without == layer);
+        #[cfg(not(feature = "weaken"))]
+        return !layer.is_empty();
+    }
 }
 
 /// `struct sock_filter` of `linux/filter.h`.
@@ -292,6 +307,14 @@ pub enum Node {
         path: String,
         content: Bytes,
     },
+    /// A file with what the first file of `from` has that can be read, or with `otherwise`, and then
+    /// `more`.
+    Authorities {
+        path: String,
+        from: Vec<String>,
+        otherwise: Bytes,
+        more: Bytes,
+    },
     /// A file in the format of passwd(5) or group(5) with these accounts, where it has none of their
     /// name or number.
     Accounts {
@@ -328,6 +351,8 @@ pub enum Source {
     Descriptor(u32),
     /// A path of the host, cloned by the guest before it leaves the host's root.
     HostPath(Bytes),
+    /// The same, of a path without symlinks: one that is there by now is not followed (`ELOOP`).
+    RealPath(Bytes),
 }
 
 /// Encodes a message. `None` for a value that postcard can't express: there is none in these types.

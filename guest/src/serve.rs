@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::control::Control;
 use crate::ending;
-use crate::files;
+use crate::files::{self, Operated};
 use crate::limits;
 use crate::ports;
 use crate::process::{Launch, SpawnError};
@@ -25,6 +25,7 @@ pub(crate) fn serve(control: &Control) {
     let mut guest = Guest {
         control,
         spawned: HashSet::new(),
+        workers: HashSet::new(),
     };
     if let Some(signals) = signals() {
         while guest.turn(&signals) {}
@@ -44,6 +45,8 @@ struct Guest<'a> {
     control: &'a Control,
     /// Started for the host and not reaped yet; other children are orphans that we inherited.
     spawned: HashSet<i32>,
+    /// Processes of our own.
+    workers: HashSet<i32>,
 }
 
 impl Guest<'_> {
@@ -83,11 +86,20 @@ impl Guest<'_> {
     fn reap(&mut self) {
         let mut status = 0;
         loop {
+            let options = libc::WNOHANG | libc::WUNTRACED;
             // SAFETY: waitpid writes the status. The raw call: nix has no variant for real-time signals.
-            let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+            let pid = unsafe { libc::waitpid(-1, &raw mut status, options) };
             if pid <= 0 {
                 return;
             }
+            if libc::WIFSTOPPED(status) {
+                // A program may stop what it has the uid of. Nobody would make it go on.
+                if self.workers.contains(&pid) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+                continue;
+            }
+            self.workers.remove(&pid);
             if self.spawned.remove(&pid) {
                 self.control.send(&Reply::Exited { pid, status }, &[]);
             }
@@ -193,10 +205,22 @@ impl Guest<'_> {
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
             Request::File { id, user, op } => match files::operate(op, user, descriptors) {
-                Ok(None) => self.done(id),
-                Ok(Some(answer)) => self.control.send(&Reply::File { id, answer }, &[]),
+                Ok(operated) => self.operated(id, operated),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
+        }
+    }
+
+    fn operated(&mut self, id: RequestId, operated: Operated) {
+        match operated {
+            Operated::Done(None) => self.done(id),
+            Operated::Done(Some(answer)) => {
+                self.control.send(&Reply::File { id, answer }, &[]);
+            }
+            Operated::Begun(worker) => {
+                self.workers.insert(worker);
+                self.done(id);
+            }
         }
     }
 

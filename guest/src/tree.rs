@@ -8,7 +8,7 @@ use agentvm_guest::protocol::files::{FileKind, Record};
 use agentvm_guest::protocol::{Bytes, files::Stat};
 use nix::errno::Errno;
 
-use crate::files::{open_at, parent, place, stat, text, unlink};
+use crate::files::{DIRECTORY, is_for_a_directory, open_at, parent, place, stat, text, unlink};
 use crate::worker::{Failure, Outcome, Output};
 
 /// Read at once.
@@ -25,7 +25,7 @@ const MAX_PASSES: u32 = 8;
 const CHECK_AFTER: u32 = 512;
 
 /// A directory that is read.
-struct Level {
+pub(crate) struct Level {
     /// In its parent.
     name: CString,
     directory: Option<OwnedFd>,
@@ -38,9 +38,9 @@ struct Level {
 }
 
 /// What a directory says of an entry.
-struct Entry {
-    name: CString,
-    kind: FileKind,
+pub(crate) struct Entry {
+    pub(crate) name: CString,
+    pub(crate) kind: FileKind,
 }
 
 impl Level {
@@ -57,12 +57,12 @@ impl Level {
         })
     }
 
-    fn descriptor(&self) -> nix::Result<&OwnedFd> {
+    pub(crate) fn descriptor(&self) -> nix::Result<&OwnedFd> {
         self.directory.as_ref().ok_or(Errno::EBADF)
     }
 
     /// The next entry but `.` and `..`.
-    fn next(&mut self) -> nix::Result<Option<Entry>> {
+    pub(crate) fn next(&mut self) -> nix::Result<Option<Entry>> {
         loop {
             if self.position >= self.buffer.len() && !self.read()? {
                 return Ok(None);
@@ -118,7 +118,7 @@ impl Level {
     }
 }
 
-fn identity(stat: &Stat) -> (u64, u64) {
+pub(crate) fn identity(stat: &Stat) -> (u64, u64) {
     (stat.device, stat.inode)
 }
 
@@ -135,25 +135,31 @@ fn kind_of(kind: u8) -> FileKind {
     }
 }
 
+/// The same of a mode.
+pub(crate) fn kind_of_mode(mode: u32) -> FileKind {
+    // IFTODT of <dirent.h>.
+    u8::try_from((mode & libc::S_IFMT) >> 12).map_or(FileKind::Unknown, kind_of)
+}
+
 /// A way down a tree. The first level is its top.
-struct Descent {
+pub(crate) struct Descent {
     levels: Vec<Level>,
     /// Where removed entries are not met again, reading anew from the start skips nothing.
     removing: bool,
 }
 
 impl Descent {
-    fn new(top: OwnedFd, removing: bool) -> nix::Result<Self> {
+    pub(crate) fn new(top: OwnedFd, removing: bool) -> nix::Result<Self> {
         let levels = vec![Level::new(CString::default(), top)?];
         Ok(Self { levels, removing })
     }
 
-    fn level(&mut self) -> nix::Result<&mut Level> {
+    pub(crate) fn level(&mut self) -> nix::Result<&mut Level> {
         self.levels.last_mut().ok_or(Errno::EIO)
     }
 
     /// Into a directory of the present level. `false`: it is none any more.
-    fn enter(&mut self, name: &CStr) -> nix::Result<bool> {
+    pub(crate) fn enter(&mut self, name: &CStr) -> nix::Result<bool> {
         let parent = self.level()?.descriptor()?;
         let directory = match open_directory(parent, name) {
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(false),
@@ -170,7 +176,7 @@ impl Descent {
     }
 
     /// Back to the parent. `None`: that was the top.
-    fn leave(&mut self) -> nix::Result<Option<Level>> {
+    pub(crate) fn leave(&mut self) -> nix::Result<Option<Level>> {
         let left = self.levels.pop().ok_or(Errno::EIO)?;
         let removing = self.removing;
         let Some(parent) = self.levels.last_mut() else {
@@ -199,19 +205,28 @@ impl Descent {
         path
     }
 
-    fn failed(&self, name: &CStr, errno: Errno) -> Failure {
-        let path = self.path(name.to_bytes());
-        Failure { path, errno }
+    pub(crate) fn failed(&self, name: &CStr, errno: Errno) -> Failure {
+        Failure {
+            path: self.path(name.to_bytes()),
+            errno,
+            found: None,
+        }
     }
 }
 
-fn open_directory(at: &OwnedFd, name: &CStr) -> nix::Result<OwnedFd> {
+pub(crate) fn open_directory(at: &OwnedFd, name: &CStr) -> nix::Result<OwnedFd> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     open_at(Some(at.as_fd()), name, flags, 0)
 }
 
-/// Tells every entry of a directory, and with `recursive` of those in it, parents first.
-pub(crate) fn list(path: &[u8], recursive: bool, output: &mut Output) -> Outcome {
+/// Tells every entry of a directory, and with `recursive` of those in it, parents first. With
+/// `skip_unreadable`, what is below and can't be read, or has a path that is too long, ends nothing.
+pub(crate) fn list(
+    path: &[u8],
+    recursive: bool,
+    skip_unreadable: bool,
+    output: &mut Output,
+) -> Outcome {
     let top = open_at(None, &text(path)?, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
     let mut descent = Descent::new(top, false)?;
     loop {
@@ -219,8 +234,15 @@ pub(crate) fn list(path: &[u8], recursive: bool, output: &mut Output) -> Outcome
         let failed = |errno| Failure {
             path: prefix.clone(),
             errno,
+            found: None,
         };
-        let Some(Entry { name, kind }) = descent.level()?.next().map_err(failed)? else {
+        let skips = |errno| skip_unreadable && is_of_what_is_read(errno);
+        let is_below = !prefix.is_empty();
+        let next = match descent.level()?.next() {
+            Err(errno) if is_below && skips(errno) => None,
+            next => next.map_err(failed)?,
+        };
+        let Some(Entry { name, kind }) = next else {
             if descent.leave().map_err(failed)?.is_none() {
                 return Ok(());
             }
@@ -228,26 +250,44 @@ pub(crate) fn list(path: &[u8], recursive: bool, output: &mut Output) -> Outcome
         };
         let path = [&prefix, name.to_bytes()].concat();
         if path.len() >= libc::PATH_MAX as usize {
+            if skip_unreadable {
+                continue;
+            }
             return Err(failed(Errno::ENAMETOOLONG));
         }
         output.say(&Record::Entry { path, kind })?;
         if recursive && matches!(kind, FileKind::Directory | FileKind::Unknown) {
-            let entered = descent.enter(&name);
-            entered.map_err(|errno| descent.failed(&name, errno))?;
+            match descent.enter(&name) {
+                Err(errno) if skips(errno) => {}
+                entered => drop(entered.map_err(|errno| descent.failed(&name, errno))?),
+            }
         }
     }
+}
+
+/// Whether a failure says something of what was to be read, and not of who reads.
+const fn is_of_what_is_read(errno: Errno) -> bool {
+    !matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
 }
 
 /// Removes what is at a path, with everything below it.
 pub(crate) fn remove(path: &[u8], output: &Output) -> Outcome {
     let (parent, name) = parent(path, Errno::EBUSY)?;
-    if try_unlink(&parent, &name)? {
+    if is_for_a_directory(path) {
+        open_at(Some(parent.as_fd()), &name, DIRECTORY | libc::O_NOFOLLOW, 0)?;
+    } else if try_unlink(&parent, &name)? {
         return Ok(());
     }
     for _ in 0..MAX_PASSES {
-        empty(open_directory(&parent, &name)?, output)?;
-        match unlink(parent.as_fd(), &name, libc::AT_REMOVEDIR) {
-            Err(Errno::ENOTEMPTY) => {}
+        let emptied = match open_directory(&parent, &name) {
+            Ok(top) => empty(top, output).map(|()| true)?,
+            Err(Errno::ENOTDIR | Errno::ELOOP) => false,
+            Err(errno) => return Err(errno.into()),
+        };
+        let flags = if emptied { libc::AT_REMOVEDIR } else { 0 };
+        match unlink(parent.as_fd(), &name, flags) {
+            // Something was added meanwhile, or put in its place.
+            Err(Errno::ENOTEMPTY | Errno::ENOTDIR | Errno::EISDIR) => {}
             removed => return Ok(removed?),
         }
     }
@@ -300,6 +340,8 @@ fn remove_emptied(descent: &mut Descent, mut left: Level) -> nix::Result<()> {
             Ok(())
         }
         Err(Errno::ENOENT) => Ok(()),
+        // Something else was put in its place.
+        Err(Errno::ENOTDIR) => unlink_if_there(parent, &left.name).map(drop),
         removed => removed,
     }
 }
@@ -321,26 +363,33 @@ fn unlink_if_there(parent: &OwnedFd, name: &CStr) -> nix::Result<bool> {
     }
 }
 
-/// Tells the directories of a tree, parents first, without following links out of it.
-pub(crate) fn directories(
-    path: &[u8],
-    found: &mut dyn FnMut(&OwnedFd, Bytes) -> Outcome,
-) -> Outcome {
+/// What is met in a tree.
+pub(crate) enum Found<'a> {
+    /// Before anything in it is.
+    Directory(&'a OwnedFd),
+    Other,
+}
+
+/// Tells what is in a tree, with its path in it: its top first, parents before children, without following
+/// links out of it.
+pub(crate) fn visit(path: &[u8], found: &mut dyn FnMut(Found<'_>, Bytes) -> Outcome) -> Outcome {
     let top = place(path, true)?;
-    found(&top, Bytes::new())?;
+    found(Found::Directory(&top), Bytes::new())?;
     let top = open_directory(&top, c".")?;
     let mut descent = Descent::new(top, false)?;
     loop {
         match descent.level()?.next()? {
             Some(Entry { name, kind }) => {
-                if matches!(kind, FileKind::Directory | FileKind::Unknown)
+                let path = descent.path(name.to_bytes());
+                let may_be_directory = matches!(kind, FileKind::Directory | FileKind::Unknown);
+                if may_be_directory
                     && descent
                         .enter(&name)
                         .map_err(|errno| descent.failed(&name, errno))?
                 {
-                    let mut path = descent.path(b"");
-                    path.pop();
-                    found(descent.level()?.descriptor()?, path)?;
+                    found(Found::Directory(descent.level()?.descriptor()?), path)?;
+                } else if kind != FileKind::Directory {
+                    found(Found::Other, path)?;
                 }
             }
             None => {

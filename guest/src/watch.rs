@@ -3,7 +3,7 @@
 //! The kernel queues events for a worker, up to its own limit; a reader that is slow lets the worker wait,
 //! and what is lost then is told as an overflow. What a program of the VM makes is seen as the VM sees it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use agentvm_guest::protocol::Bytes;
@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::poll::PollTimeout;
 
 use crate::files::{own_path, place};
-use crate::tree;
+use crate::tree::{self, Found};
 use crate::worker::{Failure, Outcome, Output};
 
 const MASK: u32 = libc::IN_CREATE
@@ -39,6 +39,9 @@ struct Watch<'a> {
     places: HashMap<i32, Bytes>,
     /// A move of which the second half has not come.
     moved: Option<Moved>,
+    /// What was found, and told, in directories that are new: of what was made after they were watched the
+    /// kernel has queued an event as well.
+    told: HashSet<Bytes>,
 }
 
 struct Moved {
@@ -66,6 +69,7 @@ pub(crate) fn watch(path: &[u8], recursive: bool, output: &mut Output) -> Outcom
         recursive,
         places: HashMap::new(),
         moved: None,
+        told: HashSet::new(),
     };
     watch.add_all(None)?;
     output.say(&Record::Watching)?;
@@ -94,6 +98,10 @@ pub(crate) fn watch(path: &[u8], recursive: bool, output: &mut Output) -> Outcom
                 return Ok(());
             }
         }
+        if !watch.told.is_empty() && !output.wait_for(&watch.inotify, PollTimeout::ZERO) {
+            // What was queued when it was told has come.
+            watch.told.clear();
+        }
         output.flush();
     }
 }
@@ -117,34 +125,40 @@ impl Watch<'_> {
     /// Watches what is to be watched at `below`, relative to the path; and tells what it finds there if
     /// that is new.
     fn add_all(&mut self, new: Option<(&[u8], &mut Output)>) -> Outcome {
-        let (inotify, places) = (&self.inotify, &mut self.places);
+        let (inotify, places, told) = (&self.inotify, &mut self.places, &mut self.told);
         let Some((below, output)) = new else {
             if !self.recursive {
                 let top = place(self.path, true)?;
                 return add(inotify, places, &top, Bytes::new());
             }
             // What is watched already keeps its number.
-            return match tree::directories(self.path, &mut |directory, path| {
-                add(inotify, places, directory, path)
+            return match tree::visit(self.path, &mut |found, path| match found {
+                Found::Directory(directory) => add(inotify, places, directory, path),
+                Found::Other => Ok(()),
             }) {
                 // A file, then.
                 Err(Failure {
                     path,
                     errno: Errno::ENOTDIR,
+                    ..
                 }) if path.is_empty() => Ok(()),
                 result => result,
             };
         };
         let top = join(self.path, below);
-        let found = tree::directories(&top, &mut |directory, path| {
+        let found = tree::visit(&top, &mut |found, path| {
             let path = join(below, &path);
             if path != below {
                 output.say(&Record::Event(Event::Created {
                     path: path.clone(),
-                    directory: true,
+                    directory: matches!(found, Found::Directory(_)),
                 }))?;
+                told.insert(path.clone());
             }
-            add(inotify, places, directory, path)
+            match found {
+                Found::Directory(directory) => add(inotify, places, directory, path),
+                Found::Other => Ok(()),
+            }
         });
         match found {
             // It is gone again, or not ours to read: nothing of it is told.
@@ -181,6 +195,13 @@ impl Watch<'_> {
             .is_some_and(|moved| mask & libc::IN_MOVED_TO == 0 || moved.cookie != cookie)
         {
             self.give_up_move(output)?;
+        }
+        let is_new =
+            mask & libc::IN_CREATE != 0 || mask & libc::IN_MOVED_TO != 0 && self.moved.is_none();
+        let is_gone = mask & (libc::IN_DELETE | libc::IN_MOVED_FROM) != 0;
+        let was_told = (is_new || is_gone) && self.told.remove(&path);
+        if was_told && is_new {
+            return Ok(true);
         }
         let event = match mask {
             mask if mask & libc::IN_CREATE != 0 => Event::Created { path, directory },
@@ -275,6 +296,7 @@ impl Watch<'_> {
         };
         if directory {
             let inotify = self.inotify.as_raw_fd();
+            self.told.retain(|told| below(told, &from).is_none());
             self.places.retain(|watch, place| {
                 let stays = below(place, &from).is_none();
                 if !stays {
@@ -291,6 +313,7 @@ impl Watch<'_> {
     }
 
     fn rename(&mut self, from: &[u8], to: &[u8]) {
+        self.told.retain(|told| below(told, from).is_none());
         for place in self.places.values_mut() {
             if let Some(rest) = below(place, from) {
                 *place = [to, rest].concat();
@@ -314,7 +337,11 @@ fn add(
             places.insert(watch, path);
             Ok(())
         }
-        Err(errno) => Err(Failure { path, errno }),
+        Err(errno) => Err(Failure {
+            path,
+            errno,
+            found: None,
+        }),
     }
 }
 

@@ -1,13 +1,14 @@
 //! Processes of PID 1's own that do what may take long: it never waits for a directory of 100,000 files.
 //!
 //! A worker has nothing but the pipe that it writes to, and PID 1's memory as it was. Its uid stays PID
-//! 1's, so that no program of the VM can trace or signal one that acts as `user`; its file system ids are
-//! the caller's. Who reads the pipe decides how fast it goes, and ends it by closing the other end.
+//! 1's, so that no program of the VM can trace one that acts as `user`, and none can signal it where they
+//! have other uids; its file system ids are the caller's. Where all have one uid, a program may stop a
+//! worker: PID 1 kills one that is stopped, so that its caller hears of it. Who reads the pipe decides how fast it goes, and ends it by closing the other end.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use agentvm_guest::protocol::files::{Record, framed};
+use agentvm_guest::protocol::files::{FileKind, Record, framed};
 use agentvm_guest::protocol::{Account, Bytes};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,6 +19,8 @@ use crate::files;
 pub(crate) struct Failure {
     pub(crate) path: Bytes,
     pub(crate) errno: Errno,
+    /// What is there, if it failed for that.
+    pub(crate) found: Option<FileKind>,
 }
 
 pub(crate) type Outcome = Result<(), Failure>;
@@ -27,6 +30,7 @@ impl From<Errno> for Failure {
         Self {
             path: Bytes::new(),
             errno,
+            found: None,
         }
     }
 }
@@ -90,19 +94,19 @@ impl Output {
     }
 }
 
-/// Starts a worker as a child that PID 1 reaps like any other.
+/// Starts a worker as a child that PID 1 reaps like any other. Its pid.
 pub(crate) fn start(
     pipe: OwnedFd,
     user: Account,
     run: &dyn Fn(&mut Output) -> Outcome,
-) -> nix::Result<()> {
+) -> nix::Result<i32> {
     // SAFETY: PID 1 has one thread, so that the child may do whatever its parent may.
     match Errno::result(unsafe { libc::fork() })? {
         0 => {
             work(pipe, user, run);
             end()
         }
-        _child => Ok(()),
+        child => Ok(child),
     }
 }
 
@@ -119,10 +123,14 @@ fn work(pipe: OwnedFd, user: Account, run: &dyn Fn(&mut Output) -> Outcome) {
         .and_then(|()| run(&mut output));
     let last = match outcome {
         Ok(()) => Record::Done,
-        Err(Failure { mut path, errno }) => {
+        Err(Failure {
+            mut path,
+            errno,
+            found,
+        }) => {
             path.truncate(libc::PATH_MAX as usize);
             let errno = errno as i32;
-            Record::Failed { path, errno }
+            Record::Failed { path, errno, found }
         }
     };
     if output.say(&last).is_ok() {

@@ -50,14 +50,21 @@ pub enum VmError {
     )]
     Busy { key: String, holder: String },
     /// An operation on a path inside the VM failed.
-    #[error("{op} {path:?} in the VM: {}", .errno.desc())]
+    #[error("{op} {path:?} in the VM: {}", file_problem(*.errno))]
     File {
         op: &'static str,
         path: String,
         errno: nix::errno::Errno,
     },
-    #[error("can't move {from:?} to {to:?} in the VM: {}", .errno.desc())]
-    Move {
+    /// The process that was doing it has ended without a word. It may be that the VM has.
+    #[error(
+        "{op} {path:?} in the VM to the end: what did it was stopped or killed by a program of the VM"
+    )]
+    Interrupted { op: &'static str, path: String },
+    /// A path could not be moved or copied to another.
+    #[error("{op} {from:?} to {to:?} in the VM: {}", relocation_problem(*.errno))]
+    Relocate {
+        op: &'static str,
         from: String,
         to: String,
         errno: nix::errno::Errno,
@@ -68,8 +75,13 @@ pub enum VmError {
         errno: nix::errno::Errno,
     },
     /// The path is not a regular file.
-    #[error("{path:?} in the VM is {found}, not a regular file")]
+    #[error("{path:?} in the VM is {found}, not a regular file{}", not_regular_remedy(.found))]
     NotRegular { path: String, found: &'static str },
+    /// What has no copy.
+    #[error(
+        "can't copy {path:?} in the VM: it is {found}, and only files, directories and symlinks are copied. Delete it first, or copy with exec and `cp -a`, which makes another one"
+    )]
+    Uncopyable { path: String, found: &'static str },
     /// A VM has one image for all its life.
     #[error(
         "VM {key} was made with {} and can't be booted with {}: leave the image out, or destroy() the VM first",
@@ -81,13 +93,19 @@ pub enum VmError {
         has: Option<String>,
         wanted: Option<String>,
     },
+    /// A directory of the host that can be no VM's root.
+    #[error("image.rootfs: {path:?} {problem}")]
+    Root { path: PathBuf, problem: String },
+    /// The VM's own files have no place in it.
+    #[error("{image} can't be booted: {problem}")]
+    UnusableImage { image: String, problem: String },
     /// The image has no shell.
     #[error(
         "the VM has no /bin/sh that can be started, which exec runs commands with: its image needs a shell"
     )]
     NoShell,
     /// A program could not be started.
-    #[error("can't start {program:?} in the VM: {}", .errno.desc())]
+    #[error("can't start {program:?} in the VM: {}", spawn_problem(*.errno))]
     Spawn {
         program: String,
         errno: nix::errno::Errno,
@@ -164,6 +182,45 @@ fn host_remedy(error: &io::Error) -> String {
     }
 }
 
+fn file_problem(errno: nix::errno::Errno) -> &'static str {
+    match errno {
+        nix::errno::Errno::ENXIO => {
+            "it is a socket, a FIFO that nobody reads, or a device that is not there: only programs in the VM can use such (exec)"
+        }
+        nix::errno::Errno::EAGAIN => "a program in the VM has a lease on it (fcntl(2), F_SETLEASE)",
+        errno => errno.desc(),
+    }
+}
+
+fn relocation_problem(errno: nix::errno::Errno) -> &'static str {
+    match errno {
+        // rename(2), and the guest's copy.
+        nix::errno::Errno::EINVAL => "nothing can be put into itself",
+        errno => file_problem(errno),
+    }
+}
+
+fn not_regular_remedy(found: &str) -> &'static str {
+    match found {
+        "a directory" => "",
+        _ => ": only programs in the VM can use it (exec)",
+    }
+}
+
+fn spawn_problem(errno: nix::errno::Errno) -> &'static str {
+    match errno {
+        // The one thing that has a number of places.
+        nix::errno::Errno::ENOSPC => "it has as many terminals as it may (256): close one",
+        nix::errno::Errno::ENOENT => {
+            "there is no such program, or the interpreter that its first line or ELF header names is missing"
+        }
+        nix::errno::Errno::E2BIG => {
+            "its arguments and environment are larger than the kernel takes (128 KiB for one of them, a quarter of the stack's limit for all)"
+        }
+        errno => errno.desc(),
+    }
+}
+
 fn connect_problem(errno: nix::errno::Errno) -> &'static str {
     if errno == nix::errno::Errno::ECONNREFUSED {
         "nothing listens there on 127.0.0.1 or ::1 (waitForPort waits until something does)"
@@ -221,6 +278,12 @@ impl From<VmError> for Error {
                 .map_or(Code::Internal, Code::from_errno),
             VmError::Busy { .. } => Code::VmBusy,
             VmError::OtherImage { .. } => Code::ImageMismatch,
+            VmError::Interrupted { .. } => Code::from(nix::errno::Errno::EINTR),
+            VmError::UnusableImage { .. } => Code::ImageInvalid,
+            VmError::Root { path, problem } => {
+                let problem = format!("\"{}\" {problem}", path.display());
+                return Self::invalid_argument("image.rootfs", problem);
+            }
             VmError::NoShell => Code::from(nix::errno::Errno::ENOENT),
             VmError::ExemptPort(_) => Code::InvalidArgument,
             VmError::Mount {
@@ -234,7 +297,7 @@ impl From<VmError> for Error {
                 );
             }
             VmError::File { errno, .. }
-            | VmError::Move { errno, .. }
+            | VmError::Relocate { errno, .. }
             | VmError::Watch { errno, .. }
             | VmError::Spawn { errno, .. }
             | VmError::Connect { errno, .. }
@@ -245,6 +308,7 @@ impl From<VmError> for Error {
             } else {
                 "EINVAL"
             }),
+            VmError::Uncopyable { .. } => Code::from(nix::errno::Errno::EINVAL),
             VmError::Ended(_) | VmError::NotSent(_) | VmError::Protocol(_) => Code::VmExited,
         };
         let hint = if matches!(error, VmError::Unsupported { .. } | VmError::Boot { .. })

@@ -57,6 +57,13 @@ pub enum Change {
         gid: Option<u32>,
         follow: bool,
     },
+    /// `None` leaves one as it is.
+    SetTimes {
+        path: GuestPath,
+        accessed: Option<Time>,
+        modified: Option<Time>,
+        follow: bool,
+    },
     Symlink {
         /// As it is to be read, not resolved now.
         target: Vec<u8>,
@@ -68,25 +75,42 @@ pub enum Change {
 #[derive(Debug, Clone)]
 pub enum Task {
     /// Tells a [`Record::Entry`] for each entry of a directory, and with `recursive` for those below.
-    List { path: GuestPath, recursive: bool },
+    List {
+        path: GuestPath,
+        recursive: bool,
+        /// Of directories below that can't be read, tells them alone, and does not fail.
+        skip_unreadable: bool,
+    },
     /// Removes a path with everything below it.
     RemoveTree(GuestPath),
+    /// Copies a path: a symlink as one, with `recursive` a directory with everything in it. What is in the
+    /// way is replaced, but directories, if that is wanted; otherwise `EEXIST`.
+    Copy {
+        from: GuestPath,
+        to: GuestPath,
+        recursive: bool,
+        replace: bool,
+    },
     /// Tells [`Record::Watching`], then every [`Record::Event`] from then on.
     Watch { path: GuestPath, recursive: bool },
 }
 
 impl Task {
-    const fn op(&self) -> &'static str {
+    pub(super) const fn op(&self) -> &'static str {
         match self {
             Self::List { .. } => "can't list",
             Self::RemoveTree(_) => "can't delete",
+            Self::Copy { .. } => "can't copy",
             Self::Watch { .. } => "can't watch",
         }
     }
 
-    const fn path(&self) -> &GuestPath {
+    pub(super) const fn path(&self) -> &GuestPath {
         match self {
-            Self::List { path, .. } | Self::RemoveTree(path) | Self::Watch { path, .. } => path,
+            Self::List { path, .. }
+            | Self::RemoveTree(path)
+            | Self::Copy { from: path, .. }
+            | Self::Watch { path, .. } => path,
         }
     }
 }
@@ -113,6 +137,21 @@ pub trait Files: Send + Sync {
         mode: u32,
         user: User,
     ) -> Result<File>;
+
+    /// Sets the mode of a file that was opened at `path`, whatever is there by now.
+    async fn set_mode_of(&self, file: &File, path: &GuestPath, mode: u32, user: User)
+    -> Result<()>;
+
+    /// Moves a file that was made at `from` to `to`, over what is there, with `mode` if it is given.
+    /// `ESTALE` if something else is at `from` by now.
+    async fn put_in_place(
+        &self,
+        file: &File,
+        from: &GuestPath,
+        to: &GuestPath,
+        mode: Option<u32>,
+        user: User,
+    ) -> Result<()>;
 
     /// Begins a task beside everything else. 16 of them are under way at a time, others wait; and 64
     /// watches, one more is `EMFILE`. Dropping what this returns ends the task.
@@ -167,11 +206,10 @@ impl Answers {
             })?;
             if length == 0 {
                 // Its worker was killed, or the whole VM was.
-                return Err(VmError::Ended(format!(
-                    "{} {:?} to the end",
-                    self.task.op(),
-                    self.task.path().as_str()
-                )));
+                return Err(VmError::Interrupted {
+                    op: self.task.op(),
+                    path: self.task.path().as_str().to_owned(),
+                });
             }
             self.records.add(&self.chunk[..length]);
         }
@@ -187,9 +225,15 @@ impl Answers {
                 self.ended = true;
                 Ok(None)
             }
-            Ok(Some(Record::Failed { path, errno })) => {
+            Ok(Some(Record::Failed { path, errno, found })) => {
                 self.ended = true;
-                Err(self.failed(&path, Errno::from_raw(errno)))
+                Err(match found {
+                    Some(found) => VmError::Uncopyable {
+                        path: with(self.task.path(), &path),
+                        found: name_of(found),
+                    },
+                    None => self.failed(&path, Errno::from_raw(errno)),
+                })
             }
             Ok(record) if record.as_ref().is_none_or(leads_below) => Ok(record),
             Ok(_) | Err(_) => {
@@ -200,18 +244,39 @@ impl Answers {
     }
 
     fn failed(&self, below: &[u8], errno: Errno) -> VmError {
-        let mut path = self.task.path().as_str().to_owned();
-        if !below.is_empty() {
-            path.push('/');
-            path.push_str(&String::from_utf8_lossy(below));
+        let op = self.task.op();
+        let path = with(self.task.path(), below);
+        match &self.task {
+            Task::Watch { .. } => VmError::Watch { path, errno },
+            Task::Copy { to, .. } => VmError::Relocate {
+                op,
+                from: path,
+                to: with(to, below),
+                errno,
+            },
+            Task::List { .. } | Task::RemoveTree(_) => VmError::File { op, path, errno },
         }
-        if matches!(self.task, Task::Watch { .. }) {
-            return VmError::Watch { path, errno };
-        }
-        VmError::File {
-            op: self.task.op(),
-            path,
-            errno,
+    }
+}
+
+/// A path with what is below it, for a message.
+fn with(path: &GuestPath, below: &[u8]) -> String {
+    let mut path = path.as_str().to_owned();
+    if !below.is_empty() {
+        path.push('/');
+        path.push_str(&String::from_utf8_lossy(below));
+    }
+    path
+}
+
+/// For a message.
+const fn name_of(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::Fifo => "a FIFO",
+        FileKind::Socket => "a socket",
+        FileKind::CharacterDevice | FileKind::BlockDevice => "a device",
+        FileKind::File | FileKind::Directory | FileKind::Symlink | FileKind::Unknown => {
+            "something else"
         }
     }
 }

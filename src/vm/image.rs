@@ -12,7 +12,8 @@ pub struct Image {
     /// Where it comes from, in its owner's words: kept with the VM, for who boots it next.
     pub source: String,
     /// Its files, which VMs see below a writable layer of their own. They must not change while a VM has
-    /// them (overlayfs forbids it).
+    /// them (overlayfs forbids it). Absolute, without symlinks: those that come to lie there are not
+    /// followed.
     pub rootfs: PathBuf,
     /// What its programs are started with, unless the caller says otherwise.
     pub env: Vec<(String, String)>,

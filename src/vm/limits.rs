@@ -124,6 +124,8 @@ pub struct Reached {
     /// Times that it was found growing when too little of the host's disk was free, and its processes
     /// were killed.
     pub free_disk: u64,
+    /// Times that its processes were killed because it could have been the one that grew.
+    pub free_disk_unseen: u64,
 }
 
 /// The part of a VM that is about limits.
@@ -149,16 +151,31 @@ pub trait Limited: Send + Sync {
     }
 }
 
+const MORE_MEMORY: &str = "Give the VM more with limits.memoryBytes of getOrCreate or createClient";
+
+/// The error of a call whose VM ended for want of memory.
+pub fn out_of_memory(vm: &(impl Limited + ?Sized)) -> VmError {
+    VmError::Limit {
+        what: "the VM was killed, with all that ran in it".to_owned(),
+        limit: vm.describe(Limit::Memory),
+        remedy: MORE_MEMORY,
+        output: None,
+    }
+}
+
 /// Why something in the VM was killed, if it was for a limit that was met since `before`.
 pub fn killed(vm: &(impl Limited + ?Sized), what: &str, before: Reached) -> Option<VmError> {
     let now = vm.reached();
     let (limit, remedy) = if now.memory > before.memory {
-        let remedy = "Give the VM more with limits.memoryBytes of getOrCreate or createClient";
-        (Limit::Memory, remedy)
+        (Limit::Memory, MORE_MEMORY)
     } else if now.disk > before.disk {
         let remedy = "Delete something in it, or give it more with limits.diskBytes of getOrCreate or \
              createClient";
         (Limit::Disk, remedy)
+    } else if now.free_disk_unseen > before.free_disk_unseen {
+        let remedy = "Free space on the file system of the data directory: less than that was left, it went on \
+             to fill, and how much the VM takes of it could not be told";
+        (Limit::FreeDisk, remedy)
     } else if now.free_disk > before.free_disk {
         let remedy = "Free space on the file system of the data directory: the VM was growing when less \
              than that was left";

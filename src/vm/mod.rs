@@ -9,6 +9,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use crate::net::Rules;
+use crate::net::secrets::{Secrets, Sightings};
+
 pub use diagnosis::{Check, Diagnosis, Places, State, Trouble};
 pub use error::VmError;
 pub use files::Files;
@@ -170,6 +173,8 @@ pub enum VmEnd {
     Shutdown,
     /// Its PID 1 died on its own; the text says what is known.
     Died(String),
+    /// The kernel killed its PID 1, when it had killed for want of memory.
+    OutOfMemory,
 }
 
 /// A running VM. All calls act on the guest side: no guest path is ever resolved by the host.
@@ -215,12 +220,24 @@ pub trait Vm: Files + Limited + Ports + Processes + Terminals + Send + Sync + 's
     /// Makes a directory and its missing parents as `user`; an existing directory is fine.
     async fn create_dir_all(&self, path: &GuestPath, user: User) -> Result<()>;
 
+    /// Puts other rules of the network into force. New connections and questions are judged by them at
+    /// once, and connections that they deny are reset.
+    async fn set_network(&self, rules: Rules) -> Result<()>;
+
     /// Whether it runs at this moment, as the kernel sees it. When it does not, this returns once
     /// [`Vm::ended`] says so too.
     async fn still_runs(&self) -> bool;
 
     /// What it has instead of the host's programs.
     fn image(&self) -> Option<&Image>;
+
+    /// Exchanges its secrets. Programs that run have the placeholders of before, which go on to work
+    /// for secrets that are still there; new names are for programs that are started from now on.
+    /// `false`: it was booted without any, and trusts nobody to stand in for their hosts.
+    fn set_secrets(&self, secrets: &Secrets) -> bool;
+
+    /// Where placeholders were seen that they are not for. `None`: it has no secrets.
+    fn misdirected_secrets(&self) -> Option<Arc<Sightings>>;
 
     /// `None` while it runs, and until its end has been noticed.
     fn ended(&self) -> watch::Receiver<Option<VmEnd>>;

@@ -17,6 +17,9 @@ pub trait Ports: Send + Sync {
     /// reach a server inside on it either.
     async fn connect(&self, port: u16) -> Result<Connection>;
 
+    /// Fails for a port that `connect` would refuse whatever listens there.
+    fn check_port(&self, port: u16) -> Result<()>;
+
     /// The TCP sockets that listen, by port; those aside that agentvm itself needs.
     async fn listeners(&self) -> Result<Vec<SocketAddr>>;
 }

@@ -35,6 +35,10 @@ const PIECE: usize = 4096;
 /// anything then.
 const LAST_WORD: Duration = Duration::from_secs(5);
 
+/// How often a terminal is looked at that no program has open: one may open it again. It is not hung up
+/// for that: a program that is about to exit closes it first, and would hear of it (SIGHUP).
+const AGAIN: u8 = 50; // ms
+
 /// Of the thread, which calls nothing deep.
 const STACK: usize = 128 * 1024;
 
@@ -118,6 +122,7 @@ impl TerminalEnd {
             master: Some(File::from(master)),
             shared: Arc::clone(&shared),
             output: sender,
+            is_open: true,
             read: None,
             input: None,
             written: 0,
@@ -217,6 +222,8 @@ struct Relay {
     master: Option<File>,
     shared: Arc<Shared>,
     output: mpsc::Sender<Vec<u8>>,
+    /// Whether a program has it open.
+    is_open: bool,
     /// Waits for room.
     read: Option<Vec<u8>>,
     /// What is being written: nobody else's any more, since a program that has read it may be gone before
@@ -272,8 +279,21 @@ impl Relay {
             PollFd::new(master.as_fd(), wanted),
         ];
         // A hang-up would be reported though nobody asked: who takes nothing now, waits for the call.
-        let count = if wanted.is_empty() { 1 } else { 2 };
-        match poll(&mut ready[..count], PollTimeout::NONE) {
+        let count = if wanted.is_empty() || !self.is_open {
+            1
+        } else {
+            2
+        };
+        let (long, now) = if self.is_open {
+            (PollTimeout::NONE, None)
+        } else {
+            (PollTimeout::from(AGAIN), Some(PollTimeout::ZERO))
+        };
+        let mut polled = poll(&mut ready[..count], long);
+        if let (Ok(_), Some(now)) = (polled, now) {
+            polled = poll(&mut ready, now);
+        }
+        match polled {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -289,14 +309,16 @@ impl Relay {
             // It is not blocking, and nobody else reads it.
             let _ = self.shared.wake.read();
         }
-        if writable {
+        if writable && !hung_up {
             self.write();
         }
+        self.is_open = !hung_up || readable;
         if readable && self.read.is_none() {
-            self.read = self.read_some()?;
+            match self.read_some() {
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => self.is_open = false,
+                read => self.read = read?,
+            }
             self.hand_on();
-        } else if hung_up && !readable && self.read.is_none() {
-            return Err(ErrorKind::BrokenPipe.into());
         }
         Ok(())
     }
@@ -489,10 +511,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_terminal_that_nobody_has_open_is_at_its_end() {
+    async fn a_terminal_that_nobody_has_open_can_be_opened_again_until_it_is_hung_up() {
         let (master, slave) = terminal();
+        let again = master.try_clone().expect("a duplicate");
         let mut end = TerminalEnd::new(master).expect("a thread");
         drop(slave);
+        let short = Duration::from_millis(200);
+        assert!(timeout(short, end.next()).await.is_err());
+        // SAFETY: opens a descriptor.
+        let mut slave = unsafe {
+            let flags = libc::O_RDWR | libc::O_NOCTTY;
+            File::from_raw_fd(libc::ioctl(again.as_raw_fd(), libc::TIOCGPTPEER, flags))
+        };
+        slave.write_all(b"again").expect("room");
+        let chunk = timeout(LONG, end.next()).await.expect("in time");
+        assert_eq!(chunk.as_deref(), Some(&b"again"[..]));
+        drop(slave);
+        end.input.finish();
         assert_eq!(timeout(LONG, end.next()).await.expect("in time"), None);
     }
 

@@ -33,10 +33,28 @@ pub enum FileOp {
         path: Bytes,
         mode: u32,
     },
+    /// Descriptor: the file. Whoever may change what is at its path changes nothing else.
+    SetModeOf {
+        mode: u32,
+    },
+    /// Gives a file its mode, and another path in place of what is there. Descriptor: the file, which has
+    /// to be at `from` (otherwise `ESTALE`).
+    PutInPlace {
+        from: Bytes,
+        to: Bytes,
+        mode: Option<u32>,
+    },
     SetOwner {
         path: Bytes,
         uid: Option<u32>,
         gid: Option<u32>,
+        follow: bool,
+    },
+    /// `None` leaves a time as it is.
+    SetTimes {
+        path: Bytes,
+        accessed: Option<Time>,
+        modified: Option<Time>,
         follow: bool,
     },
     Symlink {
@@ -53,10 +71,20 @@ pub enum FileOp {
     List {
         path: Bytes,
         recursive: bool,
+        /// Directories below that can't be read are told, and no failure.
+        skip_unreadable: bool,
     },
     /// A path with everything below it. Descriptor: a pipe for its end.
     RemoveTree {
         path: Bytes,
+    },
+    /// Descriptor: a pipe for its end.
+    Copy {
+        from: Bytes,
+        to: Bytes,
+        recursive: bool,
+        /// Otherwise `EEXIST` if there is something, other than a directory for a directory.
+        replace: bool,
     },
     /// Descriptor: a pipe for [`Record::Event`]s. Goes on until its other end closes.
     Watch {
@@ -123,6 +151,8 @@ pub enum Record {
     Failed {
         path: Bytes,
         errno: i32,
+        /// What is there, if it failed for that.
+        found: Option<FileKind>,
     },
     /// The last record of one that did not.
     Done,

@@ -15,6 +15,9 @@ pub struct HostMount {
     pub read_only: bool,
     /// Directories below it that the VM sees empty, relative to it.
     pub hidden: Vec<Bytes>,
+    /// Where the host has mounted something below a [`HostSource::Descriptor`] that the VM can write to:
+    /// shown empty, too, and for the VM neither to remove nor to rename.
+    pub submounts: Vec<Bytes>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

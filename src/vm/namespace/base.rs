@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::bases::{Lease, PARTIAL};
 use super::directory::{host, make_parent_of_many};
 use super::ids::IdMap;
-use super::packages;
+use super::{authorities, npm_config, packages};
 use crate::vm::{INSTRUCTIONS, VmError};
 
 /// Raise when the table changes: VMs then get a new `/etc`.
-const TABLE_VERSION: u32 = 3;
+const TABLE_VERSION: u32 = 5;
 
 /// Namespace of the version-5 UUIDs that name a base.
 const BASE_NAMESPACE: Uuid = Uuid::from_u128(0x5a77_9c0e_21d4_4c7b_8f0e_6b1f_4e0d_9a21);
@@ -107,6 +108,18 @@ const COPIED: &[&str] = &[
 /// Where the VM's `/etc` lies, relative to `/usr`.
 pub(super) const ETC: &str = "lib/agentvm/etc";
 
+/// Directories that packages beside the distribution's own use, and new accounts. Like `/usr`, and in its
+/// layer: relative to `/usr`, there, with what lies on top of them in a VM.
+pub(super) const BESIDE_USR: [(&str, &str, &[&str]); 3] = [
+    ("/home", "lib/agentvm/home", &["user"]),
+    (
+        "/opt",
+        "lib/agentvm/opt",
+        &["agentvm/agents", "agentvm/dpkg"],
+    ),
+    ("/srv", "lib/agentvm/srv", &[]),
+];
+
 /// A base, ready to be mounted.
 #[derive(Debug, Clone)]
 pub(super) struct Base {
@@ -114,6 +127,8 @@ pub(super) struct Base {
     pub(super) fingerprint: String,
     /// What is added to the host's `/usr`: the VM's `/etc`, at [`ETC`].
     pub(super) usr: PathBuf,
+    /// To be held as long as a VM lies on it.
+    pub(super) lease: Lease,
 }
 
 /// Finds or makes the base of this host in `cache`.
@@ -122,14 +137,20 @@ pub(super) fn base(cache: &Path, ids: IdMap) -> Result<Base, VmError> {
     let usr = cache.join(&fingerprint);
     let failed = |error| host("can't make the base in", cache, error);
     make_parent_of_many(cache).map_err(failed)?;
-    if !usr.exists() {
+    loop {
+        if let Some(lease) = Lease::take(&usr).map_err(failed)? {
+            return Ok(Base {
+                fingerprint,
+                usr,
+                lease,
+            });
+        }
         make(cache, &usr, ids).map_err(failed)?;
     }
-    Ok(Base { fingerprint, usr })
 }
 
 /// Changes whenever the host installs, removes or upgrades something.
-fn fingerprint() -> String {
+pub(super) fn fingerprint() -> String {
     let mut state = format!("table {TABLE_VERSION}\n");
     let watched = [
         "/usr",
@@ -146,7 +167,9 @@ fn fingerprint() -> String {
         "/lib/apk/db/installed",
         "/var/lib/pacman/local",
     ];
-    for path in watched {
+    let watched = watched.into_iter();
+    let watched = watched.chain(authorities::SOURCES);
+    for path in watched.chain(npm_config::SOURCES) {
         if let Ok(data) = fs::metadata(path) {
             let (mtime, nanos) = (data.mtime(), data.mtime_nsec());
             // Writing to a String can't fail.
@@ -164,7 +187,7 @@ fn fingerprint() -> String {
 /// Makes it beside its final place: a half-made base is never seen, and two processes that make the
 /// same one at once both end with a whole one.
 fn make(cache: &Path, usr: &Path, ids: IdMap) -> io::Result<()> {
-    let partial = cache.join(format!("partial-{}", Uuid::now_v7()));
+    let partial = cache.join(format!("{PARTIAL}{}", Uuid::now_v7()));
     let made = make_at(&partial, usr, ids);
     if made.is_err() {
         // Nobody else will: no one knows its name.
@@ -189,6 +212,13 @@ fn make_at(partial: &Path, usr: &Path, ids: IdMap) -> io::Result<()> {
         fs::set_permissions(&path, Permissions::from_mode(mode))?;
     }
     symlink("/proc/self/mounts", etc.join("mtab"))?;
+    for (_, path, holds) in BESIDE_USR {
+        let path = partial.join(path);
+        fs::create_dir_all(&path)?;
+        for below in holds {
+            fs::create_dir_all(path.join(below))?;
+        }
+    }
     if ids.root_mapped() {
         packages::add(Path::new("/"), partial, &etc)?;
     }
@@ -243,7 +273,7 @@ pub(super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Files of `/etc` that are the VM's, not the host's. Ids of system users are Debian's fixed ones
 /// (base-passwd), so that packages find the accounts that they expect.
-fn written() -> [(&'static str, String); 15] {
+fn written() -> [(&'static str, String); 16] {
     const SYSTEM: [(&str, u32, u32, &str, &str); 18] = [
         ("root", 0, 0, "/root", "/bin/bash"),
         ("daemon", 1, 1, "/usr/sbin", "/usr/sbin/nologin"),
@@ -338,7 +368,8 @@ fn written() -> [(&'static str, String); 15] {
         ("host.conf", "multi on\n".to_owned()),
         ("machine-id", String::new()),
         ("agentvm/instructions.md", INSTRUCTIONS.to_owned()),
-        ("agentvm/npmrc", NPMRC.to_owned()),
+        ("agentvm/npmrc", npm_config::text()),
+        (authorities::BUNDLE, authorities::local().to_owned()),
         ("gitconfig", GITCONFIG.to_owned()),
         ("pip.conf", PIP_CONF.to_owned()),
     ]
@@ -379,12 +410,24 @@ for script in /etc/profile.d/*.sh; do
   if [ -r "$script" ]; then . "$script"; fi
 done
 unset script
+# What the first lines of Debian's ~/.profile do, for who has none, or one that an installer began.
+bashrc_is_due() {
+  [ -n "${BASH-}" ] && [ "$BASH" != /bin/sh ] && [ -z "${bashrc_read-}" ] && [ -r ~/.bashrc ] &&
+    [ ! -e ~/.bash_profile ] && [ ! -e ~/.bash_login ] || return
+  [ -f ~/.profile ] && [ -r ~/.profile ] || return 0
+  local line
+  while read -r line || [ -n "$line" ]; do
+    case $line in *bashrc*) return 1 ;; esac
+  done <~/.profile
+}
+if bashrc_is_due; then
+  # It may read this file.
+  bashrc_read=1
+  . ~/.bashrc
+  unset bashrc_read
+fi
+unset -f bashrc_is_due
 "#;
-
-/// Where `user` installs programs, who can't where npm would. Named by the environment as npm's global
-/// configuration: below `~/.npmrc`, and nothing that nvm minds, unlike `npm_config_prefix`.
-const NPMRC: &str = "prefix=${HOME}/.local
-";
 
 /// Who is in a VM may read what is in it: a repository that root cloned, or that is mounted, is no trap
 /// that another user has laid. No name and no address: git asks for them, where made-up ones would end

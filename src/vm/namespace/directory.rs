@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::ids::IdMap;
-use super::packages;
 use super::removal::remove_tree;
+use super::{bases, packages};
 use crate::vm::VmError;
 
 /// How often a lock that a dying VM still holds is tried. The wait is short: it ends when the
@@ -36,6 +36,8 @@ pub(super) struct Directory {
     host_lock: HostLock,
     /// Shared with PID 1, which lets go only when nothing of the VM is left.
     vm_lock: File,
+    /// What the VM lies on. `None`: an image, whose lease the caller has.
+    base: Option<bases::Lease>,
 }
 
 impl Directory {
@@ -59,7 +61,13 @@ impl Directory {
                 _held: Arc::new(host_lock),
             },
             vm_lock,
+            base: None,
         })
+    }
+
+    /// Keeps the base of a VM as long as the directory is held.
+    pub(super) fn lies_on(&mut self, base: bases::Lease) {
+        self.base = Some(base);
     }
 
     /// Takes the VM's lock, unless a VM of a dead process is still being torn down.
@@ -98,6 +106,42 @@ impl Directory {
             remove_tree(&doomed).map_err(|error| host("can't remove", &doomed, error))
         })
         .await
+    }
+}
+
+/// Refuses the directory of a VM that runs in another process. Keeps nobody from opening it: who does waits
+/// for the VM's lock, which is looked at here for a moment.
+pub async fn check_not_elsewhere(path: &Path, key: &str) -> Result<(), VmError> {
+    let (path, key) = (path.to_owned(), key.to_owned());
+    blocking(move || {
+        let lock = path.join("lock");
+        let file = match File::open(&lock) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(|error| host("can't open", &lock, error))?,
+        };
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_) => return Ok(()),
+            Err((_, Errno::EWOULDBLOCK)) => {}
+            Err((_, errno)) => return Err(host("can't lock", &lock, errno.into())),
+        }
+        let holder = path.join("host.lock");
+        let text = fs::read_to_string(&holder);
+        let text = text.map_err(|error| host("can't read", &holder, error))?;
+        match text.trim().parse() {
+            // One of this process is on its way, or on its way out; one of a dead process is going.
+            Ok(pid) if pid == std::process::id().cast_signed() || fate(pid) != Fate::Alive => {
+                Ok(())
+            }
+            pid => Err(open_elsewhere(&key, pid.ok())),
+        }
+    })
+    .await
+}
+
+fn open_elsewhere(key: &str, pid: Option<i32>) -> VmError {
+    VmError::Busy {
+        key: key.to_owned(),
+        holder: pid.map_or_else(String::new, |pid| format!(" (pid {pid})")),
     }
 }
 
@@ -394,10 +438,7 @@ fn lock_host(path: &Path, key: &str) -> Result<Flock<File>, VmError> {
                     file = busy;
                     continue;
                 }
-                return Err(VmError::Busy {
-                    key: key.to_owned(),
-                    holder: pid.map_or_else(String::new, |pid| format!(" (pid {pid})")),
-                });
+                return Err(open_elsewhere(key, pid));
             }
             Err((_, errno)) => return Err(host("can't lock", &lock_path, errno.into())),
         }

@@ -1,7 +1,7 @@
 //! File operations, as requests to PID 1. The long ones answer through a pipe that the host makes.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -106,6 +106,39 @@ impl Files for NamespaceVm {
         }
     }
 
+    async fn set_mode_of(
+        &self,
+        file: &File,
+        path: &GuestPath,
+        mode: u32,
+        user: User,
+    ) -> Result<()> {
+        let op = FileOp::SetModeOf { mode };
+        match self.file_with(op, user, &[file.as_fd()]).await? {
+            Answer::Done => Ok(()),
+            other => Err(failure(other, "can't change the mode of", path)),
+        }
+    }
+
+    async fn put_in_place(
+        &self,
+        file: &File,
+        from: &GuestPath,
+        to: &GuestPath,
+        mode: Option<u32>,
+        user: User,
+    ) -> Result<()> {
+        let op = FileOp::PutInPlace {
+            from: from.to_bytes(),
+            to: to.to_bytes(),
+            mode,
+        };
+        match self.file_with(op, user, &[file.as_fd()]).await? {
+            Answer::Done => Ok(()),
+            other => Err(failure(other, "can't write", to)),
+        }
+    }
+
     async fn begin(&self, task: Task, user: User) -> Result<Answers> {
         let user = self.account(user)?;
         let permit = match &task {
@@ -117,7 +150,7 @@ impl Files for NamespaceVm {
                     errno: Errno::EMFILE,
                 })?
             }
-            Task::List { .. } | Task::RemoveTree(_) => {
+            Task::List { .. } | Task::RemoveTree(_) | Task::Copy { .. } => {
                 let permit = Arc::clone(&self.tasks.walks).acquire_owned().await;
                 // Nobody closes it.
                 permit.map_err(|_| VmError::Ended("it was shut down".to_owned()))?
@@ -127,35 +160,40 @@ impl Files for NamespaceVm {
         let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(broken)?;
         // Of this end only, which the guest never gets: the worker's must block.
         fcntl(&ours, F_SETFL(OFlag::O_NONBLOCK)).map_err(broken)?;
-        let (op, path, request) = match &task {
-            Task::List { path, recursive } => {
-                let recursive = *recursive;
-                let list = |path| FileOp::List { path, recursive };
-                ("can't list", path, list(path.to_bytes()))
-            }
-            Task::RemoveTree(path) => {
-                let path_bytes = path.to_bytes();
-                (
-                    "can't delete",
-                    path,
-                    FileOp::RemoveTree { path: path_bytes },
-                )
-            }
-            Task::Watch { path, recursive } => {
-                let recursive = *recursive;
-                let watch = |path| FileOp::Watch { path, recursive };
-                ("can't watch", path, watch(path.to_bytes()))
-            }
+        let op = match &task {
+            Task::List {
+                path,
+                recursive,
+                skip_unreadable,
+            } => FileOp::List {
+                path: path.to_bytes(),
+                recursive: *recursive,
+                skip_unreadable: *skip_unreadable,
+            },
+            Task::RemoveTree(path) => FileOp::RemoveTree {
+                path: path.to_bytes(),
+            },
+            Task::Copy {
+                from,
+                to,
+                recursive,
+                replace,
+            } => FileOp::Copy {
+                from: from.to_bytes(),
+                to: to.to_bytes(),
+                recursive: *recursive,
+                replace: *replace,
+            },
+            Task::Watch { path, recursive } => FileOp::Watch {
+                path: path.to_bytes(),
+                recursive: *recursive,
+            },
         };
         let id = self.control.next_id();
-        let request = Request::File {
-            id,
-            user,
-            op: request,
-        };
+        let request = Request::File { id, user, op };
         let begun = self.control.call(id, &request, &[theirs.as_fd()]).await?;
         if !matches!(begun, Answer::Done) {
-            return Err(failure(begun, op, path));
+            return Err(failure(begun, task.op(), task.path()));
         }
         drop(theirs);
         Answers::new(ours, task, permit)
@@ -165,10 +203,19 @@ impl Files for NamespaceVm {
 
 impl NamespaceVm {
     async fn file(&self, op: FileOp, user: User) -> Result<Answer> {
+        self.file_with(op, user, &[]).await
+    }
+
+    async fn file_with(
+        &self,
+        op: FileOp,
+        user: User,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Answer> {
         let user: Account = self.account(user)?;
         let id = self.control.next_id();
         let request = Request::File { id, user, op };
-        self.control.call(id, &request, &[]).await
+        self.control.call(id, &request, descriptors).await
     }
 }
 
@@ -206,6 +253,17 @@ fn operation(change: &Change) -> FileOp {
             gid: *gid,
             follow: *follow,
         },
+        Change::SetTimes {
+            path,
+            accessed,
+            modified,
+            follow,
+        } => FileOp::SetTimes {
+            path: path.to_bytes(),
+            accessed: *accessed,
+            modified: *modified,
+            follow: *follow,
+        },
         Change::Symlink { target, path } => FileOp::Symlink {
             target: target.clone(),
             path: path.to_bytes(),
@@ -216,7 +274,8 @@ fn operation(change: &Change) -> FileOp {
 fn changing_failed(change: &Change, errno: Errno) -> VmError {
     let (op, path) = match change {
         Change::Move { from, to, .. } => {
-            return VmError::Move {
+            return VmError::Relocate {
+                op: "can't move",
                 from: from.as_str().to_owned(),
                 to: to.as_str().to_owned(),
                 errno,
@@ -226,6 +285,7 @@ fn changing_failed(change: &Change, errno: Errno) -> VmError {
         Change::Remove(path) => ("can't delete", path),
         Change::SetMode { path, .. } => ("can't change the mode of", path),
         Change::SetOwner { path, .. } => ("can't change the owner of", path),
+        Change::SetTimes { path, .. } => ("can't change the times of", path),
         Change::Symlink { path, .. } => ("can't make the link", path),
     };
     VmError::File {

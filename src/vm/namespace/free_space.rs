@@ -1,6 +1,10 @@
 //! Keeps space free on the file systems that VMs lie on, for their stores and for whoever else uses them:
 //! when too little is left, what a VM runs that goes on growing is killed.
 //!
+//! A VM can hide what it takes, from a walk over its files, for a while: by moving files about, or by
+//! having very many. When half of the space is gone, too, and nobody is seen to grow, those that can't be
+//! told are taken to be the ones.
+//!
 //! One task for each file system, as long as a VM runs there that is to leave space free.
 
 use std::collections::HashMap;
@@ -13,10 +17,12 @@ use nix::sys::statvfs::statvfs;
 use tokio::task::JoinHandle;
 
 use super::control::Control;
+use super::deleted;
 use super::directory::{blocking, host};
-use super::disk::disk_usage;
+use super::disk;
 use super::limits::Limiter;
 use crate::vm::Result;
+use crate::vm::limits::Reached;
 
 /// What is kept free unless told otherwise: this share of the file system, and this much at most.
 const SHARE: u64 = 64;
@@ -34,14 +40,21 @@ const LONGEST: Duration = Duration::from_secs(1);
 const GROWTH: u64 = 64 << 10;
 const APART: Duration = Duration::from_millis(50);
 
+/// Who has grown by more than this part of the floor since it was reached goes on growing, too, if slowly.
+const SLOW: u64 = 64;
+
+/// One measurement of one VM's files takes no longer.
+const LONG: Duration = Duration::from_millis(500);
+
 /// Measuring takes at most one part in so many of a CPU's time.
 const PART: u32 = 10;
 
 /// Durable parts of a VM's directory: what its own programs can fill. The store beside them is the host's.
 const PARTS: [&str; 4] = ["home", "var", "root", "layers"];
 
-/// How much the file system of a VM's directory, which need not exist yet, is to keep free.
-pub(super) fn floor(wanted: Option<u64>, directory: &Path) -> u64 {
+/// How much the file system of a directory, which need not exist yet, is to keep free.
+#[must_use]
+pub fn floor(wanted: Option<u64>, directory: &Path) -> u64 {
     wanted.unwrap_or_else(|| {
         let disk = directory.ancestors().find_map(|path| statvfs(path).ok());
         let total = disk.map_or(0, |disk| disk.blocks().saturating_mul(disk.fragment_size()));
@@ -53,21 +66,21 @@ pub(super) fn floor(wanted: Option<u64>, directory: &Path) -> u64 {
 pub(super) fn watch(
     directory: &Path,
     floor: u64,
+    pid: i32,
     limiter: &Arc<Limiter>,
     control: &Arc<Control>,
 ) -> Result<()> {
     if floor == 0 {
         return Ok(());
     }
-    let device = std::fs::metadata(directory)
-        .map_err(|error| host("can't look at the disk of", directory, error))?
-        .dev();
+    let device = device(directory)?;
     let mut disks = disks();
     let disk = disks.entry(device).or_default();
     disk.watched.retain(Watched::runs);
     disk.watched.push(Watched {
         directory: directory.to_owned(),
         floor,
+        pid,
         limiter: Arc::downgrade(limiter),
         control: Arc::downgrade(control),
     });
@@ -89,6 +102,8 @@ struct Disk {
 struct Watched {
     directory: PathBuf,
     floor: u64,
+    /// PID 1.
+    pid: i32,
     limiter: Weak<Limiter>,
     control: Weak<Control>,
 }
@@ -100,6 +115,12 @@ impl Watched {
             .upgrade()
             .is_some_and(|control| control.is_connected())
     }
+}
+
+fn device(directory: &Path) -> Result<u64> {
+    std::fs::metadata(directory)
+        .map(|directory| directory.dev())
+        .map_err(|error| host("can't look at the disk of", directory, error))
 }
 
 /// By device.
@@ -121,6 +142,7 @@ fn watched(device: u64) -> Option<Vec<Watched>> {
 }
 
 async fn look_after(device: u64) {
+    let mut since = None;
     while let Some(watched) = watched(device) {
         let Some(free) = free(&watched).await else {
             // Their directories were removed under them.
@@ -131,11 +153,12 @@ async fn look_after(device: u64) {
             .into_iter()
             .partition(|watched| watched.floor > free);
         let pause = if short.is_empty() {
+            since = None;
             let floor = enough.iter().map(|watched| watched.floor).max();
             due(free - floor.unwrap_or(0))
         } else {
             let began = Instant::now();
-            stop_growing(short).await;
+            stop_growing(short, since.get_or_insert_default()).await;
             (began.elapsed().saturating_sub(APART) * PART).max(SHORTEST)
         };
         tokio::time::sleep(pause).await;
@@ -161,39 +184,114 @@ async fn free(watched: &[Watched]) -> Option<u64> {
     free.await.ok().flatten()
 }
 
+/// What was taken when too little had just become free.
+#[derive(Default)]
+struct AtFirst {
+    /// By PID 1.
+    vms: HashMap<i32, u64>,
+    /// Of the file system.
+    all: Option<u64>,
+}
+
 /// Kills what runs in those that go on growing.
-async fn stop_growing(watched: Vec<Watched>) {
-    let mut before = Vec::new();
-    for watched in &watched {
-        before.push(size(&watched.directory).await);
-    }
+async fn stop_growing(watched: Vec<Watched>, at_first: &mut AtFirst) {
+    let before = measure(watched.clone()).await;
     tokio::time::sleep(APART).await;
-    for (watched, before) in watched.into_iter().zip(before) {
-        let grown = match (before, size(&watched.directory).await) {
-            (Ok(before), Ok(now)) => now > before + GROWTH,
+    let after = measure(watched.clone()).await;
+    // Measuring may have taken longer than the lack lasted.
+    let Some(free) = self::free(&watched).await else {
+        return;
+    };
+    let mut seen = false;
+    let mut hidden = Vec::new();
+    let mut hidden_growth = false;
+    for (watched, (before, after)) in watched.into_iter().zip(before.into_iter().zip(after)) {
+        let (before, after) = match (before, after) {
+            (Ok(before), Ok(after)) => (before, after),
             (Err(error), _) | (_, Err(error)) => {
                 tracing::warn!(%error, "a VM's growth can't be told");
-                false
+                continue;
             }
         };
-        if grown
-            && let (Some(limiter), Some(control)) =
-                (watched.limiter.upgrade(), watched.control.upgrade())
-            && let Err(error) = limiter
-                .kill_all(&control, |reached| reached.free_disk += 1)
-                .await
-        {
-            tracing::debug!(%error, "a VM that fills the disk has just ended");
+        let slowly = watched.floor / SLOW;
+        let first = *at_first.vms.entry(watched.pid).or_insert(before.bytes);
+        if free >= watched.floor {
+            continue;
+        }
+        if grown(before.bytes, after.bytes, first, slowly) {
+            seen = true;
+            kill(&watched, |reached| reached.free_disk += 1).await;
+        } else if !after.complete && free < watched.floor / 2 {
+            let first = *at_first.all.get_or_insert(before.all);
+            hidden_growth |= grown(before.all, after.all, first, slowly);
+            hidden.push(watched);
+        }
+    }
+    if hidden_growth && !seen {
+        at_first.all = None;
+        for watched in hidden {
+            kill(&watched, |reached| reached.free_disk_unseen += 1).await;
         }
     }
 }
 
-async fn size(directory: &Path) -> Result<u64> {
-    let mut total = 0;
-    for part in PARTS {
-        total += disk_usage(&directory.join(part)).await?;
+/// At once, or by little at a time.
+fn grown(before: u64, after: u64, first: u64, slowly: u64) -> bool {
+    after > before.saturating_add(GROWTH) || after > first.saturating_add(slowly)
+}
+
+async fn kill(watched: &Watched, count: impl FnOnce(&mut Reached)) {
+    if let (Some(limiter), Some(control)) = (watched.limiter.upgrade(), watched.control.upgrade())
+        && let Err(error) = limiter.kill_all(&control, count).await
+    {
+        tracing::debug!(%error, "a VM that fills the disk has just ended");
     }
-    Ok(total)
+}
+
+/// What a VM takes, and what all of its file system is taken.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    bytes: u64,
+    /// Whether there can't be more than was seen.
+    complete: bool,
+    all: u64,
+}
+
+async fn measure(watched: Vec<Watched>) -> Vec<Result<Size>> {
+    let sizes = blocking(move || Ok(watched.iter().map(size).collect()));
+    // It panicked, then; who waits for it is not to.
+    sizes.await.unwrap_or_default()
+}
+
+fn size(watched: &Watched) -> Result<Size> {
+    let disk = statvfs(&watched.directory).map_err(|errno| {
+        host(
+            "can't look at the disk of",
+            &watched.directory,
+            errno.into(),
+        )
+    })?;
+    let deleted = deleted::measure(watched.pid, device(&watched.directory)?);
+    let mut size = Size {
+        bytes: deleted.bytes,
+        complete: deleted.complete,
+        all: disk.blocks().saturating_sub(disk.blocks_free()) * disk.fragment_size(),
+    };
+    let deadline = Instant::now() + LONG;
+    for part in PARTS {
+        // One that is closed to this process is the VM's own doing.
+        match disk::measure(&watched.directory.join(part), Some(deadline)) {
+            Ok(part) => {
+                size.bytes = size.bytes.saturating_add(part.bytes);
+                size.complete &= part.complete;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a VM's growth is taken for that of its file system");
+                size.complete = false;
+            }
+        }
+    }
+    Ok(size)
 }
 
 #[cfg(test)]
@@ -205,6 +303,17 @@ mod tests {
         assert_eq!(due(0), SHORTEST);
         assert_eq!(due(FASTEST / 4), Duration::from_millis(250));
         assert_eq!(due(u64::MAX), LONGEST);
+    }
+
+    #[test]
+    fn growth_is_what_comes_at_once_or_adds_up() {
+        let first = 1 << 30;
+        assert!(!grown(first, first + GROWTH, first, 2 * GROWTH));
+        assert!(grown(first, first + GROWTH + 1, first, 2 * GROWTH));
+        let later = first + 2 * GROWTH;
+        assert!(!grown(later, later, first, 2 * GROWTH));
+        assert!(grown(later, later + 1, first, 2 * GROWTH));
+        assert!(!grown(first, 0, first, 0));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::io::Interest;
@@ -12,8 +13,12 @@ use super::directory::host;
 use super::starter;
 use crate::vm::Result;
 
+/// How long PID 1 may take to end everything when the host has hung up: it kills, and waits for nobody.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// PID 1 as the host sees it. Reaped when it is gone, also if nobody waits for that.
 pub(super) struct Guest {
+    pid: i32,
     pidfd: Option<AsyncFd<OwnedFd>>,
 }
 
@@ -27,7 +32,10 @@ impl Guest {
         // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
         match unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) } {
             Ok(pidfd) => {
-                let guest = Self { pidfd: Some(pidfd) };
+                let guest = Self {
+                    pid: started.pid,
+                    pidfd: Some(pidfd),
+                };
                 let control = Control::new(control).map_err(unusable)?;
                 Ok((guest, control))
             }
@@ -40,13 +48,27 @@ impl Guest {
         }
     }
 
-    /// Waits until PID 1, and with it every process of the VM, is gone.
-    pub(super) async fn gone(mut self) {
+    /// Its pid in this process's namespace, valid until it is reaped.
+    pub(super) const fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits until PID 1, and with it every process of the VM, is gone. Returns whether somebody else has
+    /// killed it.
+    pub(super) async fn gone(mut self) -> bool {
+        let mut killed = false;
         if let Some(pidfd) = &self.pidfd {
             // Still ours meanwhile: a caller that gives up waiting leaves it to `drop`.
-            reap(pidfd).await;
+            if let Ok(found) = tokio::time::timeout(GRACE, reap(pidfd)).await {
+                killed = found;
+            } else {
+                tracing::warn!("PID 1 does not end on its own");
+                starter::kill(pidfd.get_ref());
+                reap(pidfd).await;
+            }
         }
         self.pidfd = None;
+        killed
     }
 }
 
@@ -60,10 +82,10 @@ impl Drop for Guest {
     }
 }
 
-async fn reap(pidfd: &AsyncFd<OwnedFd>) {
+async fn reap(pidfd: &AsyncFd<OwnedFd>) -> bool {
     // A pidfd becomes readable when its process has exited.
     if let Err(error) = pidfd.readable().await {
         tracing::error!(%error, "can't wait for PID 1");
     }
-    starter::reap(pidfd.get_ref());
+    starter::reap(pidfd.get_ref())
 }

@@ -6,22 +6,22 @@
 //! is to see.
 
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use agentvm_guest::mountinfo::unescape;
 use agentvm_guest::protocol::{HostMount as Spec, HostSource, Node, USER_ID};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use super::BootOptions;
-use super::directory::{blocking, host};
+use super::directory::blocking;
 use super::ids::{self, IdMap};
 use super::preparation::BootMessage;
 use super::{seccomp, starter, trees, unsupported};
+use crate::host_path::{self, Exposure, Place, Refused, Spot, Table};
 use crate::vm::mount::HostMount;
 use crate::vm::{Result, VmError};
 
@@ -61,11 +61,11 @@ pub(super) async fn add(
         return Ok(());
     }
     if options.mounts.iter().any(|mount| !mount.read_only()) {
-        message.spec.program_seccomp = seccomp::no_setid().map_err(VmError::Protocol)?;
+        message.spec.program_seccomp = seccomp::no_setid();
     }
     let mut found = {
-        let (mounts, private) = (options.mounts.clone(), options.private.clone());
-        blocking(move || find_all(&mounts, &private, ids)).await?
+        let options = options.clone();
+        blocking(move || find_all(&options, ids)).await?
     };
     // What lies below another mount goes on top of it.
     found.sort_by_key(|found| found.mount.path().split('/').count());
@@ -78,7 +78,7 @@ pub(super) async fn add(
             }
             IdMap::Caller { .. } => {
                 let source = HostSource::Path {
-                    path: found.real_path.as_os_str().as_bytes().to_vec(),
+                    path: found.source.real_path.as_os_str().as_bytes().to_vec(),
                     dev: found.identity.0,
                     ino: found.identity.1,
                 };
@@ -86,15 +86,19 @@ pub(super) async fn add(
             }
         };
         message.trees.extend(tree);
-        let hidden = found.hidden.iter();
+        let bytes = |paths: &[PathBuf]| {
+            let paths = paths.iter();
+            paths
+                .map(|path| path.as_os_str().as_bytes().to_vec())
+                .collect()
+        };
         message.spec.root.push(Node::HostMount(Spec {
             path: found.mount.path().to_owned(),
             source,
             directory: found.is_directory,
             read_only: found.mount.read_only(),
-            hidden: hidden
-                .map(|path| path.as_os_str().as_bytes().to_vec())
-                .collect(),
+            hidden: bytes(&found.hidden),
+            submounts: bytes(&found.submounts),
         }));
     }
     Ok(())
@@ -102,9 +106,21 @@ pub(super) async fn add(
 
 /// What a boot step that failed means, if it was one of these mounts.
 pub(super) fn explain(mounts: &[HostMount], step: &str, errno: Errno) -> Option<VmError> {
-    let path = step.strip_prefix("mount ")?;
-    mounts.iter().find(|mount| mount.path() == path)?;
+    let (path, attaching) = match step.strip_prefix("mount point ") {
+        Some(path) => (path, false),
+        None => (step.strip_prefix("mount ")?, true),
+    };
+    let mount = mounts.iter().find(|mount| mount.path() == path)?;
     let remedy = match errno {
+        Errno::ENOSPC if attaching => {
+            return Some(VmError::Unsupported {
+                feature: format!("a mount of {}", mount.host_path().display()),
+                detail: "the kernel lets a VM have no more mounts".to_owned(),
+                remedy: "Mount a directory with fewer file systems mounted below it, or raise \
+                         fs.mount-max (sysctl)"
+                    .to_owned(),
+            });
+        }
         Errno::ELOOP => {
             "There is a symlink on the way: remove it in the VM, or choose another path"
         }
@@ -135,14 +151,15 @@ pub(super) fn explain(mounts: &[HostMount], step: &str, errno: Errno) -> Option<
 struct Found {
     index: usize,
     mount: HostMount,
-    place: OwnedFd,
+    source: host_path::Found,
     at: Place,
-    real_path: PathBuf,
     identity: (u64, u64),
     owner: (u32, u32),
     is_directory: bool,
     /// Below it, what the VM must not see.
     hidden: Vec<PathBuf>,
+    /// Below it, what the VM must not unmount or move on the host.
+    submounts: Vec<PathBuf>,
 }
 
 impl Found {
@@ -162,24 +179,64 @@ impl Found {
             }
             if self.at.holds(secret)
                 && let Ok(below) = secret.path.strip_prefix(&self.at.path)
-                && (ids.root_mapped() || !crosses_mount(&self.place, below))
+                && (ids.root_mapped() || !crosses_mount(&self.source.descriptor, below))
             {
                 hidden.push(below.to_owned());
             }
         }
-        hidden.sort();
-        // One cover is enough for what lies below another, which sorts before it.
-        hidden.dedup_by(|path, before| path.starts_with(before));
-        self.hidden = hidden;
+        self.hidden = outermost(hidden);
         Ok(())
+    }
+
+    /// Notes what is mounted below it: a VM that could remove or rename the mount point would unmount
+    /// that on the host, or move it. PID 1 of an ordinary user finds these itself.
+    fn find_submounts(&mut self, table: &Table, ids: IdMap) -> Result<()> {
+        if self.mount.read_only() || !self.is_directory || !ids.root_mapped() {
+            return Ok(());
+        }
+        let below = table.below(&self.source.real_path);
+        // Others are of a mount that this one lies over.
+        let below = below.filter(|below| crosses_mount(&self.source.descriptor, below));
+        self.submounts = outermost(below.map(Path::to_owned).collect());
+        if self.submounts.len() <= MAX_SUBMOUNTS {
+            return Ok(());
+        }
+        Err(VmError::Mount {
+            index: self.index,
+            field: "hostPath",
+            problem: format!(
+                "more than {MAX_SUBMOUNTS} file systems are mounted below \"{}\": mount a directory that \
+                 has fewer, or set readOnly",
+                self.mount.host_path().display()
+            ),
+        })
+    }
+
+    fn refusal(&self, refused: Refused) -> VmError {
+        let index = self.index;
+        match refused {
+            Refused::Link { .. } => VmError::Mount {
+                index,
+                field: "hostPath",
+                problem: refused.to_string(),
+            },
+            Refused::Io(error) => VmError::MountSource {
+                index,
+                path: self.mount.host_path().to_owned(),
+                errno: errno_of(&error),
+            },
+            Refused::Record { path, source } => {
+                super::directory::host("can't use what VMs could write to, noted in", &path, source)
+            }
+        }
     }
 
     /// Its files as the VM is to own them.
     fn clone_for(&self, map: &OwnedFd) -> Result<OwnedFd> {
-        let path = &self.real_path;
-        match trees::clone_mount(&self.place, Some(map)) {
+        let (path, place) = (&self.source.real_path, &self.source.descriptor);
+        match trees::clone_mount(place, Some(map)) {
             Err(Errno::EINVAL | Errno::EPERM | Errno::EOPNOTSUPP) if self.mount.read_only() => {
-                trees::clone_mount(&self.place, None)
+                trees::clone_mount(place, None)
                     .map_err(|errno| unsupported::clone_tree(path, errno))
             }
             Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Err(VmError::Unsupported {
@@ -196,23 +253,60 @@ impl Found {
     }
 }
 
-fn find_all(mounts: &[HostMount], private: &[PathBuf], ids: IdMap) -> Result<Vec<Found>> {
-    let table = Table::read()?;
-    let mounts = mounts.iter().enumerate();
+/// As many as a boot message has room for.
+const MAX_SUBMOUNTS: usize = 512;
+
+/// One cover is enough for what lies below another.
+fn outermost(mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
+    // What lies below another sorts after it.
+    paths.sort();
+    paths.dedup_by(|path, before| path.starts_with(before));
+    paths
+}
+
+fn find_all(options: &BootOptions, ids: IdMap) -> Result<Vec<Found>> {
+    let table = Table::read().map_err(|error| {
+        super::directory::host("can't look at the mounts of", Path::new("this host"), error)
+    })?;
+    let mounts = options.mounts.iter().enumerate();
     let mut found: Vec<Found> = mounts
         .map(|(index, mount)| find(index, mount, &table))
         .collect::<Result<_>>()?;
-    let private: Vec<Place> = private
+    let private: Vec<Place> = options
+        .private
         .iter()
         .filter_map(|path| private_place(path, &found, &table).transpose())
         .collect::<Result<_>>()?;
     for found in &mut found {
         found.hide(&private, ids)?;
+        found.find_submounts(&table, ids)?;
     }
-    for later in &found {
-        check_way(later, &found)?;
-    }
+    check_ways(&found, &options.exposure(), &table)?;
     Ok(found)
+}
+
+/// A symlink that a VM could have made must not decide what is shown. Nor may those that this one is
+/// going to make, which is noted before it runs.
+fn check_ways(found: &[Found], exposure: &Exposure, table: &Table) -> Result<()> {
+    let mut writable = Vec::new();
+    for found in found {
+        // What is mounted as a file can be filled, not be made a symlink.
+        if found.is_directory && !found.mount.read_only() {
+            let spot = Spot::of(&found.source.descriptor, table);
+            writable.push(spot.map_err(|error| found.refusal(error.into()))?);
+        }
+    }
+    for found in found {
+        exposure
+            .check(&found.source, &writable)
+            .map_err(|refused| found.refusal(refused))?;
+    }
+    let Some(first) = found.first().filter(|_| !writable.is_empty()) else {
+        return Ok(());
+    };
+    exposure
+        .add(writable)
+        .map_err(|refused| first.refusal(refused))
 }
 
 /// Where a directory is that no VM may see. One that does not exist can't be shown; but if a VM is shown
@@ -220,8 +314,7 @@ fn find_all(mounts: &[HostMount], private: &[PathBuf], ids: IdMap) -> Result<Vec
 fn private_place(path: &Path, found: &[Found], table: &Table) -> Result<Option<Place>> {
     let host = |error| super::directory::host("can't look for what no VM may see", path, error);
     let place = |path: &Path| {
-        let real = fs::canonicalize(path)?;
-        let place = table.place(&open(&real)?);
+        let place = table.place(&host_path::resolve(path)?.descriptor);
         place?.ok_or_else(|| std::io::Error::from_raw_os_error(libc::ESTALE))
     };
     match place(path) {
@@ -259,18 +352,15 @@ fn find(index: usize, mount: &HostMount, table: &Table) -> Result<Found> {
         problem,
     };
     let failed = |error: std::io::Error| unusable(errno_of(&error));
-    let real_path = fs::canonicalize(mount.host_path()).map_err(failed)?;
     // From here on it is the same directory, wherever its path leads.
-    let place = open(&real_path).map_err(unusable)?;
-    let metadata = File::from(place.try_clone().map_err(failed)?)
-        .metadata()
-        .map_err(failed)?;
+    let source = host_path::resolve(mount.host_path()).map_err(failed)?;
+    let metadata = source.descriptor.metadata().map_err(failed)?;
     if !metadata.is_dir() && !metadata.is_file() {
         let problem = format!("\"{}\" is neither a directory nor a file", shown());
         return Err(refused(problem));
     }
     let at = table
-        .place(&place)
+        .place(&source.descriptor)
         .map_err(failed)?
         .ok_or_else(|| unusable(Errno::ESTALE))?;
     if KERNEL_FILE_SYSTEMS.contains(&at.file_system.as_str()) {
@@ -286,133 +376,19 @@ fn find(index: usize, mount: &HostMount, table: &Table) -> Result<Found> {
         identity: (metadata.dev(), metadata.ino()),
         owner: (metadata.uid(), metadata.gid()),
         is_directory: metadata.is_dir(),
-        place,
+        source,
         at,
-        real_path,
         hidden: Vec::new(),
+        submounts: Vec::new(),
     })
 }
 
-/// A symlink in what this VM can write to must not decide what it is shown: the VM can have made it.
-fn check_way(found: &Found, all: &[Found]) -> Result<()> {
-    let given = found.mount.host_path();
-    for other in all {
-        if other.mount.read_only() || other.index == found.index {
-            continue;
-        }
-        let roots = [other.mount.host_path(), &other.real_path];
-        let Some(below) = roots.iter().find_map(|root| given.strip_prefix(root).ok()) else {
-            continue;
-        };
-        if other.real_path.join(below) != found.real_path {
-            return Err(VmError::Mount {
-                index: found.index,
-                field: "hostPath",
-                problem: format!(
-                    "\"{}\" leads through a symlink in mounts[{}], which the VM can change",
-                    given.display(),
-                    other.index
-                ),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Opens a path without symlinks, whatever is there.
-fn open(path: &Path) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-    openat2(AT_FDCWD, path, how)
-}
-
 /// Whether another file system is mounted on the way, whose place the guest covers.
-fn crosses_mount(place: &OwnedFd, below: &Path) -> bool {
+fn crosses_mount(place: &File, below: &Path) -> bool {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_XDEV);
     openat2(place, below, how).is_err_and(|errno| errno == Errno::EXDEV)
-}
-
-/// Where something is in its file system.
-#[derive(Debug)]
-struct Place {
-    device: String,
-    path: PathBuf,
-    file_system: String,
-}
-
-impl Place {
-    /// Whether `other` is the same place, or below it.
-    fn holds(&self, other: &Self) -> bool {
-        self.device == other.device && other.path.starts_with(&self.path)
-    }
-}
-
-/// The mounts that this process sees (`proc_pid_mountinfo(5)`).
-struct Table(Vec<Mounted>);
-
-struct Mounted {
-    id: String,
-    device: String,
-    root: PathBuf,
-    point: PathBuf,
-    file_system: String,
-}
-
-impl Table {
-    fn read() -> Result<Self> {
-        const PATH: &str = "/proc/self/mountinfo";
-        let text = fs::read(PATH).map_err(|error| host("can't read", Path::new(PATH), error))?;
-        Ok(Self(
-            text.split(|byte| *byte == b'\n')
-                .filter_map(parse)
-                .collect(),
-        ))
-    }
-
-    /// `None`: on no mount that this process sees.
-    fn place(&self, of: &OwnedFd) -> std::io::Result<Option<Place>> {
-        let fd = of.as_raw_fd();
-        let path = fs::read_link(format!("/proc/self/fd/{fd}"))?;
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
-        Ok(self.place_of(&path, &info))
-    }
-
-    fn place_of(&self, path: &Path, info: &str) -> Option<Place> {
-        let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
-        let mounted = self.0.iter().find(|mounted| mounted.id == id.trim())?;
-        let below = path.strip_prefix(&mounted.point).ok()?;
-        // To join an empty path would add a slash.
-        let path = if below.as_os_str().is_empty() {
-            mounted.root.clone()
-        } else {
-            mounted.root.join(below)
-        };
-        Some(Place {
-            device: mounted.device.clone(),
-            path,
-            file_system: mounted.file_system.clone(),
-        })
-    }
-}
-
-fn parse(line: &[u8]) -> Option<Mounted> {
-    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
-    let path = |field: &[u8]| PathBuf::from(std::ffi::OsString::from_vec(unescape(field)));
-    let mut fields = line.split(|byte| *byte == b' ');
-    let id = text(fields.next()?);
-    let device = text(fields.nth(1)?);
-    let (root, point) = (path(fields.next()?), path(fields.next()?));
-    let file_system = text(fields.skip_while(|field| *field != b"-").nth(1)?);
-    Some(Mounted {
-        id,
-        device,
-        root,
-        point,
-        file_system,
-    })
 }
 
 /// How many owners' namespaces are kept: each is a few kilobytes of the kernel's memory.
@@ -480,14 +456,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_the_mount_table_is_read() {
-        let line = br"36 35 98:0 /mnt1 /a\040b rw,noatime master:1 - ext3 /dev/root rw";
-        let mounted = parse(line).expect("a mount");
-        assert_eq!(mounted.id, "36");
-        assert_eq!(mounted.device, "98:0");
-        assert_eq!(mounted.root, Path::new("/mnt1"));
-        assert_eq!(mounted.point, Path::new("/a b"));
-        assert_eq!(mounted.file_system, "ext3");
+    fn a_kernel_with_no_room_for_mounts_is_told_from_a_full_disk() {
+        let mount = HostMount::new("/work", Path::new("/host"), false).expect("a mount");
+        let explained = |step: &str| {
+            let error = explain(std::slice::from_ref(&mount), step, Errno::ENOSPC);
+            crate::error::Error::from(error.expect("an explanation"))
+        };
+        let mounts = explained("mount /work");
+        assert_eq!(mounts.code.as_str(), "VM_UNSUPPORTED");
+        assert!(mounts.message.contains("fs.mount-max"), "{mounts}");
+        assert_eq!(explained("mount point /work").code.as_str(), "STORE_FULL");
+    }
+
+    #[test]
+    fn outer_directories_stand_for_what_is_below_them() {
+        let paths = ["b/c", "a", "b", "a/x", "bc"].map(PathBuf::from);
+        assert_eq!(
+            outermost(paths.to_vec()),
+            ["a", "b", "bc"].map(PathBuf::from)
+        );
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Which ids of the host the VM's ids are.
 
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{fs, process};
 
 use agentvm_guest::protocol::USER_ID;
 use nix::errno::Errno;
@@ -19,6 +20,10 @@ pub(super) const RANGE: u32 = 65_536;
 const DEFAULT_BASE: u32 = 1_879_048_192;
 
 const CAP_SYS_ADMIN: u32 = 21;
+pub(super) const CAP_SYS_RESOURCE: u32 = 24;
+
+/// `CAP_SETUID`, `CAP_SETPCAP`.
+const TO_ACT_AS_ANOTHER: [u32; 2] = [7, 8];
 
 /// The two ways a host maps ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +65,17 @@ impl IdMap {
         matches!(self, Self::Range { .. })
     }
 
+    /// Whether this process may make VMs that are [owned](Self::namespace_owner) by another than itself,
+    /// where that makes a difference.
+    pub(super) fn can_disown(self) -> Result<bool> {
+        for capability in TO_ACT_AS_ANOTHER {
+            if self.root_mapped() && !has_capability(capability)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The owner, on the host, of what the VM's `user` owns.
     pub(super) fn user_on_host(self) -> (u32, u32) {
         match self {
@@ -72,6 +88,20 @@ impl IdMap {
     pub(super) fn root_on_host(self) -> Option<(u32, u32)> {
         match self {
             Self::Range { base } => Some((base, base)),
+            Self::Caller { .. } => None,
+        }
+    }
+
+    /// Who of the host is to own the user namespace of the next VM: an id of the VM's own, and each time
+    /// another one, as VMs that have the same owner share what the kernel lets a user have.
+    pub(super) fn namespace_owner(self) -> Option<u32> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        match self {
+            Self::Range { base } => {
+                // Processes begin at different ones.
+                let number = process::id().wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+                Some(base + 1 + number % (RANGE - 1))
+            }
             Self::Caller { .. } => None,
         }
     }
@@ -148,7 +178,7 @@ fn mapped_here(base: u32) -> Result<bool> {
 }
 
 /// Whether this process has a capability in effect, from `CapEff` of `/proc/self/status`.
-fn has_capability(number: u32) -> Result<bool> {
+pub(super) fn has_capability(number: u32) -> Result<bool> {
     let status = read("/proc/self/status")?;
     Ok(status
         .lines()

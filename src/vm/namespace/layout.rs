@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use agentvm_guest::protocol::{Account, Node, Source};
 
-use super::base::{self, Base, HOST_DIRS};
+use super::base::{self, BESIDE_USR, Base, HOST_DIRS};
 use super::directory::host;
 use super::ids::IdMap;
 use super::packages;
@@ -22,6 +22,8 @@ pub const AGENTS: &str = "/opt/agentvm/agents";
 const TMP_SIZE: u64 = 4 << 30;
 const RUN_SIZE: u64 = 64 << 20;
 const SHM_SIZE: u64 = 1 << 30;
+/// What our own files in `/run` need, too.
+const LEAST_SIZE: u64 = 1 << 20;
 const TMPFS_INODES: u64 = 1 << 20;
 
 /// The nodes of a VM's root, and the mount trees that they refer to.
@@ -38,11 +40,12 @@ pub(super) struct Places<'a> {
     pub(super) agents: Option<&'a Path>,
 }
 
-/// Builds the table. `namespace` is the VM's user namespace, for idmapped mounts.
+/// Builds the table. `namespace` is the VM's user namespace, for idmapped mounts; `memory` its limit.
 pub(super) fn layout(
     ids: IdMap,
     places: &Places<'_>,
     namespace: Option<&OwnedFd>,
+    memory: Option<u64>,
 ) -> Result<Layout, VmError> {
     let mut table = Table::new(ids, namespace);
     for path in HOST_DIRS {
@@ -50,24 +53,21 @@ pub(super) fn layout(
     }
     table.dir("/etc", 0o755);
     if table.writable_base {
-        table.nodes.push(Node::Bind {
-            path: "/etc".to_owned(),
-            from: format!("/usr/{}", base::ETC),
-        });
+        table.bind("/etc", &format!("/usr/{}", base::ETC));
     } else {
         table.read_only("/etc", &places.base.usr.join(base::ETC))?;
     }
 
-    for path in [
-        "/home",
-        "/media",
-        "/mnt",
-        "/opt",
-        "/opt/agentvm",
-        "/srv",
-        "/sys",
-    ] {
+    for path in ["/home", "/media", "/mnt", "/opt", "/srv", "/sys"] {
         table.dir(path, 0o755);
+    }
+    if table.writable_base {
+        table.beside_usr();
+    }
+    table.dir("/opt/agentvm", 0o755);
+    if table.writable_base {
+        // What lies in it is for no root of a VM to move away: a mount point can't be renamed.
+        table.bind("/opt/agentvm", "/opt/agentvm");
     }
     table.processors()?;
     table.packages(places)?;
@@ -81,7 +81,7 @@ pub(super) fn layout(
     table.dir("/var", 0o755);
     table.durable("/var", &places.vm.join("var"))?;
 
-    table.volatile();
+    table.volatile(memory);
     Ok(table.layout())
 }
 
@@ -118,12 +118,16 @@ impl<'a> Table<'a> {
         agents.map_or(Ok(()), |agents| self.read_only(AGENTS, agents))
     }
 
-    /// What no boot keeps, and the kernel's own.
-    pub(super) fn volatile(&mut self) {
+    /// What no boot keeps, and the kernel's own. `memory`: the VM's limit, of which its files may not take
+    /// all: no killed process frees them.
+    pub(super) fn volatile(&mut self, memory: Option<u64>) {
+        let share = |size: u64, part: u64| {
+            memory.map_or(size, |memory| size.min((memory / part).max(LEAST_SIZE)))
+        };
         self.dir("/tmp", 0o1777);
-        self.tmpfs("/tmp", 0o1777, TMP_SIZE);
+        self.tmpfs("/tmp", 0o1777, share(TMP_SIZE, 2));
         self.dir("/run", 0o755);
-        self.tmpfs("/run", 0o755, RUN_SIZE);
+        self.tmpfs("/run", 0o755, share(RUN_SIZE, 8));
         self.dir("/run/lock", 0o1777);
         self.nodes.push(Node::Dir {
             path: "/run/user".to_owned(),
@@ -138,7 +142,7 @@ impl<'a> Table<'a> {
         self.dir("/dev", 0o755);
         self.nodes.push(Node::Dev {
             path: "/dev".to_owned(),
-            shm_size: SHM_SIZE,
+            shm_size: share(SHM_SIZE, 4),
         });
         self.dir("/proc", 0o555);
         self.nodes.push(Node::Proc {
@@ -214,6 +218,21 @@ impl<'a> Table<'a> {
         Ok(true)
     }
 
+    /// Directories that the VM's root can write to beside `/usr`.
+    fn beside_usr(&mut self) {
+        for (path, in_usr, _) in BESIDE_USR {
+            self.bind(path, &format!("/usr/{in_usr}"));
+        }
+    }
+
+    /// Shows at `path` what the VM has at `from`.
+    fn bind(&mut self, path: &str, from: &str) {
+        self.nodes.push(Node::Bind {
+            path: path.to_owned(),
+            from: from.to_owned(),
+        });
+    }
+
     /// The part of sysfs that `/proc/cpuinfo` leaves out: how many processors there are and how they
     /// share caches, which `lscpu` and runtimes of numerical programs ask for.
     fn processors(&mut self) -> Result<(), VmError> {
@@ -242,10 +261,7 @@ impl<'a> Table<'a> {
         if !self.writable_base {
             return self.read_only(packages::SHOWN, database);
         }
-        self.nodes.push(Node::Bind {
-            path: packages::SHOWN.to_owned(),
-            from: format!("/usr/{}", packages::IN_USR),
-        });
+        self.bind(packages::SHOWN, &format!("/usr/{}", packages::IN_USR));
         Ok(())
     }
 

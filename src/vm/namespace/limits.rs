@@ -1,13 +1,14 @@
 //! How the limits of a VM are enforced on this host: for each, what works here.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fs, ptr};
 
 use agentvm_guest::protocol::{LimitOp, LimitSpec, ProcessUsage, Request, Rlimit};
 use async_trait::async_trait;
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::utsname::uname;
 use tokio::sync::watch;
@@ -185,12 +186,14 @@ impl Limiter {
     pub(super) fn watch_disk(
         self: &Arc<Self>,
         directory: &Path,
+        pid: i32,
         control: &Arc<Control>,
     ) -> Option<tokio::task::JoinHandle<()>> {
-        if let Err(error) = free_space::watch(directory, self.min_free_disk_bytes, self, control) {
+        let floor = self.min_free_disk_bytes;
+        if let Err(error) = free_space::watch(directory, floor, pid, self, control) {
             tracing::warn!(%error, "what a VM leaves free of the disk is not watched");
         }
-        let watch = Watch::new(directory.to_owned(), self.disk_bytes?);
+        let watch = Watch::new(directory.to_owned(), self.disk_bytes?, pid);
         let (limiter, control) = (Arc::clone(self), Arc::clone(control));
         Some(tokio::spawn(async move {
             if let Err(error) = limiter.keep_within(&watch, &control).await {
@@ -201,9 +204,11 @@ impl Limiter {
 
     /// Once over its limit, a VM may go on without growing: what is too much has to be deleted in it.
     async fn keep_within(&self, watch: &Watch, control: &Control) -> Result<()> {
-        let mut before = 0;
+        // One that has too much when it boots may go on, too: something has to be deleted in it.
         loop {
-            before = watch.exceeded(before).await?;
+            // What was written until the last was killed counts as what was there.
+            let before = watch.used().await?;
+            watch.exceeded(before).await?;
             self.kill_all(control, |reached| reached.disk += 1).await?;
         }
     }
@@ -226,7 +231,7 @@ impl Limiter {
     }
 
     /// Reads how often limits were met, and tells if that is news.
-    fn look(&self) -> Reached {
+    pub(super) fn look(&self) -> Reached {
         let state = self.state();
         if let Some(cgroup) = &state.cgroup {
             let (memory, pids) = (cgroup.killed_for_memory(), cgroup.refused_pids());
@@ -395,11 +400,30 @@ fn open_files(limits: &Limits) -> OpenFiles {
     }
 }
 
+/// No core is dumped: no file is so small, and a `core_pattern` that is a pipe obeys this number alone, not
+/// 0 (coredump.c).
+const CORE: u64 = 1;
+
+/// Gives PID 1 the limit that stops core dumps, where this process has a hard one of 0: raising that takes
+/// `CAP_SYS_RESOURCE`. What fails is told by `doctor`.
+pub(super) fn stop_core_dumps(pid: i32) {
+    if hard_limit(Resource::RLIMIT_CORE) > 0 {
+        return;
+    }
+    let limit = libc::rlimit64 {
+        rlim_cur: CORE,
+        rlim_max: CORE,
+    };
+    // SAFETY: a limit that outlives the call, and nowhere to put the old one.
+    let set = unsafe { libc::prlimit64(pid, libc::RLIMIT_CORE, &raw const limit, ptr::null_mut()) };
+    if let Err(errno) = Errno::result(set) {
+        tracing::debug!(%errno, "a core_pattern that is a pipe gets what crashes in this VM");
+    }
+}
+
 /// What PID 1 sets, whatever the host process has.
 pub(super) fn spec(limits: &Limits) -> Result<LimitSpec> {
     let files = open_files(limits).hard;
-    // 0 would not stop a core_pattern that is a pipe: only 1 does (coredump.c).
-    let core = hard_limit(Resource::RLIMIT_CORE).min(1);
     let both = |resource, value| Rlimit {
         resource,
         soft: value,
@@ -413,7 +437,6 @@ pub(super) fn spec(limits: &Limits) -> Result<LimitSpec> {
             soft: files.min(1024),
             hard: files,
         },
-        both(libc::RLIMIT_CORE, core),
         // Kernel memory that is counted per user and user namespace: the VM's own.
         at_most(libc::RLIMIT_MEMLOCK, Resource::RLIMIT_MEMLOCK, 64 << 20),
         at_most(libc::RLIMIT_MSGQUEUE, Resource::RLIMIT_MSGQUEUE, 800 << 10),
@@ -423,6 +446,10 @@ pub(super) fn spec(limits: &Limits) -> Result<LimitSpec> {
             16 << 10,
         ),
     ];
+    // See `stop_core_dumps`.
+    if hard_limit(Resource::RLIMIT_CORE) > 0 {
+        rlimits.push(both(libc::RLIMIT_CORE, CORE));
+    }
     let processes = per_vm_nproc().then(|| {
         let hard = hard_limit(Resource::RLIMIT_NPROC);
         let wanted = limits.pids.unwrap_or(DEFAULT_PIDS).min(hard);

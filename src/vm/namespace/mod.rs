@@ -1,8 +1,11 @@
 //! VMs from Linux namespaces, with the static guest as PID 1. No root, no daemon, no setuid helper.
 
+mod authorities;
 mod base;
+mod bases;
 mod cgroup;
 mod control;
+mod deleted;
 mod directory;
 mod disk;
 mod doctor;
@@ -12,8 +15,10 @@ mod guest;
 mod host_mounts;
 mod ids;
 mod image;
+mod inventory;
 mod layout;
 mod limits;
+mod npm_config;
 mod packages;
 mod ports;
 mod preparation;
@@ -21,19 +26,23 @@ mod processes;
 mod removal;
 mod running;
 mod seccomp;
+mod secrets;
 mod starter;
 mod terminals;
 mod trees;
 mod unsupported;
+#[cfg(feature = "weaken")]
+mod weaken;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use agentvm_guest::net::NetSockets;
 use agentvm_guest::protocol::{NetState, Reply, Request};
 use nix::errno::Errno;
+use tokio::sync::mpsc::UnboundedSender;
 
 use self::control::Control;
 use self::directory::{Directory, LastBoot};
@@ -44,13 +53,18 @@ use self::preparation::{BootMessage, Prepared};
 use self::starter::Started;
 use super::mount::HostMount;
 use super::{Image, Limits, Result, VmError};
-use crate::net::{Network, Policy};
+use crate::host_path::Exposure;
+use crate::net::secrets::{Interceptor, Secrets};
+use crate::net::{Denial, Network, Policy};
 
-pub use self::directory::HostLock;
+pub use self::bases::{Pruned, prune as prune_bases};
+pub use self::directory::{HostLock, check_not_elsewhere};
 pub use self::disk::disk_usage;
 pub use self::doctor::examine;
+pub use self::free_space::floor as min_free_disk;
 pub use self::ids::maps_a_range;
-pub use self::image::{made_with, made_without};
+pub use self::image::{check_root, made_with, made_without};
+pub use self::inventory::{Made, made};
 pub use self::layout::AGENTS;
 pub use self::running::NamespaceVm;
 
@@ -66,6 +80,8 @@ pub struct BootOptions {
     /// The agent store, mounted read-only at [`AGENTS`].
     pub agents: PathBuf,
     pub policy: Arc<Policy>,
+    /// Is told what the policy refuses.
+    pub denials: Option<UnboundedSender<Denial>>,
     pub limits: Limits,
     /// What of the host the VM is shown beside its base.
     pub mounts: Vec<HostMount>,
@@ -73,6 +89,16 @@ pub struct BootOptions {
     pub private: Vec<PathBuf>,
     /// Instead of the host's programs.
     pub image: Option<Image>,
+    /// What the VM uses and does not get.
+    pub secrets: Secrets,
+}
+
+impl BootOptions {
+    /// What VMs of this data directory can write to.
+    fn exposure(&self) -> Exposure {
+        let data = self.base_cache.parent().unwrap_or(&self.base_cache);
+        Exposure::new(data, self.private.clone())
+    }
 }
 
 /// A VM that has just booted.
@@ -95,9 +121,10 @@ pub struct Booted {
 pub async fn boot(options: BootOptions) -> Result<Booted> {
     // The kernel needs a millisecond for the namespaces, the disk as long for the directories: at
     // the same time.
-    let mut limiter =
-        Limiter::prepare(&options.limits, IdMap::of_this_process()?, &options.dir).await?;
-    let (started, prepared) = tokio::join!(start(&mut limiter), preparation::prepare(&options));
+    let ids = IdMap::of_this_process()?;
+    let mut limiter = Limiter::prepare(&options.limits, ids, &options.dir).await?;
+    let (started, prepared) =
+        tokio::join!(start(&mut limiter, ids), preparation::prepare(&options));
     let started = match started {
         Ok(started) => started,
         Err(error) => {
@@ -108,6 +135,7 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
         }
     };
     let pid = started.pid;
+    let first_boot = prepared.as_ref().ok().and_then(Prepared::of_a_new_image);
     let (guest, control) = Guest::adopt(started)?;
     match furnish(pid, &control, prepared, &options).await {
         Ok(Furnished {
@@ -116,6 +144,7 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
             network,
             net,
             last,
+            secrets,
         }) => Ok(Booted {
             lock: directory.host_lock(),
             vm: NamespaceVm::run(
@@ -126,6 +155,7 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
                 limiter,
                 ids,
                 options.image,
+                secrets,
             ),
             base_changed: last.base_changed,
             layers_suspect: last.layers_suspect,
@@ -137,16 +167,23 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
             drop(control);
             guest.gone().await;
             limiter.end().await;
-            Err(error)
+            if let Some(first_boot) = first_boot {
+                directory::blocking(move || first_boot.forget()).await?;
+            }
+            Err(match &options.image {
+                Some(image) => image::explain(image, error),
+                None => error,
+            })
         }
     }
 }
 
 /// PID 1, within the VM's limits before it has done anything.
-async fn start(limiter: &mut Limiter) -> Result<Started> {
-    let started = starter::start()
+async fn start(limiter: &mut Limiter, ids: IdMap) -> Result<Started> {
+    let started = starter::start(ids)
         .await
         .map_err(|error| unsupported::namespaces(error.step, error.errno))?;
+    limits::stop_core_dumps(started.pid);
     limiter.enter(started.pid).await?;
     Ok(started)
 }
@@ -158,6 +195,7 @@ struct Furnished {
     network: Option<Network>,
     net: NetState,
     last: LastBoot,
+    secrets: Option<Arc<Interceptor>>,
 }
 
 /// Turns a waiting guest into a VM in its directory.
@@ -168,7 +206,7 @@ async fn furnish(
     options: &BootOptions,
 ) -> Result<Furnished> {
     let prepared = prepared?;
-    let (ids, last) = (prepared.ids, prepared.last);
+    let (ids, last, secrets) = (prepared.ids, prepared.last, prepared.secrets.clone());
     ids.write(pid).map_err(|(file, errno)| {
         // Of a process that is dying, these files are root's.
         if directory::is_exiting(pid) {
@@ -181,7 +219,9 @@ async fn furnish(
     host_mounts::add(&mut message, ids, options).await?;
     let (net, sockets) = first_reply(control, message, directory.lock(), &options.mounts).await?;
     let network = match &net {
-        NetState::Up { v6 } => Some(start_network(sockets, *v6, Arc::clone(&options.policy))?),
+        NetState::Up { v6, log } => {
+            Some(start_network(sockets, *v6, *log, options, secrets.clone())?)
+        }
         NetState::Down { step, errno } => {
             let step = String::from_utf8_lossy(step);
             tracing::warn!(%step, errno = %Errno::from_raw(*errno), "this VM has no network");
@@ -194,6 +234,7 @@ async fn furnish(
         network,
         net,
         last,
+        secrets,
     })
 }
 
@@ -206,6 +247,12 @@ pub async fn delete(dir: &Path, key: &str) -> Result<()> {
         .await?
         .remove()
         .await
+}
+
+/// The VMs in `<dataDir>/vms`, by key. Boots nothing.
+pub async fn list(vms: &Path) -> Result<Vec<Made>> {
+    let vms = vms.to_owned();
+    directory::blocking(move || inventory::list(&vms)).await
 }
 
 /// Fails where [`boot`] would, because other users can change the data directory that `dir` lies in, or
@@ -249,7 +296,21 @@ async fn first_reply(
     }
 }
 
-fn start_network(sockets: Vec<OwnedFd>, v6: bool, policy: Arc<Policy>) -> Result<Network> {
+fn start_network(
+    sockets: Vec<OwnedFd>,
+    v6: bool,
+    log: bool,
+    options: &BootOptions,
+    secrets: Option<Arc<Interceptor>>,
+) -> Result<Network> {
+    static WITHOUT_LOG: Once = Once::new();
+    if !log {
+        WITHOUT_LOG.call_once(|| {
+            tracing::warn!(
+                "this kernel has no NFLOG: what is refused over UDP is not told, and TCP is refused later"
+            );
+        });
+    }
     let missing = || VmError::Protocol("a boot report without its sockets".to_owned());
     let mut sockets = sockets.into_iter();
     let mut next = || sockets.next().ok_or_else(missing);
@@ -257,8 +318,15 @@ fn start_network(sockets: Vec<OwnedFd>, v6: bool, policy: Arc<Policy>) -> Result
         tcp4: next()?,
         dns_udp: next()?,
         dns_tcp: next()?,
-        tcp6: v6.then(next).transpose()?,
+        rules: next()?,
+        tcp6: v6.then(&mut next).transpose()?,
+        log: log.then(next).transpose()?,
     };
-    Network::start(sockets, policy)
-        .map_err(|error| VmError::Protocol(format!("unusable network sockets: {error}")))
+    Network::start(
+        sockets,
+        Arc::clone(&options.policy),
+        options.denials.clone(),
+        secrets,
+    )
+    .map_err(|error| VmError::Protocol(format!("unusable network sockets: {error}")))
 }

@@ -19,9 +19,7 @@ const DNS_PORT: u16 = 53;
 #[async_trait]
 impl Ports for NamespaceVm {
     async fn connect(&self, port: u16) -> Result<Connection> {
-        if self.is_exempt(port) {
-            return Err(VmError::ExemptPort(port));
-        }
+        self.check_port(port)?;
         let refused = match self.connect_to(port, false).await {
             Err(
                 error @ VmError::Connect {
@@ -36,6 +34,13 @@ impl Ports for NamespaceVm {
             Err(VmError::Connect { .. }) => Err(refused),
             result => result,
         }
+    }
+
+    fn check_port(&self, port: u16) -> Result<()> {
+        if self.is_exempt(port) {
+            return Err(VmError::ExemptPort(port));
+        }
+        Ok(())
     }
 
     async fn listeners(&self) -> Result<Vec<SocketAddr>> {

@@ -10,12 +10,15 @@ use super::BootOptions;
 use super::base::{self, Base};
 use super::directory::{self, Directory, LastBoot, blocking, host};
 use super::ids::IdMap;
-use super::image;
+use super::image::{self, FirstBoot};
 use super::layout::{self, Places};
 use super::limits;
+use super::npm_config;
 use super::packages;
 use super::seccomp;
-use crate::vm::{Image, Result, VmError};
+use super::secrets;
+use crate::net::secrets::Interceptor;
+use crate::vm::{Image, Result};
 
 /// A VM's directory, locked, and what PID 1 is to be told.
 pub(super) struct Prepared {
@@ -23,6 +26,16 @@ pub(super) struct Prepared {
     pub(super) directory: Directory,
     pub(super) last: LastBoot,
     message: Message,
+    /// Its first boot, on an image.
+    first_boot: Option<FirstBoot>,
+    /// Of a VM that has secrets.
+    pub(super) secrets: Option<Arc<Interceptor>>,
+}
+
+impl Prepared {
+    pub(super) fn of_a_new_image(&self) -> Option<FirstBoot> {
+        self.first_boot.clone()
+    }
 }
 
 /// The first message to PID 1.
@@ -88,9 +101,27 @@ enum Opened {
 
 /// With the VM's lock held: nothing of an earlier boot is left.
 fn finish(ids: IdMap, directory: Directory, options: &BootOptions) -> Result<Prepared> {
-    image::remember(directory.path(), &options.key, options.image.as_ref())?;
+    let first_boot = image::remember(&directory, ids, &options.key, options.image.as_ref())?;
+    let undo = first_boot.clone();
+    let prepared = prepare_boot(ids, directory, options, first_boot);
+    match (&prepared, undo) {
+        (Err(_), Some(undo)) => undo.forget().and(prepared),
+        _ => prepared,
+    }
+}
+
+fn prepare_boot(
+    ids: IdMap,
+    mut directory: Directory,
+    options: &BootOptions,
+    first_boot: Option<FirstBoot>,
+) -> Result<Prepared> {
     let base = match &options.image {
-        None => Foundation::Host(base::base(&options.base_cache, ids)?),
+        None => {
+            let base = base::base(&options.base_cache, ids)?;
+            directory.lies_on(base.lease.clone());
+            Foundation::Host(base)
+        }
         Some(image) => {
             directory::make_layers(directory.path(), ids)?;
             Foundation::Image(image.clone())
@@ -111,13 +142,17 @@ fn finish(ids: IdMap, directory: Directory, options: &BootOptions) -> Result<Pre
             )
         })?;
     }
+    let secrets = secrets::prepare(&directory, &options.secrets)?;
+    let authority = secrets.as_deref();
     let namespace = ids.root_mapped().then(|| idmap_namespace(ids));
     let message = match namespace {
         Some(None) => Message::NeedsNamespace(base),
-        None => Message::Ready(message(ids, &directory, &base, options, None)?),
+        None => Message::Ready(message(ids, &directory, &base, options, None, authority)?),
         Some(Some(namespace)) => {
             let namespace = Some(&*namespace);
-            Message::Ready(message(ids, &directory, &base, options, namespace)?)
+            Message::Ready(message(
+                ids, &directory, &base, options, namespace, authority,
+            )?)
         }
     };
     Ok(Prepared {
@@ -125,6 +160,8 @@ fn finish(ids: IdMap, directory: Directory, options: &BootOptions) -> Result<Pre
         directory,
         last,
         message,
+        first_boot,
+        secrets,
     })
 }
 
@@ -135,14 +172,21 @@ impl Prepared {
         pid: i32,
         options: &BootOptions,
     ) -> Result<(Directory, BootMessage)> {
-        let (ids, directory) = (self.ids, self.directory);
+        let (ids, directory, secrets) = (self.ids, self.directory, self.secrets);
         match self.message {
             Message::Ready(message) => Ok((directory, message)),
             Message::NeedsNamespace(base) => {
                 let options = options.clone();
                 blocking(move || {
                     let namespace = keep_idmap_namespace(ids, pid)?;
-                    let message = message(ids, &directory, &base, &options, Some(&namespace))?;
+                    let message = message(
+                        ids,
+                        &directory,
+                        &base,
+                        &options,
+                        Some(&namespace),
+                        secrets.as_deref(),
+                    )?;
                     Ok((directory, message))
                 })
                 .await
@@ -181,22 +225,36 @@ fn message(
     base: &Foundation,
     options: &BootOptions,
     namespace: Option<&OwnedFd>,
+    secrets: Option<&Interceptor>,
 ) -> Result<BootMessage> {
     let (vm, agents) = (directory.path(), &*options.agents);
     let agents = agents.is_dir().then_some(agents);
-    let layout = match base {
-        Foundation::Host(base) => layout::layout(ids, &Places { vm, base, agents }, namespace),
-        Foundation::Image(image) => image::layout(ids, vm, image, agents, namespace),
+    let memory = options.limits.memory_bytes;
+    let mut layout = match base {
+        Foundation::Host(base) => {
+            layout::layout(ids, &Places { vm, base, agents }, namespace, memory)
+        }
+        Foundation::Image(image) => image::layout(ids, vm, image, agents, namespace, memory),
     }?;
+    if let Some(secrets) = secrets {
+        let npm = match base {
+            Foundation::Host(_) => npm_config::authorities(),
+            Foundation::Image(_) => None,
+        };
+        let nodes = secrets::nodes(secrets.authority(), npm);
+        layout.nodes.extend(nodes);
+    }
     let spec = Box::new(BootSpec {
         root_mapped: ids.root_mapped(),
         hostname: base::HOSTNAME.as_bytes().to_vec(),
         root: layout.nodes,
         writable_root: matches!(base, Foundation::Image(_)),
         net: options.policy.guest_config(),
-        seccomp: seccomp::filter().map_err(VmError::Protocol)?,
+        seccomp: seccomp::filter(),
         limits: limits::spec(&options.limits)?,
         program_seccomp: Vec::new(),
+        #[cfg(feature = "weaken")]
+        without: super::weaken::without(),
     });
     Ok(BootMessage {
         spec,

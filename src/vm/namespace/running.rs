@@ -11,13 +11,17 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use tokio::sync::watch;
 
+use super::authorities;
 use super::control::{Answer, Control};
-use super::directory::{Directory, host};
+use super::directory::{Directory, blocking, host};
 use super::files::Tasks;
 use super::guest::Guest;
 use super::ids::IdMap;
 use super::limits::Limiter;
-use crate::net::Network;
+use super::npm_config;
+use super::secrets;
+use crate::net::secrets::{Interceptor, Secrets, Sightings};
+use crate::net::{Network, Rules};
 use crate::vm::environment::add_images;
 use crate::vm::limits::no_more_pids;
 use crate::vm::{
@@ -37,9 +41,12 @@ pub struct NamespaceVm {
     limiter: Arc<Limiter>,
     pub(super) tasks: Tasks,
     image: Option<Image>,
+    /// Of a VM that was booted with secrets.
+    secrets: Option<Arc<Interceptor>>,
 }
 
 impl NamespaceVm {
+    #[expect(clippy::too_many_arguments, reason = "the parts of a VM")]
     pub(super) fn run(
         directory: Directory,
         control: Control,
@@ -48,6 +55,7 @@ impl NamespaceVm {
         limiter: Limiter,
         ids: IdMap,
         image: Option<Image>,
+        secrets: Option<Arc<Interceptor>>,
     ) -> Arc<Self> {
         let control = Arc::new(control);
         let (ended_sender, ended) = watch::channel(None);
@@ -61,25 +69,30 @@ impl NamespaceVm {
             limiter: Arc::new(limiter),
             tasks: Tasks::default(),
             image,
+            secrets,
         });
         let limiter = Arc::clone(&vm.limiter);
         let weak = Arc::downgrade(&vm);
         tokio::spawn(async move {
             let watching = [
                 limiter.watch(),
-                limiter.watch_disk(directory.path(), &control),
+                limiter.watch_disk(directory.path(), guest.pid(), &control),
             ];
-            let end = tokio::select! {
+            let mut end = tokio::select! {
                 why = control.run() => VmEnd::Died(why),
                 _ = stopped.wait_for(|stop| *stop) => VmEnd::Shutdown,
             };
             control.end("it was shut down");
             control.hang_up();
-            guest.gone().await;
+            let killed = guest.gone().await;
             for watching in watching.into_iter().flatten() {
                 watching.abort();
             }
             limiter.end().await;
+            // The kernel takes PID 1 where nothing else of the VM is left to kill.
+            if killed && matches!(end, VmEnd::Died(_)) && limiter.look().memory > 0 {
+                end = VmEnd::OutOfMemory;
+            }
             if let Some(vm) = weak.upgrade() {
                 *vm.network.lock().unwrap_or_else(PoisonError::into_inner) = None;
             }
@@ -148,6 +161,22 @@ impl NamespaceVm {
             )),
         }
     }
+
+    /// What a program is started with.
+    pub(super) fn environment(&self, command: &Command) -> Vec<Vec<u8>> {
+        let mut env = command.env.clone();
+        if let Some(image) = &self.image {
+            add_images(&mut env, &image.env);
+        }
+        if let Some(secrets) = &self.secrets {
+            let npm = npm_config::authorities().filter(|_| self.image.is_none());
+            secrets::add(&mut env, secrets, npm);
+        }
+        authorities::add(&mut env);
+        env.iter()
+            .map(|(name, value)| format!("{name}={value}").into_bytes())
+            .collect()
+    }
 }
 
 #[async_trait]
@@ -166,19 +195,12 @@ impl Vm for NamespaceVm {
                 .map_err(|errno| host("can't set up", Path::new("stdio"), errno.into()))?;
         }
         let bytes = |text: &String| text.clone().into_bytes();
-        let mut env = command.env.clone();
-        if let Some(image) = &self.image {
-            add_images(&mut env, &image.env);
-        }
         let before = self.reached();
         let id = self.control.next_id();
         let request = Request::Spawn {
             id,
             argv: command.argv.iter().map(bytes).collect(),
-            env: env
-                .iter()
-                .map(|(name, value)| format!("{name}={value}").into_bytes())
-                .collect(),
+            env: self.environment(command),
             cwd: command.cwd.to_bytes(),
             user,
         };
@@ -328,6 +350,28 @@ impl Vm for NamespaceVm {
         }
     }
 
+    async fn set_network(&self, rules: Rules) -> Result<()> {
+        let change = {
+            let network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+            network.as_ref().map(|network| network.set_rules(rules))
+        };
+        let Some(change) = change else {
+            return Ok(()); // it reaches nothing
+        };
+        let changed = blocking(move || Ok(change())).await?;
+        if let Err(error) = changed {
+            // One that ends has no rules any more.
+            if self.still_runs().await {
+                return Err(host(
+                    "can't change the network of",
+                    Path::new("the VM"),
+                    error,
+                ));
+            }
+        }
+        Ok(())
+    }
+
     async fn still_runs(&self) -> bool {
         if self.control.is_connected() {
             return true;
@@ -338,6 +382,20 @@ impl Vm for NamespaceVm {
 
     fn image(&self) -> Option<&Image> {
         self.image.as_ref()
+    }
+
+    fn set_secrets(&self, secrets: &Secrets) -> bool {
+        match &self.secrets {
+            Some(own) => own.set(secrets),
+            None if secrets.is_empty() => {}
+            None => return false,
+        }
+        true
+    }
+
+    fn misdirected_secrets(&self) -> Option<Arc<Sightings>> {
+        let secrets = self.secrets.as_ref()?;
+        Some(Arc::clone(secrets.sightings()))
     }
 
     fn ended(&self) -> watch::Receiver<Option<VmEnd>> {
@@ -370,7 +428,7 @@ pub(super) fn regular_file(
     })?;
     let found = match stat.st_mode & libc::S_IFMT {
         // What it says depends on who reads: here that would be the host process.
-        libc::S_IFREG if is_procfs(&descriptor) => "a file of /proc (exec can read it)",
+        libc::S_IFREG if is_procfs(&descriptor) => "a file of /proc",
         libc::S_IFREG => return Ok(File::from(descriptor)),
         libc::S_IFDIR => "a directory",
         libc::S_IFIFO => "a FIFO",

@@ -1,131 +1,144 @@
-//! The system calls that no process of a VM gets: what reaches the kernel's rarely used parts.
+//! Which system calls the processes of a VM get: those that programs use, and no others.
+//!
+//! What is known and denied fails with `EPERM`, what is not known with `ENOSYS`, so that a program
+//! takes the kernel for an older one and falls back. Calls of other architectures end the program (i386
+//! on x86 among them); those of x32 are numbers that nobody knows.
+
+mod calls;
+mod program;
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use agentvm_guest::protocol::SockFilter;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
 
-/// Denied whatever the arguments. Mounts, namespaces and the like need capabilities that nobody in
-/// the VM has; they are here so that a kernel bug in their early parts is out of reach too.
-const DENIED: &[i64] = &[
-    // Mounts and roots.
-    libc::SYS_mount,
-    libc::SYS_umount2,
-    libc::SYS_pivot_root,
-    libc::SYS_open_tree,
-    libc::SYS_move_mount,
-    libc::SYS_fsopen,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fspick,
-    libc::SYS_mount_setattr,
-    libc::SYS_swapon,
-    libc::SYS_swapoff,
-    libc::SYS_quotactl,
-    libc::SYS_quotactl_fd,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_name_to_handle_at,
-    libc::SYS_fanotify_init,
-    // Namespaces.
-    libc::SYS_setns,
-    libc::SYS_unshare,
-    // Programs in the kernel, tracing of the machine.
-    libc::SYS_bpf,
-    libc::SYS_perf_event_open,
-    libc::SYS_userfaultfd,
-    libc::SYS_lookup_dcookie,
-    libc::SYS_syslog,
-    libc::SYS_acct,
-    // Asynchronous calls that seccomp can't see.
-    libc::SYS_io_uring_setup,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register,
-    // Keys are not namespaced.
-    libc::SYS_add_key,
-    libc::SYS_request_key,
-    libc::SYS_keyctl,
-    // The machine itself.
-    libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
-    libc::SYS_init_module,
-    libc::SYS_finit_module,
-    libc::SYS_delete_module,
-    libc::SYS_reboot,
-    libc::SYS_settimeofday,
-    libc::SYS_clock_settime,
-    libc::SYS_clock_adjtime,
-    libc::SYS_adjtimex,
-    libc::SYS_sethostname,
-    libc::SYS_setdomainname,
-    libc::SYS_vhangup,
-    libc::SYS_nfsservctl,
-    libc::SYS_move_pages,
-    libc::SYS_mbind,
-    libc::SYS_set_mempolicy,
-    libc::SYS_migrate_pages,
+use self::program::{ALLOW, Decision, Field, Test, fail, null, one_of, program, when};
+
+/// Protocols of internet sockets. What else there is (SCTP, L2TP, MPTCP, …), the network of a VM does
+/// not carry, and asking for it can load a module.
+const INTERNET_PROTOCOLS: [i32; 5] = [
+    0,
+    libc::IPPROTO_ICMP,
+    libc::IPPROTO_TCP,
+    libc::IPPROTO_UDP,
+    libc::IPPROTO_ICMPV6,
 ];
 
-/// Denied on x86 only: they exist nowhere else.
-#[cfg(target_arch = "x86_64")]
-const DENIED_HERE: &[i64] = &[
-    libc::SYS_iopl,
-    libc::SYS_ioperm,
-    libc::SYS_modify_ldt,
-    libc::SYS_uselib,
-    libc::SYS_ustat,
-    libc::SYS_sysfs,
-    libc::SYS__sysctl,
-];
-#[cfg(not(target_arch = "x86_64"))]
-const DENIED_HERE: &[i64] = &[];
-
-/// Socket families that ordinary programs use; every other one is denied.
-const FAMILIES: [i32; 4] = [
-    libc::AF_UNIX,
-    libc::AF_INET,
-    libc::AF_INET6,
-    libc::AF_NETLINK,
-];
-
-/// `clone` flags that make namespaces. (`clone3` hides its flags from seccomp: nesting is also
-/// forbidden by `/proc/sys/user/max_*_namespaces`.)
-const NAMESPACE_FLAGS: [i32; 8] = [
-    libc::CLONE_NEWUSER,
-    libc::CLONE_NEWNS,
-    libc::CLONE_NEWPID,
-    libc::CLONE_NEWNET,
-    libc::CLONE_NEWIPC,
-    libc::CLONE_NEWUTS,
-    libc::CLONE_NEWCGROUP,
-    libc::CLONE_NEWTIME,
-];
+/// `clone` flags that make namespaces. (`CLONE_NEWTIME` is a part of the exit signal there.)
+const NAMESPACE_FLAGS: i32 = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
 
 /// Terminal injection: pushing bytes into the input of another program's terminal.
-const IOCTLS: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
+const IOCTLS: [u32; 2] = [0x5412, 0x541c]; // TIOCSTI, TIOCLINUX
 
-/// The filter as the kernel takes it, compiled once.
-pub(super) fn filter() -> Result<Vec<SockFilter>, String> {
-    static FILTER: OnceLock<Result<Vec<SockFilter>, String>> = OnceLock::new();
-    FILTER
-        .get_or_init(|| compile().map_err(|error| error.to_string()))
-        .clone()
+/// What debuggers, sanitizers and `setarch` ask for. The others are emulations that nobody tests.
+const PERSONALITIES: i32 = PER_LINUX32 | libc::UNAME26 | libc::ADDR_NO_RANDOMIZE;
+const PER_LINUX32: i32 = 8;
+/// Asks which one it is.
+const PERSONALITY_QUERY: u32 = u32::MAX;
+
+/// The filter as the kernel takes it.
+pub(super) fn filter() -> Vec<SockFilter> {
+    static FILTER: LazyLock<Vec<SockFilter>> =
+        LazyLock::new(|| program(decisions(), &fail(libc::ENOSYS)));
+    FILTER.clone()
 }
 
 /// Of programs in a VM that can write to directories of the host: what makes a file setuid or setgid.
 /// `openat2` hides its mode from seccomp, and is as on a kernel without it.
-pub(super) fn no_setid() -> Result<Vec<SockFilter>, String> {
-    static FILTER: OnceLock<Result<Vec<SockFilter>, String>> = OnceLock::new();
-    FILTER
-        .get_or_init(|| compile_no_setid().map_err(|error| error.to_string()))
-        .clone()
+pub(super) fn no_setid() -> Vec<SockFilter> {
+    static FILTER: LazyLock<Vec<SockFilter>> = LazyLock::new(|| program(setid_decisions(), &ALLOW));
+    FILTER.clone()
 }
 
-fn compile_no_setid() -> Result<Vec<SockFilter>, seccompiler::Error> {
-    /// Not in `libc` for every C library.
+fn decisions() -> BTreeMap<u32, Decision> {
+    let mut decisions = BTreeMap::new();
+    let mut decide = |call, decision| decisions.insert(number(call), decision);
+    let lists = [calls::ALLOWED, calls::ALLOWED_HERE, calls::ALLOWED_NEW];
+    for call in lists.into_iter().flatten() {
+        decide(*call, ALLOW);
+    }
+    for call in calls::DENIED.iter().chain(calls::DENIED_HERE) {
+        decide(*call, fail(libc::EPERM));
+    }
+    // A pair is made like two sockets, for some families (TIPC) also connected like them.
+    decide(libc::SYS_socket, socket());
+    decide(libc::SYS_socketpair, socket());
+    decide(
+        libc::SYS_clone,
+        when(
+            Field::Low(0),
+            Test::AnyBit(NAMESPACE_FLAGS.cast_unsigned()),
+            fail(libc::EPERM),
+            ALLOW,
+        ),
+    );
+    // It hides its flags from seccomp. Whoever knows it can do without.
+    decide(libc::SYS_clone3, fail(libc::ENOSYS));
+    decide(
+        libc::SYS_ioctl,
+        one_of(Field::Low(1), &IOCTLS, &fail(libc::EPERM), ALLOW),
+    );
+    decide(libc::SYS_personality, personality());
+    decide(libc::SYS_prlimit64, prlimit());
+    decide(calls::SETRLIMIT, core_limit(Field::Low(0), fail(0), ALLOW));
+    decisions
+}
+
+fn number(call: i64) -> u32 {
+    u32::try_from(call).expect("numbers of system calls are small")
+}
+
+fn socket() -> Decision {
+    let (family, protocol) = (Field::Low(0), Field::Low(2));
+    let is = |value: i32| Test::Equal(value.cast_unsigned());
+    // As a kernel without them: whoever wants to audit or to hear of devices goes on without.
+    let no_protocol = fail(libc::EPROTONOSUPPORT);
+    let routes = when(
+        protocol,
+        is(libc::NETLINK_ROUTE),
+        ALLOW,
+        no_protocol.clone(),
+    );
+    let protocols = INTERNET_PROTOCOLS.map(i32::cast_unsigned);
+    let internet = one_of(protocol, &protocols, &ALLOW, no_protocol);
+    let families = [libc::AF_INET, libc::AF_INET6].map(i32::cast_unsigned);
+    let others = one_of(family, &families, &internet, fail(libc::EPERM));
+    let not_local = when(family, is(libc::AF_NETLINK), routes, others);
+    when(family, is(libc::AF_UNIX), ALLOW, not_local)
+}
+
+fn personality() -> Decision {
+    let persona = Field::Low(0);
+    let unknown = Test::AnyBit(!PERSONALITIES.cast_unsigned());
+    let change = when(persona, unknown, fail(libc::EPERM), ALLOW);
+    when(persona, Test::Equal(PERSONALITY_QUERY), ALLOW, change)
+}
+
+/// Nobody changes a limit of PID 1, whose user the VM's root is (and `user`, where that is the only id).
+fn prlimit() -> Decision {
+    let (pid, resource) = (Field::Low(0), Field::Low(1));
+    // With the old limit wanted too, success would leave the answer out.
+    let change_core = null(3, fail(0), fail(libc::EPERM));
+    let change = core_limit(resource, change_core, ALLOW);
+    let change = when(pid, Test::Equal(1), fail(libc::EPERM), change);
+    null(2, ALLOW, change)
+}
+
+/// `RLIMIT_CORE` stays 1, the only value with which the kernel does not even start the program of a
+/// `core_pattern` that is a pipe. Programs that must not leave a core set 0, some insist: they are told
+/// that it worked.
+fn core_limit(resource: Field, core: Decision, other: Decision) -> Decision {
+    when(resource, Test::Equal(libc::RLIMIT_CORE), core, other)
+}
+
+fn setid_decisions() -> BTreeMap<u32, Decision> {
+    /// Not in `libc` for every architecture.
     const FCHMODAT2: i64 = 452;
     // Calls that take a mode, and which argument it is.
     let mut modes = vec![
@@ -145,133 +158,188 @@ fn compile_no_setid() -> Result<Vec<SockFilter>, seccompiler::Error> {
         ]);
         creating.push((libc::SYS_open, 2));
     }
-    let has = |argument, bit: u32| {
-        let (length, bit) = (SeccompCmpArgLen::Dword, u64::from(bit));
-        SeccompCondition::new(argument, length, SeccompCmpOp::MaskedEq(bit), bit)
-    };
+    let setid = Test::AnyBit(libc::S_ISUID | libc::S_ISGID);
     // The one bit of O_TMPFILE that is its own.
-    let creates = [libc::O_CREAT, libc::O_TMPFILE & !libc::O_DIRECTORY];
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for bit in [libc::S_ISUID, libc::S_ISGID] {
-        for (call, mode) in &modes {
-            let rule = SeccompRule::new(vec![has(*mode, bit)?])?;
-            rules.entry(*call).or_default().push(rule);
-        }
-        for (call, mode) in &creating {
-            for flag in creates.map(i32::cast_unsigned) {
-                let rule = SeccompRule::new(vec![has(*mode - 1, flag)?, has(*mode, bit)?])?;
-                rules.entry(*call).or_default().push(rule);
-            }
-        }
-    }
-    let denied = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-    let arch = std::env::consts::ARCH.try_into()?;
-    let program: BpfProgram =
-        SeccompFilter::new(rules, SeccompAction::Allow, denied, arch)?.try_into()?;
-    let openat2 = u32::try_from(libc::SYS_openat2).unwrap_or(u32::MAX);
-    Ok(call_refused(openat2)
+    let creates = libc::O_CREAT | libc::O_TMPFILE & !libc::O_DIRECTORY;
+    let creates = Test::AnyBit(creates.cast_unsigned());
+    let by_mode = |mode| when(Field::Low(mode), setid, fail(libc::EPERM), ALLOW);
+    let modes = modes
         .into_iter()
-        .chain(program.into_iter().map(|f| SockFilter {
-            code: f.code,
-            jt: f.jt,
-            jf: f.jf,
-            k: f.k,
-        }))
-        .collect())
-}
-
-/// `ENOSYS` for one call.
-fn call_refused(number: u32) -> [SockFilter; 3] {
-    const LOAD_NUMBER: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS, offset 0: seccomp_data.nr
-    const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-    const ERRNO: u32 = 0x0005_0000; // SECCOMP_RET_ERRNO
-    let instruction = |code, jt, jf, k| SockFilter { code, jt, jf, k };
-    [
-        instruction(LOAD_NUMBER, 0, 0, 0),
-        instruction(JUMP_IF_EQUAL, 0, 1, number),
-        instruction(RETURN, 0, 0, ERRNO | libc::ENOSYS.cast_unsigned()),
-    ]
-}
-
-fn compile() -> Result<Vec<SockFilter>, seccompiler::Error> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DENIED
-        .iter()
-        .chain(DENIED_HERE)
-        .map(|call| (*call, Vec::new()))
-        .collect();
-    let mut conditional =
-        |call: i64, conditions: Vec<SeccompCondition>| -> Result<(), seccompiler::Error> {
-            rules
-                .entry(call)
-                .or_default()
-                .push(SeccompRule::new(conditions)?);
-            Ok(())
-        };
-    let dword = || SeccompCmpArgLen::Dword;
-    // A pair is made like two sockets, for some families (TIPC) also connected like them.
-    for call in [libc::SYS_socket, libc::SYS_socketpair] {
-        let mut other_family = Vec::new();
-        for family in FAMILIES {
-            let family = u64::from(family.cast_unsigned());
-            other_family.push(SeccompCondition::new(0, dword(), SeccompCmpOp::Ne, family)?);
-        }
-        conditional(call, other_family)?;
-    }
-    for flag in NAMESPACE_FLAGS {
-        let flag = u64::from(flag.cast_unsigned());
-        let has = SeccompCmpOp::MaskedEq(flag);
-        conditional(
-            libc::SYS_clone,
-            vec![SeccompCondition::new(0, dword(), has, flag)?],
-        )?;
-    }
-    for request in IOCTLS {
-        let condition = SeccompCondition::new(1, dword(), SeccompCmpOp::Eq, request)?;
-        conditional(libc::SYS_ioctl, vec![condition])?;
-    }
-    let denied = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-    let arch = std::env::consts::ARCH.try_into()?;
-    // Other architectures' numbers are killed by seccompiler's own first instructions.
-    let program: BpfProgram =
-        SeccompFilter::new(rules, SeccompAction::Allow, denied, arch)?.try_into()?;
-    Ok(x32_refused()
-        .into_iter()
-        .chain(program.into_iter().map(|f| SockFilter {
-            code: f.code,
-            jt: f.jt,
-            jf: f.jf,
-            k: f.k,
-        }))
-        .collect())
-}
-
-/// x32 calls carry the same architecture but other numbers: `ENOSYS`, as a kernel without x32 says.
-fn x32_refused() -> Vec<SockFilter> {
-    const X32_BIT: u32 = 0x4000_0000;
-    const LOAD_NUMBER: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS, offset 0: seccomp_data.nr
-    const JUMP_IF_GREATER_OR_EQUAL: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
-    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-    const ERRNO: u32 = 0x0005_0000; // SECCOMP_RET_ERRNO
-    let instruction = |code, jt, jf, k| SockFilter { code, jt, jf, k };
-    if cfg!(target_arch = "x86_64") {
-        vec![
-            instruction(LOAD_NUMBER, 0, 0, 0),
-            instruction(JUMP_IF_GREATER_OR_EQUAL, 0, 1, X32_BIT),
-            instruction(RETURN, 0, 0, ERRNO | libc::ENOSYS.cast_unsigned()),
-        ]
-    } else {
-        Vec::new()
-    }
+        .map(|(call, mode)| (number(call), by_mode(mode)));
+    let creating = creating.into_iter().map(|(call, mode)| {
+        let decision = when(Field::Low(mode - 1), creates, by_mode(mode), ALLOW);
+        (number(call), decision)
+    });
+    let openat2 = (number(libc::SYS_openat2), fail(libc::ENOSYS));
+    modes.chain(creating).chain([openat2]).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// What the kernel answers to a call with these arguments: an error, or 0 where it makes the call.
+    fn answer(filter: &[SockFilter], call: i64, arguments: [u64; 6]) -> i32 {
+        match program::run(filter, number(call), arguments) {
+            libc::SECCOMP_RET_ALLOW => 0,
+            refused if refused & !0xfff == libc::SECCOMP_RET_ERRNO => {
+                (refused & 0xfff).cast_signed()
+            }
+            other => panic!("{other:#x}"),
+        }
+    }
+
+    const NONE: [u64; 6] = [0; 6];
+
     #[test]
-    fn the_filter_compiles_and_fits_the_kernel_limit() {
-        let filter = filter().expect("a filter");
-        assert!(filter.len() < 4096, "{} instructions", filter.len());
+    fn no_call_is_in_two_lists() {
+        let lists = [
+            calls::ALLOWED,
+            calls::ALLOWED_HERE,
+            calls::ALLOWED_NEW,
+            calls::DENIED,
+            calls::DENIED_HERE,
+            &[
+                libc::SYS_socket,
+                libc::SYS_socketpair,
+                libc::SYS_clone,
+                libc::SYS_clone3,
+                libc::SYS_ioctl,
+                libc::SYS_personality,
+                libc::SYS_prlimit64,
+                calls::SETRLIMIT,
+            ],
+        ];
+        let mut all: Vec<i64> = lists.into_iter().flatten().copied().collect();
+        all.sort_unstable();
+        let twice: Vec<_> = all.windows(2).filter(|two| two[0] == two[1]).collect();
+        assert_eq!(twice, Vec::<&[i64]>::new());
+    }
+
+    #[test]
+    fn every_number_gets_what_its_list_says() {
+        let filter = filter();
+        let lists = [calls::ALLOWED, calls::ALLOWED_HERE, calls::ALLOWED_NEW];
+        for call in lists.into_iter().flatten() {
+            assert_eq!(answer(&filter, *call, NONE), 0, "{call}");
+        }
+        for call in calls::DENIED.iter().chain(calls::DENIED_HERE) {
+            assert_eq!(answer(&filter, *call, NONE), libc::EPERM, "{call}");
+        }
+    }
+
+    /// The numbers of the kernel's `syscall_64.tbl`: a new name in it has to be put into a list.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn every_call_of_the_kernel_has_been_decided_about() {
+        const LAST_KNOWN: i64 = 470;
+        const X32: i64 = 0x4000_0000;
+        let filter = filter();
+        let unknown = |call: &i64| answer(&filter, *call, NONE) == libc::ENOSYS;
+        let names_without_a_call = [
+            174, 177, 178, // create_module, get_kernel_syms, query_module
+            181, 182, 183, 184, 185, // getpmsg, putpmsg, afs_syscall, tuxcall, security
+            205, 211, // set_thread_area, get_thread_area: of i386
+            214, 215, 236, // epoll_ctl_old, epoll_wait_old, vserver
+        ];
+        let gap = 337..=423; // Numbers of other architectures.
+        let left_to_fall_back = [435, 457, 458, 459, 460, 461, 470];
+        let expected: Vec<i64> = names_without_a_call
+            .into_iter()
+            .chain(gap)
+            .chain(left_to_fall_back)
+            .collect();
+        let known = 0..=LAST_KNOWN;
+        assert_eq!(known.filter(unknown).collect::<Vec<_>>(), expected);
+        assert!((LAST_KNOWN + 1..1000).all(|call| unknown(&call)));
+        assert!((X32..X32 + 1000).all(|call| unknown(&call)));
+    }
+
+    #[test]
+    fn what_a_call_gets_can_depend_on_its_arguments() {
+        let filter = filter();
+        let check = |call, arguments: &[i64], expected| {
+            let mut all = NONE;
+            for (to, from) in all.iter_mut().zip(arguments) {
+                *to = from.cast_unsigned();
+            }
+            assert_eq!(answer(&filter, call, all), expected, "{call} {arguments:?}");
+        };
+        let (unix, inet, inet6, netlink, packet, vsock) = (1, 2, 10, 16, 17, 40);
+        for call in [libc::SYS_socket, libc::SYS_socketpair] {
+            for (family, protocol, expected) in [
+                (unix, 0, 0),
+                (inet, 0, 0),
+                (inet, 6, 0),
+                (inet6, 58, 0),
+                (inet, 132, libc::EPROTONOSUPPORT), // SCTP
+                (inet, 262, libc::EPROTONOSUPPORT), // MPTCP
+                (netlink, 0, 0),
+                (netlink, 9, libc::EPROTONOSUPPORT),  // audit
+                (netlink, 15, libc::EPROTONOSUPPORT), // uevent
+                (packet, 3, libc::EPERM),
+                (vsock, 0, libc::EPERM),
+                // The kernel looks at 32 bits only.
+                (vsock | 1 << 32, 0, libc::EPERM),
+                (inet | 1 << 32, 0, 0),
+            ] {
+                check(call, &[family, 1, protocol], expected);
+            }
+        }
+        let thread = libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND;
+        check(libc::SYS_clone, &[thread.into()], 0);
+        check(libc::SYS_clone, &[libc::SIGCHLD.into()], 0);
+        for kind in [libc::CLONE_NEWUSER, libc::CLONE_NEWNET, libc::CLONE_NEWNS] {
+            check(libc::SYS_clone, &[(kind | thread).into()], libc::EPERM);
+        }
+        check(libc::SYS_ioctl, &[0, 0x5401], 0); // TCGETS
+        check(libc::SYS_ioctl, &[0, 0x5412], libc::EPERM);
+        check(libc::SYS_ioctl, &[0, 0x5412 | 1 << 32], libc::EPERM);
+        for (persona, expected) in [
+            (0, 0),
+            (0xffff_ffff, 0),
+            (0x0004_0000, 0),
+            (0x0040_0000, libc::EPERM), // READ_IMPLIES_EXEC
+            (6, libc::EPERM),           // PER_BSD
+        ] {
+            check(libc::SYS_personality, &[persona], expected);
+        }
+        let (mine, first, core, files, pointer, far) = (0, 1, 4, 7, 0x1000, 1 << 32);
+        for (arguments, expected) in [
+            ([mine, files, 0, pointer], 0),
+            ([mine, files, pointer, pointer], 0),
+            ([first, files, 0, pointer], 0),
+            ([first, files, pointer, 0], libc::EPERM),
+            ([first, files, far, 0], libc::EPERM),
+            ([mine, core, 0, pointer], 0),
+            ([mine, core, pointer, pointer], libc::EPERM),
+        ] {
+            check(libc::SYS_prlimit64, &arguments, expected);
+        }
+    }
+
+    #[test]
+    fn a_change_of_the_core_limit_succeeds_without_being_made() {
+        let filter = filter();
+        let success = libc::SECCOMP_RET_ERRNO;
+        let run = |call, arguments| program::run(&filter, number(call), arguments);
+        assert_eq!(run(calls::SETRLIMIT, [4, 0x1000, 0, 0, 0, 0]), success);
+        assert_eq!(run(libc::SYS_prlimit64, [0, 4, 0x1000, 0, 0, 0]), success);
+    }
+
+    #[test]
+    fn where_the_host_is_writable_no_call_makes_a_file_setuid() {
+        let filter = no_setid();
+        let creates = libc::O_CREAT.cast_unsigned().into();
+        for (mode, expected) in [(0o755, 0), (0o4755, libc::EPERM), (0o2755, libc::EPERM)] {
+            let open = |flags| [0, 0, flags, mode, 0, 0];
+            assert_eq!(
+                answer(&filter, libc::SYS_fchmod, [0, mode, 0, 0, 0, 0]),
+                expected
+            );
+            assert_eq!(answer(&filter, libc::SYS_openat, open(creates)), expected);
+            assert_eq!(answer(&filter, libc::SYS_openat, open(0)), 0);
+        }
+        assert_eq!(answer(&filter, libc::SYS_openat2, NONE), libc::ENOSYS);
     }
 }

@@ -3,17 +3,21 @@
 use std::ffi::{CStr, c_int, c_void};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Once, OnceLock, mpsc};
 use std::{io, ptr, thread};
 
 use agentvm_guest::protocol::CONTROL_FD;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{ResUid, Uid, getresuid};
 use tokio::sync::oneshot;
+
+use super::ids::IdMap;
 
 /// The static PID 1, built by `build.rs`.
 static GUEST: &[u8] = include_bytes!(env!("AGENTVM_GUEST"));
@@ -63,25 +67,34 @@ pub(super) struct StartError {
 
 /// Starts a guest. PID 1 learns of this process's death also through its control socket; the parent
 /// death signal follows the *thread* that started it, hence one thread for the life of the process.
-pub(super) async fn start() -> Result<Started, StartError> {
-    start_in(NAMESPACES).await
+pub(super) async fn start(ids: IdMap) -> Result<Started, StartError> {
+    let namespaces = NAMESPACES;
+    #[cfg(feature = "weaken")]
+    let namespaces = super::weaken::namespaces(namespaces);
+    start_in(namespaces, ids.namespace_owner()).await
 }
 
 /// Starts one that is only to hold a user namespace open, until it is dropped.
 pub(super) async fn start_holder() -> Result<Started, StartError> {
-    start_in(libc::CLONE_NEWUSER).await
+    start_in(libc::CLONE_NEWUSER, None).await
 }
 
-async fn start_in(namespaces: c_int) -> Result<Started, StartError> {
+async fn start_in(namespaces: c_int, owner: Option<u32>) -> Result<Started, StartError> {
     static THREAD: OnceLock<Option<mpsc::Sender<Job>>> = OnceLock::new();
     let sender = THREAD.get_or_init(|| {
         let (sender, jobs) = mpsc::channel::<Job>();
         thread::Builder::new()
             .name("agentvm-starter".to_owned())
             .spawn(move || {
-                for (namespaces, reply) in jobs {
+                leave_session_keyring();
+                for Job {
+                    namespaces,
+                    owner,
+                    reply,
+                } in jobs
+                {
                     // A caller that has gone away leaves it to be dropped.
-                    drop(reply.send(start_here(namespaces)));
+                    drop(reply.send(start_here(namespaces, owner)));
                 }
             })
             .ok()
@@ -92,17 +105,46 @@ async fn start_in(namespaces: c_int) -> Result<Started, StartError> {
         step: "start a thread",
         errno: Errno::EAGAIN,
     };
+    let job = Job {
+        namespaces,
+        owner,
+        reply,
+    };
     match sender {
-        Some(sender) if sender.send((namespaces, reply)).is_ok() => {
-            started.await.unwrap_or(Err(no_thread))
-        }
+        Some(sender) if sender.send(job).is_ok() => started.await.unwrap_or(Err(no_thread)),
         _ => Err(no_thread),
     }
 }
 
-type Job = (c_int, oneshot::Sender<Result<Started, StartError>>);
+/// What this thread starts is not to have the keys of whoever started the host process: all VMs get one
+/// new keyring, which stays empty, as nobody in a VM can use keys. (One for each VM would be taken from
+/// the 200 that the kernel lets an ordinary user have, for logins too.)
+fn leave_session_keyring() {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
+    #[cfg(feature = "weaken")]
+    if super::weaken::without()
+        .iter()
+        .any(|layer| layer == "keyring")
+    {
+        return;
+    }
+    let no_name = ptr::null::<libc::c_char>();
+    // SAFETY: an integer, and a null pointer for a keyring that has no name.
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, no_name) };
+    if let Err(errno) = Errno::result(joined) {
+        // A kernel without keys, or a container that may not use them: there is nothing to leave.
+        tracing::debug!(%errno, "VMs keep the session keyring");
+    }
+}
 
-fn start_here(namespaces: c_int) -> Result<Started, StartError> {
+struct Job {
+    namespaces: c_int,
+    /// Who of the host is to own the user namespace. `None`: whoever this process is.
+    owner: Option<u32>,
+    reply: oneshot::Sender<Result<Started, StartError>>,
+}
+
+fn start_here(namespaces: c_int, owner: Option<u32>) -> Result<Started, StartError> {
     let at = |step| move |errno| StartError { step, errno };
     let guest = guest_executable().map_err(|error| StartError {
         step: "make the guest's memfd",
@@ -132,14 +174,11 @@ fn start_here(namespaces: c_int) -> Result<Started, StartError> {
     };
     let mut stack = vec![0_u8; STACK_SIZE];
     let mut pidfd: RawFd = -1;
-    // A signal handler of this process must not run in the child, which shares its memory.
-    let mut old = SigSet::empty();
-    pthread_sigmask(
-        SigmaskHow::SIG_SETMASK,
-        Some(&SigSet::all()),
-        Some(&mut old),
-    )
-    .map_err(at("sigprocmask"))?;
+    // A signal handler of this process must not run in the child, which shares its memory. Nor is what
+    // the C library sends to all threads, when a program drops root, to meet a thread that is somebody
+    // else for the moment.
+    let signals = AllSignals::block().map_err(at("sigprocmask"))?;
+    let acting = owner.and_then(ActingAs::owner);
     // No exit signal: SIGCHLD handlers of the host program (libuv's) are not bothered.
     // SAFETY: with CLONE_VFORK this thread sleeps until the child has exec'ed or exited, so that the
     // stack and `child` outlive its use of them; the child only makes system calls.
@@ -153,11 +192,11 @@ fn start_here(namespaces: c_int) -> Result<Started, StartError> {
         )
     };
     let pid = Errno::result(pid);
-    let restored = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&old), None);
+    drop(acting);
+    drop(signals);
     let pid = pid.map_err(at("clone with new namespaces"))?;
     // SAFETY: the kernel has just returned this descriptor.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    restored.map_err(at("sigprocmask"))?;
     match child.failed {
         None => Ok(Started {
             pid,
@@ -173,17 +212,141 @@ fn start_here(namespaces: c_int) -> Result<Started, StartError> {
     }
 }
 
-/// Collects a guest that has exited. `__WALL`: it has no exit signal.
-pub(super) fn reap(pidfd: &OwnedFd) {
-    // SAFETY: waitid writes nothing with a null info pointer.
+/// This thread handles no signal, not even those that the C library keeps for itself.
+struct AllSignals {
+    /// The kernel's `sigset_t`.
+    before: u64,
+}
+
+impl AllSignals {
+    fn block() -> Result<Self, Errno> {
+        let mut before = 0_u64;
+        Self::set(u64::MAX, &raw mut before)?;
+        Ok(Self { before })
+    }
+
+    fn set(mask: u64, before: *mut u64) -> Result<(), Errno> {
+        // SAFETY: two sets of the size that is passed, or a null pointer for the old one.
+        let set = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &raw const mask,
+                before,
+                size_of::<u64>(),
+            )
+        };
+        Errno::result(set).map(drop)
+    }
+}
+
+impl Drop for AllSignals {
+    fn drop(&mut self) {
+        // It worked with a valid set before.
+        let _ = Self::set(self.before, ptr::null_mut());
+    }
+}
+
+/// This thread as another user, with the capabilities of root. What a VM has of the kernel's things that
+/// are counted for each user (inotify instances, for one) is counted for the owner of its user namespace,
+/// too: as root, a VM could take all that the host's root may have.
+struct ActingAs {
+    before: ResUid,
+    securebits: c_int,
+    dumpable: c_int,
+}
+
+impl ActingAs {
+    /// `None`: the kernel refused it, and what the VM has is counted for root, as `doctor` tells.
+    fn owner(uid: u32) -> Option<Self> {
+        #[cfg(feature = "weaken")]
+        if super::weaken::without()
+            .iter()
+            .any(|layer| layer == "owner")
+        {
+            return None;
+        }
+        // SAFETY: integers only; all three concern this thread, or what it reads of the process.
+        let (securebits, dumpable) = unsafe {
+            (
+                libc::prctl(libc::PR_GET_SECUREBITS),
+                libc::prctl(libc::PR_GET_DUMPABLE),
+            )
+        };
+        let before = getresuid().ok()?; // It can't fail.
+        // From here on, whatever fails is undone.
+        let acting = Self {
+            before,
+            securebits,
+            dumpable,
+        };
+        let kept = Errno::result(securebits)
+            .and_then(|bits| set_securebits(bits | libc::SECBIT_NO_SETUID_FIXUP))
+            .and_then(|()| set_thread_uids([uid; 3]));
+        match kept {
+            Ok(()) => Some(acting),
+            Err(errno) => {
+                static TOLD: Once = Once::new();
+                TOLD.call_once(|| tracing::warn!(%errno, "what VMs have is counted for root"));
+                None
+            }
+        }
+    }
+}
+
+impl Drop for ActingAs {
+    fn drop(&mut self) {
+        // Its capabilities allow it to become anyone.
+        let ResUid {
+            real,
+            effective,
+            saved,
+        } = self.before;
+        let back = set_thread_uids([real, effective, saved].map(Uid::as_raw))
+            .and_then(|()| set_securebits(self.securebits));
+        if let Err(errno) = back {
+            tracing::error!(%errno, "the thread that starts VMs is not root any more");
+        }
+        // The kernel takes it from the whole process whenever a thread of it changes its user.
+        if self.dumpable == 1 {
+            // SAFETY: integers only.
+            unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
+        }
+    }
+}
+
+fn set_securebits(bits: c_int) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits, 0, 0, 0) }).map(drop)
+}
+
+/// Of this thread alone: the C library's function would change all.
+fn set_thread_uids([real, effective, saved]: [u32; 3]) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, real, effective, saved) }).map(drop)
+}
+
+/// Kills a guest, and with it everything in its VM.
+pub(super) fn kill(pidfd: &OwnedFd) {
+    // SAFETY: integers, and a null info pointer. One that has exited is no error that matters.
     unsafe {
-        libc::waitid(
-            libc::P_PIDFD,
-            pidfd.as_raw_fd().cast_unsigned(),
-            ptr::null_mut(),
-            libc::WEXITED | libc::__WALL,
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            libc::SIGKILL,
+            ptr::null::<libc::siginfo_t>(),
+            0,
         );
     }
+}
+
+/// Collects a guest that has exited, and returns whether it was killed. `__WALL`: it has no exit signal.
+pub(super) fn reap(pidfd: &OwnedFd) -> bool {
+    let status = waitid(
+        Id::PIDFd(pidfd.as_fd()),
+        WaitPidFlag::WEXITED | WaitPidFlag::__WALL,
+    );
+    matches!(status, Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)))
 }
 
 /// A sealed memfd: nothing in a VM, nor a mistake in this process, can change what PID 1 runs.

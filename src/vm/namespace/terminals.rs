@@ -22,11 +22,7 @@ impl Terminals for NamespaceVm {
         let bytes = |text: &String| text.clone().into_bytes();
         let spec = TerminalSpec {
             argv: command.argv.iter().map(bytes).collect(),
-            env: command
-                .env
-                .iter()
-                .map(|(name, value)| format!("{name}={value}").into_bytes())
-                .collect(),
+            env: self.environment(command),
             cwd: command.cwd.to_bytes(),
             user: self.account(command.user)?,
             rows: size.rows,

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 
 /// A detached clone of `path` and all mounted below it; with `map`, the ids of that user namespace
 /// own its files (an idmapped mount).
@@ -17,8 +18,20 @@ pub(super) fn clone_tree(path: &Path, map: Option<&OwnedFd>) -> nix::Result<Owne
     Ok(tree)
 }
 
+/// The same of a path without symlinks: one that is there by now is `ELOOP`.
+pub(super) fn clone_real(path: &Path, map: Option<&OwnedFd>) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let place = openat2(AT_FDCWD, path, how)?;
+    let flags = (libc::AT_RECURSIVE | libc::AT_EMPTY_PATH).cast_unsigned();
+    let tree = open_tree(place.as_raw_fd(), c"", flags)?;
+    make_own(&tree, map)?;
+    Ok(tree)
+}
+
 /// The same of what is open as `place`, without what is mounted below it.
-pub(super) fn clone_mount(place: &OwnedFd, map: Option<&OwnedFd>) -> nix::Result<OwnedFd> {
+pub(super) fn clone_mount(place: &impl AsRawFd, map: Option<&OwnedFd>) -> nix::Result<OwnedFd> {
     let tree = open_tree(place.as_raw_fd(), c"", libc::AT_EMPTY_PATH.cast_unsigned())?;
     make_own(&tree, map)?;
     Ok(tree)

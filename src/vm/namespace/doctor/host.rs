@@ -11,6 +11,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use super::EVERYTHING;
 use crate::vm::Check;
 use crate::vm::namespace::directory;
+use crate::vm::namespace::ids::{CAP_SYS_RESOURCE, IdMap, has_capability};
 
 /// `mount_setattr`, which came last of what every VM needs.
 const OLDEST: (u32, u32) = (5, 12);
@@ -120,7 +121,15 @@ const fn file_system(kind: i64) -> (&'static str, Option<&'static str>) {
 }
 
 pub(super) fn limits() -> Vec<Check> {
-    vec![memory(), descriptors(), inotify()]
+    vec![
+        memory(),
+        descriptors(),
+        file_table(),
+        namespaces(),
+        mounts(),
+        inotify(),
+        core_dumps(),
+    ]
 }
 
 fn memory() -> Check {
@@ -153,14 +162,13 @@ fn memory() -> Check {
 
 fn descriptors() -> Check {
     const NAME: &str = "descriptors";
-    /// A VM with an agent takes some twenty.
     const MANY: u64 = 4096;
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard);
     let detail = format!("{limit} open files for this process");
     if limit < MANY {
         let lost = format!(
             "about {} VMs at a time, with fewer connections each",
-            limit / 20
+            limit / OPEN_FILES
         );
         Check::degraded(
             NAME,
@@ -171,6 +179,74 @@ fn descriptors() -> Check {
     } else {
         Check::ok(NAME, detail)
     }
+}
+
+/// What a process holds open for a VM with an agent, about.
+const OPEN_FILES: u64 = 20;
+
+/// As many VMs as a machine should not be short of anything for.
+const MANY_VMS: u64 = 500;
+
+fn number(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Of all processes of the host.
+fn file_table() -> Check {
+    const NAME: &str = "file-table";
+    let text = fs::read_to_string("/proc/sys/fs/file-nr").unwrap_or_default();
+    let mut numbers = text.split_whitespace().map(str::parse::<u64>);
+    let (Some(Ok(open)), _, Some(Ok(most))) = (numbers.next(), numbers.next(), numbers.next())
+    else {
+        return Check::ok(NAME, "not limited as far as can be seen");
+    };
+    let detail = format!("{open} of {most} open files on this host (fs.file-max)");
+    let vms = most.saturating_sub(open) / OPEN_FILES;
+    if vms < MANY_VMS {
+        let lost = format!("room for more than about {vms} VMs at a time");
+        return Check::degraded(NAME, detail, lost, "As root: sysctl -w fs.file-max=1000000");
+    }
+    Check::ok(NAME, detail)
+}
+
+/// Counted for each user of the host: a VM has one of each kind.
+fn namespaces() -> Check {
+    const NAME: &str = "namespace-limits";
+    let limit = |(kind, _): (&'static str, libc::c_int)| {
+        let limit = number(&format!("/proc/sys/user/max_{kind}_namespaces"))?;
+        Some((limit, kind))
+    };
+    let kinds = super::probe::KINDS
+        .into_iter()
+        .chain([("user", libc::CLONE_NEWUSER)]);
+    let Some((least, kind)) = kinds.filter_map(limit).min() else {
+        return Check::ok(NAME, "not limited as far as can be seen");
+    };
+    let detail = format!("{least} for each user (user.max_{kind}_namespaces)");
+    if least < MANY_VMS {
+        let lost = format!("more than {least} VMs at a time");
+        let remedy = format!("As root: sysctl -w user.max_{kind}_namespaces=10000");
+        return Check::degraded(NAME, detail, lost, remedy);
+    }
+    Check::ok(NAME, detail)
+}
+
+/// In each namespace; that of a VM begins with a copy of the host's.
+fn mounts() -> Check {
+    const NAME: &str = "mount-limit";
+    const VMS_OWN: u64 = 1000;
+    let Some(most) = number("/proc/sys/fs/mount-max") else {
+        return Check::ok(NAME, "not limited as far as can be seen");
+    };
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let hosts = table.lines().count() as u64;
+    let detail = format!("{hosts} mounts on this host, of {most} (fs.mount-max)");
+    if most < hosts + VMS_OWN {
+        let lost =
+            "VMs may not boot, nor show directories with many file systems mounted below them";
+        return Check::degraded(NAME, detail, lost, "As root: sysctl -w fs.mount-max=100000");
+    }
+    Check::ok(NAME, detail)
 }
 
 /// Counted for each user of the host, all of its VMs together.
@@ -186,7 +262,15 @@ fn inotify() -> Check {
     match (setting("max_user_instances"), setting("max_user_watches")) {
         (Some(instances), Some(watches)) => {
             let detail = format!("{instances} instances, {watches} watches for each user");
-            if instances < FEW.0 || watches < FEW.1 {
+            let disowns = IdMap::of_this_process().and_then(IdMap::can_disown);
+            if !disowns.unwrap_or(false) {
+                Check::degraded(
+                    NAME,
+                    format!("{detail}; those of VMs are counted for root"),
+                    "the root of a VM can take all that the host's root may have",
+                    "Give the host process CAP_SETUID and CAP_SETPCAP",
+                )
+            } else if instances < FEW.0 || watches < FEW.1 {
                 let lost = "file watchers in many VMs, or in large projects, fail";
                 Check::degraded(NAME, detail, lost, remedy)
             } else {
@@ -200,6 +284,23 @@ fn inotify() -> Check {
             "A kernel with CONFIG_INOTIFY_USER",
         ),
     }
+}
+
+/// A hard limit of 0 stops no `core_pattern` that is a pipe, and it takes a capability to raise it for a VM.
+fn core_dumps() -> Check {
+    const NAME: &str = "core-dumps";
+    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    let hard = getrlimit(Resource::RLIMIT_CORE).map_or(0, |(_, hard)| hard);
+    let raises = has_capability(CAP_SYS_RESOURCE).unwrap_or(false);
+    if hard == 0 && pattern.starts_with('|') && !raises {
+        return Check::degraded(
+            NAME,
+            format!("RLIMIT_CORE is 0, and core_pattern is {}", pattern.trim()),
+            "what crashes in a VM is handed to that program of the host",
+            "Start the host process with a hard limit: ulimit -Hc 1, or LimitCORE=1 of its service",
+        );
+    }
+    Check::ok(NAME, "of what crashes in a VM there are none")
 }
 
 pub(super) fn agent_store(path: &Path) -> Check {

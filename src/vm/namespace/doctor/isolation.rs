@@ -33,7 +33,36 @@ pub(super) fn checks(outcome: &Outcome) -> Vec<Check> {
     checks.push(step(outcome, "seccomp", &[Step::Seccomp], |errno| {
         unsupported::boot_step("seccomp".to_owned(), errno)
     }));
+    checks.push(landlock());
     checks
+}
+
+/// A second layer, on kernels that have it.
+fn landlock() -> Check {
+    const NAME: &str = "landlock";
+    const CREATE_RULESET_VERSION: u32 = 1;
+    // Before 2, a file could not be moved to another directory.
+    const OLDEST: i64 = 2;
+    // SAFETY: a null pointer and integers, which ask for the version.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0_usize,
+            CREATE_RULESET_VERSION,
+        )
+    };
+    let detail = match Errno::result(version) {
+        Ok(version) if version >= OLDEST => return Check::ok(NAME, format!("version {version}")),
+        Ok(version) => format!("version {version} is too old"),
+        Err(errno) => errno.desc().to_owned(),
+    };
+    Check::degraded(
+        NAME,
+        detail,
+        "nothing: other layers refuse the same",
+        "Linux 5.19 or later with landlock among its security modules (lsm=landlock,…)",
+    )
 }
 
 fn user_namespaces(tried: Result<(), Errno>) -> Check {

@@ -65,7 +65,7 @@ async fn idmapped_mounts(data_dir: &Path) -> Option<Check> {
     if !ids.root_mapped() {
         return None;
     }
-    let started = starter::start().await.ok()?; // why not is told above
+    let started = starter::start(ids).await.ok()?; // why not is told above
     let pid = started.pid;
     ids.write(pid).ok()?;
     let namespace = fs::File::open(format!("/proc/{pid}/ns/user")).ok()?.into();
@@ -110,11 +110,13 @@ async fn temporary_vm(places: &Places) -> Vec<Check> {
         key: serde_json::json!([name]).to_string(),
         base_cache: places.data_dir.join("base"),
         agents: places.agents.clone(),
-        policy: Arc::new(Policy::new(&[])),
+        policy: Arc::new(Policy::default()),
+        denials: None,
         limits: Limits::default(),
         mounts: Vec::new(),
         private: Vec::new(),
         image: None,
+        secrets: crate::net::secrets::Secrets::default(),
     };
     let began = Instant::now();
     let mut checks = match boot(options.clone()).await {
@@ -185,7 +187,7 @@ fn network(net: &NetState) -> Check {
 fn ipv6(net: &NetState) -> Check {
     const NAME: &str = "ipv6";
     match net {
-        NetState::Up { v6: true } => Check::ok(NAME, "in a VM"),
+        NetState::Up { v6: true, .. } => Check::ok(NAME, "in a VM"),
         _ => Check::degraded(
             NAME,
             "a VM's network has no IPv6",

@@ -1,0 +1,150 @@
+//! What the programs of a VM hold of the disk that has no name any more: files that were deleted while
+//! they were open or mapped.
+//!
+//! Not seen is a file that is only under way in a socket, and one that is only mapped if this process is
+//! an ordinary user's: the kernel shows these to nobody else.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+
+use super::disk::Measured;
+
+/// The deleted files that PID 1 and what descends from it hold, each once. `device`: the file system that
+/// counts, also if it is memory.
+pub(super) fn measure(pid: i32, device: u64) -> Measured {
+    let mut seen = HashSet::new();
+    let mut measured = Measured {
+        bytes: 0,
+        complete: true,
+    };
+    let mut count = |task: &str, held: &str| {
+        let directory = format!("/proc/{task}/{held}");
+        match names(&directory) {
+            Ok(names) => {
+                for name in names {
+                    let bytes = deleted(&format!("{directory}/{name}"), device, &mut seen);
+                    measured.bytes = measured.bytes.saturating_add(bytes);
+                }
+            }
+            // The kernel closes what ends to all but root, for the instant until it is reaped.
+            Err(_) if has_ended(task) => {}
+            // A program can close its own from a process without privileges (`PR_SET_DUMPABLE`).
+            Err(_) => measured.complete = false,
+        }
+    };
+    for pid in with_descendants(pid) {
+        let tasks = names(&format!("/proc/{pid}/task")).unwrap_or_default();
+        // Of threads that outlive the first one, any can show what they all have mapped.
+        if let Some(task) = tasks.iter().find(|task| !has_ended(task)) {
+            count(task, "map_files");
+        }
+        // Each thread may have a table of its own.
+        for task in &tasks {
+            count(task, "fd");
+        }
+    }
+    measured
+}
+
+/// Whether a thread is no more, or on its way out: one that runs has memory.
+fn has_ended(task: &str) -> bool {
+    fs::read_to_string(format!("/proc/{task}/statm")).map_or(true, |pages| pages.starts_with("0 "))
+}
+
+/// What the file that a link of `/proc` leads to takes of a disk, if it has no name and was not met before.
+fn deleted(link: &str, device: u64, seen: &mut HashSet<(u64, u64)>) -> u64 {
+    // It opens nothing.
+    let Ok(file) = fs::metadata(link) else {
+        return 0;
+    };
+    if !file.is_file() || file.nlink() > 0 || !seen.insert((file.dev(), file.ino())) {
+        return 0;
+    }
+    match statfs(link) {
+        // That is memory.
+        Ok(system) if system.filesystem_type() == TMPFS_MAGIC && file.dev() != device => 0,
+        _ => file.blocks().saturating_mul(512),
+    }
+}
+
+/// Every process of a VM is a descendant of its PID 1.
+fn with_descendants(pid: i32) -> Vec<i32> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for name in names("/proc").unwrap_or_default() {
+        if let Ok(pid) = name.parse()
+            && let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat"))
+            && let Some(parent) = parent(&stat)
+        {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = found.get(next) {
+        found.extend(children.remove(pid).unwrap_or_default());
+        next += 1;
+    }
+    found
+}
+
+/// The name of the program, in parentheses, may be anything.
+fn parent(stat: &str) -> Option<i32> {
+    let (_, after) = stat.rsplit_once(')')?;
+    after.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn names(directory: &str) -> io::Result<Vec<String>> {
+    let entries = fs::read_dir(directory)?.flatten();
+    Ok(entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_name_does_not_hide_who_the_parent_is() {
+        assert_eq!(parent("7 (a) S 1 (b) R 42 7 7"), Some(42));
+        assert_eq!(parent("7 (sh"), None);
+    }
+
+    #[test]
+    fn a_deleted_file_that_a_child_has_open_twice_is_counted_once() {
+        let mut file = tempfile::tempfile().expect("a file");
+        let device = file.metadata().expect("its data").dev();
+        file.write_all(&vec![1; 1 << 20]).expect("written");
+        let again = file.try_clone().expect("cloned");
+        let mut child = Command::new("sleep")
+            .arg("100")
+            .stdin(Stdio::from(file))
+            .stdout(Stdio::from(again))
+            .spawn()
+            .expect("started");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        let found = measure(pid, device).bytes;
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
+        assert!((1 << 20..2 << 20).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn what_has_ended_and_is_not_reaped_yet_hides_nothing() {
+        let mut child = Command::new("true").spawn().expect("started");
+        let pid = child.id();
+        while !has_ended(&pid.to_string()) {
+            std::thread::yield_now();
+        }
+        let pid = i32::try_from(pid).expect("a pid");
+        assert!(measure(pid, 0).complete);
+        child.wait().expect("reaped");
+    }
+}
