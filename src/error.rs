@@ -37,6 +37,7 @@ pub enum Code {
     ImageUnsupported,
     ImageTooLarge,
     ImageMismatch,
+    ImageInUse,
     ImageDenied,
     ImagePullFailed,
     Timeout,
@@ -89,6 +90,7 @@ impl Code {
             Self::ImageUnsupported => "IMAGE_UNSUPPORTED",
             Self::ImageTooLarge => "IMAGE_TOO_LARGE",
             Self::ImageMismatch => "IMAGE_MISMATCH",
+            Self::ImageInUse => "IMAGE_IN_USE",
             Self::ImageDenied => "IMAGE_DENIED",
             Self::ImagePullFailed => "IMAGE_PULL_FAILED",
             Self::Timeout => "TIMEOUT",
@@ -138,9 +140,17 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
+        let message = message.into();
+        let message = match code {
+            // Words of an agent or a model.
+            Code::AgentError | Code::AgentExited | Code::AgentProtocol | Code::AuthRequired => {
+                message
+            }
+            _ => readable(message),
+        };
         Self {
             code,
-            message: message.into(),
+            message,
             data: None,
         }
     }
@@ -157,6 +167,64 @@ impl Error {
     }
 }
 
+/// Characters of a name or path that a message has.
+const LONGEST: usize = 200;
+
+/// A message in which the middle is left out of what is in quotes, or is one word, and too long to be
+/// read: paths and names are as long as their giver likes. `lib/errors.ts` has the same.
+fn readable(message: String) -> String {
+    if message.len() <= LONGEST {
+        return message;
+    }
+    let mut told = String::with_capacity(message.len());
+    for line in message.split_inclusive('\n') {
+        let mut rest = line;
+        // Each quote is paired once: some messages are as long as an agent likes.
+        let mut may_be_quoted = true;
+        while !rest.is_empty() {
+            let quoted = may_be_quoted.then(|| in_quotes(rest)).flatten();
+            may_be_quoted &= quoted.is_some() || !rest.starts_with('"');
+            let (part, more) = rest.split_at(quoted.unwrap_or_else(|| word(rest)));
+            push_short(&mut told, part);
+            rest = more;
+        }
+    }
+    told
+}
+
+fn push_short(told: &mut String, part: &str) {
+    let length = part.chars().count();
+    if length <= LONGEST {
+        told.push_str(part);
+    } else {
+        told.extend(part.chars().take(LONGEST / 2));
+        told.push('…');
+        told.extend(part.chars().skip(length - LONGEST / 2));
+    }
+}
+
+/// The length of a word at the start of a text, or of the one character that is none.
+fn word(text: &str) -> usize {
+    let is_between = |c: char| c.is_whitespace() || c == '"';
+    match text.find(is_between) {
+        Some(0) => text.chars().next().map_or(0, char::len_utf8),
+        end => end.unwrap_or(text.len()),
+    }
+}
+
+/// The length of what is in quotes at the start of a line, as `{:?}` writes it.
+fn in_quotes(line: &str) -> Option<usize> {
+    let inner = line.strip_prefix('"')?;
+    let mut is_escaped = false;
+    for (at, c) in inner.char_indices() {
+        match c {
+            '"' if !is_escaped => return Some(at + 2),
+            _ => is_escaped = c == '\\' && !is_escaped,
+        }
+    }
+    None
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code.as_str(), self.message)
@@ -164,3 +232,53 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(text: String) -> String {
+        Error::new(Code::Internal, text).message
+    }
+
+    #[test]
+    fn the_middle_of_a_long_name_is_left_out_and_nothing_else() {
+        let (a, b, ab) = (
+            "a".repeat(99),
+            "b".repeat(99),
+            "a".repeat(2000) + &"b".repeat(2000),
+        );
+        assert_eq!(
+            message(format!(
+                "can't read {ab:?} in the VM: {}",
+                "it is not there. ".repeat(30)
+            )),
+            format!(
+                "can't read \"{a}…{b}\" in the VM: {}",
+                "it is not there. ".repeat(30)
+            )
+        );
+        assert_eq!(
+            message(format!("env.{ab}: x")).chars().count(),
+            201 + " x".len()
+        );
+        let spaces = format!("a b \\\" {ab} c");
+        assert_eq!(message(format!("{spaces:?}")).chars().count(), 201);
+        assert!(message(format!("{:?}", "é".repeat(300))).starts_with("\"é"));
+    }
+
+    #[test]
+    fn what_is_no_name_is_told_as_a_whole() {
+        let words = "a word, ".repeat(100);
+        for text in [
+            words.clone(),
+            format!("a lone \" and {words}"),
+            format!("\"{words}\n{words}\""),
+            format!("{:?}", "a".repeat(198)),
+        ] {
+            assert_eq!(message(text.clone()), text);
+        }
+        let whole = format!("the model said {:?}", "a".repeat(1000));
+        assert_eq!(Error::new(Code::AgentError, &whole).message, whole);
+    }
+}

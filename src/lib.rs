@@ -15,6 +15,7 @@
 pub mod acp;
 pub mod agents;
 pub mod error;
+pub mod host_path;
 pub mod ids;
 pub mod images;
 pub mod net;

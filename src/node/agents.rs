@@ -7,13 +7,13 @@ use napi_derive::napi;
 use serde_json::{Value, json};
 
 use super::client::NativeClient;
-use super::error::{aborted, promise};
+use super::error::promise;
 use super::events::progress_json;
-use super::vm::{NativeAbort, aborting};
+use super::vm::{NativeAbort, unless_aborted};
 use crate::agents::{Removal, StoreEntry};
 
 /// Does not keep Node alive; the promise of the call does.
-type ProgressCallback = ThreadsafeFunction<String, (), String, Status, false, true>;
+pub(super) type ProgressCallback = ThreadsafeFunction<String, (), String, Status, false, true>;
 
 #[napi]
 impl NativeClient {
@@ -35,10 +35,7 @@ impl NativeClient {
                     ThreadsafeFunctionCallMode::NonBlocking,
                 );
             };
-            tokio::select! {
-                installed = client.install(&agent, &tell) => installed,
-                () = aborting(abort) => Err(aborted()),
-            }
+            unless_aborted(abort, client.install(&agent, &tell)).await
         })
     }
 

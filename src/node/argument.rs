@@ -8,16 +8,36 @@ use crate::error::{Error, Result};
 
 /// What is left unset means the documented default.
 pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
+    parse_argument("options", json)
+}
+
+/// The same of an argument that has another name.
+pub(super) fn parse_argument<T: DeserializeOwned>(name: &str, json: &str) -> Result<T> {
+    parse_with(json, |field| field.unwrap_or(name).to_owned())
+}
+
+/// The same of an argument that is an option elsewhere, whose fields are named as there.
+pub(super) fn parse_option<T: DeserializeOwned>(name: &str, json: &str) -> Result<T> {
+    parse_with(json, |field| {
+        field.map_or_else(|| name.to_owned(), |field| format!("{name}.{field}"))
+    })
+}
+
+/// `named`: what a field is called, or all of it.
+fn parse_with<T: DeserializeOwned>(
+    json: &str,
+    named: impl Fn(Option<&str>) -> String,
+) -> Result<T> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let field = error.path().to_string();
-        let field = if field == "." { "options" } else { &field };
+        let field = named(Some(&*field).filter(|field| *field != "."));
         // Without serde_json's position: the caller did not write this text.
         let problem = error.inner().to_string();
         let problem = problem
             .rsplit_once(" at line ")
             .map_or(problem.as_str(), |(problem, _)| problem);
-        Error::invalid_argument(field, in_words_of_javascript(problem))
+        Error::invalid_argument(&field, in_words_of_javascript(problem))
     })
 }
 

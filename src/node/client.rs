@@ -1,15 +1,12 @@
 //! `NativeClient`.
 
-#![expect(
-    clippy::needless_pass_by_value,
-    reason = "napi hands arguments over by value"
-)]
-
 use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::Env;
 use napi::bindgen_prelude::{PromiseRaw, spawn};
 use napi_derive::napi;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use super::error::{promise, rejection};
 use super::options::{client_options, vm_options};
@@ -32,6 +29,8 @@ impl NativeClient {
     /// Node that runs this.
     #[napi(constructor)]
     pub fn new(env: Env, options: String, package_dir: String, node: String) -> napi::Result<Self> {
+        // It has the secrets.
+        let options = Zeroizing::new(options);
         let options =
             client_options(&options, package_dir.into(), node.into()).map_err(rejection)?;
         let client = Client::new(options);
@@ -52,17 +51,31 @@ impl NativeClient {
     /// `options`: JSON of what this VM has over the client's options.
     #[napi]
     pub fn vm(&self, key: Vec<String>, options: Option<String>) -> napi::Result<NativeVm> {
+        let options = options.map(Zeroizing::new);
         let vm = || {
             let key = VmKey::new(key)?;
-            match options {
+            match &options {
                 Some(options) => {
-                    let settings = vm_options(&options, self.client.vm_settings())?;
+                    let settings = vm_options(options, self.client.vm_settings())?;
                     self.client.vm_with(key, settings)
                 }
                 None => self.client.vm(key),
             }
         };
         vm().map(NativeVm::new).map_err(rejection)
+    }
+
+    /// Returns JSON of an array of `{ key, createdAt }`.
+    #[napi]
+    pub fn list_vms<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, String>> {
+        let client = self.client.clone();
+        promise(env, async move {
+            let made = client.list_vms().await?;
+            let vms = made
+                .iter()
+                .map(|vm| json!({ "key": vm.key, "createdAt": vm.created_at }));
+            Ok(Value::from(vms.collect::<Vec<_>>()).to_string())
+        })
     }
 
     /// Ends what this client runs.

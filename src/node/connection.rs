@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::error::{aborted, promise};
-use super::vm::{NativeAbort, NativeVm, aborting};
+use super::vm::{NativeAbort, NativeVm, unless_aborted};
 use crate::error::{Error, Result};
 use crate::session::VmConnection;
 
@@ -39,10 +39,7 @@ impl NativeVm {
         let abort = abort.signal();
         promise(env, async move {
             let port = port_of(port)?;
-            let connection = tokio::select! {
-                connected = handle.connect(port) => connected?,
-                () = aborting(abort) => return Err(aborted()),
-            };
+            let connection = unless_aborted(abort, handle.connect(port)).await?;
             Ok(NativeConnection {
                 connection: Mutex::new(Some(Arc::new(connection))),
                 destroyed: watch::Sender::new(false),
@@ -61,10 +58,7 @@ impl NativeVm {
         let abort = abort.signal();
         promise(env, async move {
             let port = port_of(port)?;
-            tokio::select! {
-                listens = handle.wait_for_port(port) => listens,
-                () = aborting(abort) => Err(aborted()),
-            }
+            unless_aborted(abort, handle.wait_for_port(port)).await
         })
     }
 
@@ -93,10 +87,7 @@ impl NativeConnection {
         let (connection, destroyed) = (self.connection(), self.destroyed.subscribe());
         promise(env, async move {
             let connection = connection.ok_or_else(aborted)?;
-            let chunk = tokio::select! {
-                chunk = connection.read() => chunk?,
-                () = aborting(destroyed) => return Err(aborted()),
-            };
+            let chunk = unless_aborted(destroyed, connection.read()).await?;
             Ok((!chunk.is_empty()).then(|| chunk.into()))
         })
     }
@@ -113,10 +104,7 @@ impl NativeConnection {
         let bytes = bytes.to_vec();
         promise(env, async move {
             let connection = connection.ok_or_else(aborted)?;
-            tokio::select! {
-                written = connection.write(&bytes) => written,
-                () = aborting(destroyed) => Err(aborted()),
-            }
+            unless_aborted(destroyed, connection.write(&bytes)).await
         })
     }
 

@@ -12,6 +12,7 @@ use super::images::image_progress_json;
 use super::record::{permission_json, text};
 use crate::agents::InstallProgress;
 use crate::error::Error;
+use crate::net::Denial;
 use crate::session::{Item, Notice, SessionState, ShutdownReason, Subscription};
 
 /// A callback that is called until this is closed.
@@ -157,6 +158,26 @@ fn notice_json(notice: &Notice) -> String {
         Notice::LimitReached { limit, detail } => json!({
             "type": "limitReached",
             "value": { "limit": limit.as_str(), "detail": detail },
+        }),
+        Notice::SecretMisdirected(misdirected) => json!({
+            "type": "secretMisdirected",
+            "value": {
+                "secret": misdirected.secret,
+                "host": misdirected.host,
+                "port": misdirected.port,
+                "place": misdirected.place.as_str(),
+                "count": misdirected.count,
+            },
+        }),
+        Notice::NetworkDenied(Denial { refused, count }) => json!({
+            "type": "networkDenied",
+            "value": {
+                "host": refused.host,
+                "port": refused.port,
+                "protocol": refused.protocol.as_str(),
+                "rule": refused.rule.as_ref().map_or_else(|| "*".to_owned(), ToString::to_string),
+                "count": count,
+            },
         }),
         Notice::SessionStatus { session, state } => {
             let (status, turn, pending) = match state {

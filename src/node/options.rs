@@ -12,12 +12,14 @@ pub(super) use super::argument::parse;
 use super::argument::{MAX_SAFE, Whole, WholeOrFalse};
 use super::images::RawImage;
 use super::limits::RawLimits;
+use super::network::RawNetwork;
+use super::secrets::{RawSecrets, secrets};
 use crate::agents::{AgentStore, BuiltIn, ClientAgents, OwnAgent, Version};
 use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::session::{
-    ClientOptions, McpServer, RawSessionOptions, Resume, SessionOptions, Settings, VmSettings,
-    check_environment, check_mcp_servers, text_prompt,
+    ClientOptions, McpServer, RawSessionOptions, Resume, RootChoice, SessionOptions, Settings,
+    VmSettings, check_environment, check_mcp_servers, text_prompt,
 };
 use crate::store::{Durability, Query};
 use crate::vm::exec::ExecOptions;
@@ -43,10 +45,12 @@ struct RawClientOptions {
     cancel_grace_ms: Option<Whole<0, MAX_SAFE>>,
     // As below: serde can't flatten into a struct that denies unknown fields.
     loopback_exempt_ports: Option<Vec<Whole<1, 65_535>>>,
+    network: Option<RawNetwork>,
     sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
     limits: Option<RawLimits>,
     mounts: Option<Vec<RawMount>>,
     image: Option<RawImage>,
+    secrets: Option<RawSecrets>,
     /// Root of the image store. Beside the agent store unless it is given.
     image_store_dir: Option<PathBuf>,
 }
@@ -56,10 +60,12 @@ struct RawClientOptions {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RawVmOptions {
     loopback_exempt_ports: Option<Vec<Whole<1, 65_535>>>,
+    network: Option<RawNetwork>,
     sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
     limits: Option<RawLimits>,
     mounts: Option<Vec<RawMount>>,
     image: Option<RawImage>,
+    secrets: Option<RawSecrets>,
 }
 
 impl RawVmOptions {
@@ -72,6 +78,9 @@ impl RawVmOptions {
             settings.loopback_exempt_ports =
                 ports.filter_map(|port| port.0.try_into().ok()).collect();
         }
+        if let Some(network) = self.network {
+            settings.network = network.rules("network")?;
+        }
         if let Some(sleep_after) = self.sleep_after_ms {
             settings.sleep_after = sleep_after.0.map(Duration::from_millis);
         }
@@ -82,7 +91,10 @@ impl RawVmOptions {
             settings.mounts = mounts(raw)?;
         }
         if let Some(image) = self.image {
-            settings.image = image.0;
+            settings.image = image.0.map_or(RootChoice::HostPrograms, RootChoice::Image);
+        }
+        if let Some(raw) = self.secrets {
+            settings.secrets = secrets(raw)?;
         }
         Ok(settings)
     }
@@ -168,10 +180,12 @@ pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Res
     };
     let vm = RawVmOptions {
         loopback_exempt_ports: raw.loopback_exempt_ports,
+        network: raw.network,
         sleep_after_ms: raw.sleep_after_ms,
         limits: raw.limits,
         mounts: raw.mounts,
         image: raw.image,
+        secrets: raw.secrets,
     };
     if let Some(images) = raw.image_store_dir {
         settings.images = images;
@@ -301,8 +315,8 @@ pub(super) struct RawExecOptions {
     env: BTreeMap<String, String>,
     cwd: Option<String>,
     user: RawUser,
-    timeout_ms: Option<u64>,
-    max_output_bytes: Option<u64>,
+    timeout_ms: Option<Whole<1, MAX_SAFE>>,
+    max_output_bytes: Option<Whole<0, MAX_SAFE>>,
 }
 
 #[derive(Default, Clone, Copy, Deserialize)]
@@ -325,13 +339,6 @@ impl RawUser {
 pub(super) fn exec_options(json: &str, stdin: Vec<u8>) -> Result<ExecOptions> {
     let raw: RawExecOptions = parse(json)?;
     check_environment("env", &raw.env)?;
-    if raw.timeout_ms == Some(0) {
-        // Elsewhere in Node, 0 means that there is none.
-        return Err(Error::invalid_argument(
-            "timeoutMs",
-            "must be at least 1: leave it out for no time limit",
-        ));
-    }
     let default = ExecOptions::default();
     Ok(ExecOptions {
         env: raw.env.into_iter().collect(),
@@ -341,11 +348,11 @@ pub(super) fn exec_options(json: &str, stdin: Vec<u8>) -> Result<ExecOptions> {
         },
         user: raw.user.user(),
         stdin,
-        timeout: raw.timeout_ms.map(Duration::from_millis),
+        timeout: raw.timeout_ms.map(|ms| Duration::from_millis(ms.0)),
         max_output_bytes: raw
             .max_output_bytes
             .map_or(default.max_output_bytes, |bytes| {
-                usize::try_from(bytes).unwrap_or(usize::MAX)
+                usize::try_from(bytes.0).unwrap_or(usize::MAX)
             }),
     })
 }

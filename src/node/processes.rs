@@ -18,12 +18,12 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::argument::{MAX_SAFE, Whole, parse};
-use super::error::{aborted, promise, rejection};
+use super::error::{promise, rejection};
 use super::options::{RawUser, path};
-use super::vm::{NativeAbort, NativeVm, aborting, signal_name};
+use super::vm::{NativeAbort, NativeVm, signal_name, unless_aborted};
 use crate::error::{Error, Result};
 use crate::session::{
-    End, Interest, Output, OutputSubscription, ShellId, Source, SpawnOptions, Spawned, Stream,
+    End, Interest, Output, OutputSubscription, ShellId, Source, SpawnOptions, Started, Stream,
     check_environment,
 };
 use crate::vm::{Exit, ProcessInfo, User};
@@ -31,12 +31,16 @@ use crate::vm::{Exit, ProcessInfo, User};
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct RawSpawnOptions {
-    args: Vec<String>,
     env: BTreeMap<String, String>,
     cwd: Option<String>,
     user: RawUser,
     timeout_ms: Option<Whole<1, MAX_SAFE>>,
     max_output_bytes: Option<Whole<0, { 64 << 20 }>>,
+}
+
+#[derive(Default, Deserialize)]
+struct RawArguments {
+    args: Vec<String>,
 }
 
 /// How a process ended.
@@ -107,12 +111,13 @@ impl NativeOutputSubscription {
 
 #[napi]
 impl NativeVm {
-    /// Resolves to the pid. `options`: JSON, with the arguments.
+    /// Resolves to the pid. `arguments`: JSON of `{ args }`; `options`: JSON.
     #[napi]
     pub fn spawn<'env>(
         &self,
         env: &'env Env,
         command: String,
+        arguments: String,
         options: String,
         stdin: Option<Uint8Array>,
         abort: &NativeAbort,
@@ -122,11 +127,8 @@ impl NativeVm {
         // At once: the caller may change it when this has returned.
         let stdin = stdin.map(|bytes| bytes.to_vec());
         promise(env, async move {
-            let (argv, options) = spawn_options(command, &options, stdin)?;
-            tokio::select! {
-                spawned = handle.spawn(argv, options) => spawned,
-                () = aborting(abort) => Err(aborted()),
-            }
+            let (argv, options) = spawn_options(command, &arguments, &options, stdin)?;
+            unless_aborted(abort, handle.spawn(argv, options)).await
         })
     }
 
@@ -164,10 +166,7 @@ impl NativeVm {
         let handle = self.handle.clone();
         let abort = abort.signal();
         promise(env, async move {
-            let end = tokio::select! {
-                end = handle.wait_process(pid) => end?,
-                () = aborting(abort) => return Err(aborted()),
-            };
+            let end = unless_aborted(abort, handle.wait_process(pid)).await?;
             Ok(end.into())
         })
     }
@@ -312,15 +311,17 @@ fn output(output: Output) -> NativeOutput {
 
 fn spawn_options(
     command: String,
+    arguments: &str,
     json: &str,
     stdin: Option<Vec<u8>>,
 ) -> Result<(Vec<String>, SpawnOptions)> {
+    let RawArguments { args } = parse(arguments)?;
     let raw: RawSpawnOptions = parse(json)?;
     check_environment("env", &raw.env)?;
     if command.is_empty() {
         return Err(Error::invalid_argument("command", "must not be empty"));
     }
-    let argv: Vec<String> = std::iter::once(command).chain(raw.args).collect();
+    let argv: Vec<String> = std::iter::once(command).chain(args).collect();
     if let Some(index) = argv.iter().position(|word| word.contains('\0')) {
         let field = match index.checked_sub(1) {
             None => "command".to_owned(),
@@ -364,14 +365,21 @@ fn signal_number(signal: &str) -> Result<i32> {
         })
 }
 
-fn spawned_json(process: &Spawned) -> Value {
+fn spawned_json(process: &Started) -> Value {
+    let mut json = started_json(process);
+    json["pid"] = process.pid.into();
+    json["timedOut"] = process.end.is_some_and(|end| end.timed_out).into();
+    json
+}
+
+/// What a process and a shell have in common.
+pub(super) fn started_json(process: &Started) -> Value {
     let (exit_code, signal) = match process.end.map(|end| end.exit) {
         Some(Exit::Code(code)) => (Some(code), None),
         Some(Exit::Signal(number)) => (None, Some(signal_name(number))),
         None => (None, None),
     };
     json!({
-        "pid": process.pid,
         "command": process.argv.first(),
         "args": process.argv.get(1..),
         "cwd": process.cwd.as_str(),
@@ -383,6 +391,7 @@ fn spawned_json(process: &Spawned) -> Value {
         "running": process.end.is_none(),
         "exitCode": exit_code,
         "signal": signal,
+        "vmEnded": process.end.is_some_and(|end| end.with_vm),
     })
 }
 

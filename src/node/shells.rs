@@ -11,12 +11,13 @@ use napi::Env;
 use napi::bindgen_prelude::{PromiseRaw, Uint8Array};
 use napi_derive::napi;
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::argument::{Whole, parse};
-use super::error::{aborted, promise};
+use super::argument::{Whole, parse, parse_argument};
+use super::error::promise;
 use super::options::{RawUser, path};
-use super::processes::NativeEnd;
-use super::vm::{NativeAbort, NativeVm, aborting};
+use super::processes::{NativeEnd, started_json};
+use super::vm::{NativeAbort, NativeVm, unless_aborted};
 use crate::error::{Code, Error, Result};
 use crate::session::{ShellId, ShellOptions, check_environment};
 use crate::vm::Size;
@@ -80,10 +81,24 @@ impl NativeVm {
         size: String,
     ) -> napi::Result<PromiseRaw<'env, ()>> {
         let resized = id(&shell_id).and_then(|shell| {
-            let RawSize { cols, rows } = parse(&size)?;
+            let RawSize { cols, rows } = parse_argument("size", &size)?;
             self.handle.resize_shell(shell, size_of(cols, rows))
         });
         promise(env, async move { resized })
+    }
+
+    /// Returns JSON of an array.
+    #[napi]
+    pub fn list_shells<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, String>> {
+        let listed = self.handle.list_shells();
+        promise(env, async move {
+            let shells = listed?.into_iter().map(|(id, shell)| {
+                let mut json = started_json(&shell);
+                json["shellId"] = id.to_string().into();
+                json
+            });
+            Ok(Value::from(shells.collect::<Vec<_>>()).to_string())
+        })
     }
 
     #[napi]
@@ -108,10 +123,7 @@ impl NativeVm {
         let abort = abort.signal();
         promise(env, async move {
             let shell = id(&shell_id)?;
-            let end = tokio::select! {
-                end = handle.wait_shell(shell) => end?,
-                () = aborting(abort) => return Err(aborted()),
-            };
+            let end = unless_aborted(abort, handle.wait_shell(shell)).await?;
             Ok(end.into())
         })
     }

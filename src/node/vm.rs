@@ -65,6 +65,17 @@ pub(super) async fn aborting(mut abort: watch::Receiver<bool>) {
     }
 }
 
+/// What `call` comes to, unless it is aborted: then it is dropped.
+pub(super) async fn unless_aborted<T>(
+    abort: watch::Receiver<bool>,
+    call: impl Future<Output = Result<T>> + Send,
+) -> Result<T> {
+    tokio::select! {
+        done = call => done,
+        () = aborting(abort) => Err(aborted()),
+    }
+}
+
 /// How an exec ended.
 #[napi(object)]
 pub struct NativeExecResult {
@@ -143,10 +154,7 @@ impl NativeVm {
             let command = options::command(&command)?;
             let limit = options.timeout;
             // Dropping an exec kills its processes.
-            let ended = tokio::select! {
-                ended = handle.exec(command, options) => ended?,
-                () = aborting(abort) => return Err(aborted()),
-            };
+            let ended = unless_aborted(abort, handle.exec(command, options)).await?;
             exec_result(command, limit, ended)
         })
     }

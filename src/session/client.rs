@@ -14,6 +14,7 @@ use super::awake::Awake;
 use super::compile_cache;
 use super::control::SessionView;
 use super::emission::{ShutdownReason, Subscription};
+use super::image::RootChoice;
 use super::kept::Resume;
 use super::machine::Machine;
 use super::options::SessionOptions;
@@ -24,11 +25,12 @@ use crate::agents::{
 };
 use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmId, VmKey};
-use crate::images::Source;
-use crate::net::Policy;
+use crate::net::secrets::Secrets;
+use crate::net::{Policy, Rules};
 use crate::store::{Durability, Page, Query, SessionRecord};
 use crate::vm::exec::{self, ExecEnd, ExecOptions};
 use crate::vm::mount::HostMount;
+use crate::vm::namespace::{self, Made};
 use crate::vm::{DynVm, Limits};
 
 /// What a client is made with.
@@ -64,13 +66,17 @@ pub struct Settings {
 pub struct VmSettings {
     /// Ports of the host's loopback that are reachable from the VM on `127.0.0.1` and `::1`.
     pub loopback_exempt_ports: Vec<u16>,
+    /// What else of the network.
+    pub network: Rules,
     /// How long a VM that nothing needs goes on running. `None`: for ever.
     pub sleep_after: Option<Duration>,
     pub limits: Limits,
     /// Directories and files of the host in the VM.
     pub mounts: Vec<HostMount>,
-    /// Instead of the host's programs. `None`: what the VM was made with.
-    pub image: Option<Source>,
+    /// Instead of the host's programs.
+    pub image: RootChoice,
+    /// What VMs use and do not get.
+    pub secrets: Secrets,
 }
 
 /// The documented defaults.
@@ -78,10 +84,12 @@ impl Default for VmSettings {
     fn default() -> Self {
         Self {
             loopback_exempt_ports: Vec::new(),
+            network: Rules::default(),
             sleep_after: Some(Duration::from_mins(15)),
             limits: Limits::default(),
             mounts: Vec::new(),
-            image: None,
+            image: RootChoice::default(),
+            secrets: Secrets::default(),
         }
     }
 }
@@ -105,7 +113,7 @@ impl Settings {
 
     /// What VMs may connect to.
     pub(super) fn policy(&self) -> Policy {
-        Policy::new(&self.vm.loopback_exempt_ports)
+        Policy::new(&self.vm.loopback_exempt_ports).with_rules(self.vm.network.clone())
     }
 
     /// What no mount may show: the agent store, and every data directory that this process knows.
@@ -214,11 +222,13 @@ impl Client {
 
     /// The VM of this key. Does no I/O: it boots when something needs it.
     pub fn vm(&self, key: VmKey) -> Result<VmHandle> {
-        self.handle(key, Arc::clone(&self.inner.settings))
+        self.vm_with(key, self.inner.settings.vm.clone())
     }
 
     /// The same, booted by this handle with other settings than the client's.
-    pub fn vm_with(&self, key: VmKey, vm: VmSettings) -> Result<VmHandle> {
+    pub fn vm_with(&self, key: VmKey, mut vm: VmSettings) -> Result<VmHandle> {
+        // What is exchanged by one handle is not exchanged in others.
+        vm.secrets = vm.secrets.apart();
         let settings = Settings {
             vm,
             ..(*self.inner.settings).clone()
@@ -226,10 +236,25 @@ impl Client {
         self.handle(key, Arc::new(settings))
     }
 
+    /// The VMs that the data directory has, by key, whichever process has made them. Boots nothing.
+    pub async fn list_vms(&self) -> Result<Vec<Made>> {
+        let vms = self.data_dir()?.join("vms");
+        Ok(namespace::list(&vms).await?)
+    }
+
     /// What a VM is booted with that is asked for without more.
     #[must_use]
     pub fn vm_settings(&self) -> &VmSettings {
         &self.inner.settings.vm
+    }
+
+    /// Directories of the VMs in all data directories that this process has open.
+    pub(super) fn vm_directories() -> Vec<PathBuf> {
+        let data = DataDir::all();
+        let vms = data
+            .iter()
+            .filter_map(|data| std::fs::read_dir(data.path.join("vms")).ok());
+        vms.flatten().flatten().map(|entry| entry.path()).collect()
     }
 
     pub(super) fn data_dir(&self) -> Result<&Path> {
@@ -473,6 +498,26 @@ impl VmHandle {
         let (vm, process) = self.machine.begin(settings, start).await?;
         let ended = exec::attend(&vm, process, options).await;
         self.machine.outcome(&vm, ended).await
+    }
+
+    /// The same VM under other rules of the network, for the calls from now on.
+    #[must_use]
+    pub fn with_network(&self, network: Rules) -> Self {
+        let mut settings = (*self.settings).clone();
+        settings.vm.network = network;
+        Self {
+            settings: Arc::new(settings),
+            ..self.clone()
+        }
+    }
+
+    /// Puts this handle's rules of the network into force, if the VM runs. It is not booted for that.
+    pub async fn apply_network(&self) -> Result<()> {
+        let settings = self.open()?;
+        match self.machine.running_vm().await {
+            Some(vm) => Ok(vm.set_network(settings.vm.network.clone()).await?),
+            None => Ok(()),
+        }
     }
 
     /// Ends what runs, keeps everything that is kept.

@@ -60,7 +60,11 @@ impl VmHandle {
         let (settings, awake) = self.awake().await?;
         let mut pause = FIRST_LOOK;
         loop {
-            let listeners = self.listeners(settings).await?;
+            let list = |vm: DynVm| async move {
+                vm.check_port(port)?;
+                vm.listeners().await
+            };
+            let (_, listeners) = self.machine.begin(settings, list).await?;
             let meets = |listener: &SocketAddr| {
                 let ip = listener.ip().to_canonical();
                 listener.port() == port && (ip.is_unspecified() || is_localhost(*listener))

@@ -17,6 +17,8 @@ use crate::agents::InstallProgress;
 use crate::error::Result;
 use crate::ids::{Seq, SessionId};
 use crate::images;
+use crate::net::secrets::Misdirected;
+use crate::net::{Denial, Refused};
 use crate::store::{History, Page, Query, Store, StoreError, StoredEvent};
 use crate::vm::Limit;
 
@@ -29,6 +31,11 @@ const PAGE_BYTES: u64 = 1 << 20;
 /// garbage there when the listener has seen it.
 const MAX_BATCH: usize = 512;
 const MIN_BATCH: usize = 8;
+
+/// Different hosts that a slow listener is still to hear of.
+const MAX_MISDIRECTED: usize = 64;
+/// Refusals of the network that wait for a slow listener.
+const MAX_DENIALS: usize = 512;
 
 /// A listener that takes longer for a batch gets smaller ones.
 const SLOW: Duration = Duration::from_millis(100);
@@ -66,6 +73,8 @@ pub enum Notice {
         limit: Limit,
         detail: String,
     },
+    SecretMisdirected(Misdirected),
+    NetworkDenied(Denial),
     SessionStatus {
         session: SessionId,
         state: SessionState,
@@ -398,7 +407,10 @@ impl Position {
 
     /// Progress replaces the progress before it, and a session's state the one before it, so that a
     /// slow listener holds few notices.
-    fn push(&mut self, notice: Notice) {
+    fn push(&mut self, mut notice: Notice) {
+        if let Notice::SecretMisdirected(misdirected) = &mut notice {
+            self.count(misdirected);
+        }
         let replaced = match &notice {
             Notice::InstallProgress(_) => self
                 .notices
@@ -415,12 +427,67 @@ impl Position {
             Notice::LimitReached { limit, .. } => self.notices.iter_mut().find(
                 |queued| matches!(queued, Notice::LimitReached { limit: own, .. } if own == limit),
             ),
+            Notice::SecretMisdirected(own) => self.notices.iter_mut().find(
+                |queued| matches!(queued, Notice::SecretMisdirected(queued) if queued.is_alike(own)),
+            ),
+            Notice::NetworkDenied(denial) => return self.push_denial(denial.clone()),
             Notice::VmBooted { .. } | Notice::VmShutdown { .. } => None,
         };
         if let Some(replaced) = replaced {
             *replaced = notice;
         } else {
             self.notices.push_back(notice);
+            self.queued += 1;
+        }
+    }
+}
+
+impl Position {
+    /// Adds to it what is queued of the same, and gives up its host where there are too many.
+    fn count(&self, misdirected: &mut Misdirected) {
+        let mut queued: Vec<_> = Vec::new();
+        for notice in &self.notices {
+            if let Notice::SecretMisdirected(notice) = notice {
+                queued.push(notice);
+            }
+        }
+        if queued.len() >= MAX_MISDIRECTED && !queued.iter().any(|own| own.is_alike(misdirected)) {
+            misdirected.forget_host();
+        }
+        let alike = queued.into_iter().find(|own| own.is_alike(misdirected));
+        misdirected.count += alike.map_or(0, |own| own.count);
+    }
+
+    /// What was refused several times since the listener last came counts so many times, and what is more
+    /// than it can want to read is counted together.
+    fn push_denial(&mut self, denial: Denial) {
+        let mut kinds = 0;
+        let mut others = None;
+        for (index, notice) in self.notices.iter_mut().enumerate() {
+            let Notice::NetworkDenied(queued) = notice else {
+                continue;
+            };
+            if queued.refused == denial.refused {
+                queued.count = queued.count.saturating_add(denial.count);
+                return;
+            }
+            kinds += 1;
+            if queued.refused == Refused::others() {
+                others = Some(index);
+            }
+        }
+        if kinds < MAX_DENIALS {
+            self.notices.push_back(Notice::NetworkDenied(denial));
+            self.queued += 1;
+        } else if let Some(Notice::NetworkDenied(queued)) =
+            others.and_then(|index| self.notices.get_mut(index))
+        {
+            queued.count = queued.count.saturating_add(denial.count);
+        } else {
+            self.notices.push_back(Notice::NetworkDenied(Denial {
+                refused: Refused::others(),
+                count: denial.count,
+            }));
             self.queued += 1;
         }
     }

@@ -1,16 +1,18 @@
 //! The files of a VM. What is open of them keeps the VM awake.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use tokio::sync::watch;
-use uuid::Uuid;
 
 use super::awake::Awake;
 use super::client::{VmHandle, closed_error};
+use super::host_file::{self, NewFile, on_host};
+use super::upload::told;
 use crate::error::{Code, Error, Result};
+use crate::host_path::Exposure;
 use crate::vm::files::{
     Answers, Change, DIRECTORY_MODE, FILE_MODE, Record, Stat, Task, Write as How,
 };
@@ -163,9 +165,9 @@ impl VmHandle {
         Ok(self.machine.begin(settings, resolve).await?.1)
     }
 
-    /// Deletes a path with everything below it. Dropping the future ends it somewhere in between.
-    pub async fn delete_tree(&self, path: GuestPath, user: User) -> Result<()> {
-        let mut records = self.file_records(Task::RemoveTree(path), user).await?;
+    /// Does a [`Task`] that tells nothing. Dropping the future ends it somewhere in between.
+    pub async fn do_files(&self, task: Task, user: User) -> Result<()> {
+        let mut records = self.file_records(task, user).await?;
         while records.next().await?.is_some() {}
         Ok(())
     }
@@ -231,8 +233,9 @@ impl VmHandle {
 
     /// Copies a file of the VM to one of the host, which is replaced when all of it has arrived.
     pub async fn download_to(&self, path: GuestPath, to: &Path, user: User) -> Result<()> {
+        let exposure = self.machine.exposure(self.open()?);
         let download = self.download(path, ReadRange::default(), user).await?;
-        download.save(to).await
+        download.save(exposure, to).await
     }
 }
 
@@ -267,8 +270,7 @@ async fn open_to_write(
         opened => opened,
     }?;
     if let Some(mode) = mode {
-        let path = path.clone();
-        vm.change(&Change::SetMode { path, mode }, user).await?;
+        vm.set_mode_of(&opened, path, mode, user).await?;
     }
     Ok(opened)
 }
@@ -302,13 +304,17 @@ impl FileRecords {
             if let Some(failed) = failed.take() {
                 return Err(failed);
             }
-            let Some(first) = answers.next().await? else {
-                return Ok(None);
+            let first = loop {
+                match answers.next().await?.map(told) {
+                    None => return Ok(None),
+                    Some(None) => {}
+                    Some(Some(first)) => break first,
+                }
             };
             let mut batch = vec![first];
             while batch.len() < BATCH {
                 match answers.ready() {
-                    Ok(Some(record)) => batch.push(record),
+                    Ok(Some(record)) => batch.extend(told(record)),
                     Ok(None) => break,
                     Err(error) => {
                         *failed = Some(error);
@@ -348,14 +354,17 @@ impl Download {
         Ok(chunk)
     }
 
-    async fn save(mut self, to: &Path) -> Result<()> {
+    async fn save(mut self, exposure: Exposure, to: &Path) -> Result<()> {
         let place = to.to_owned();
-        let opened = file::on_a_thread(move || HostFile::beside(place)).await;
-        let saved = opened.map_err(|error| on_host("write", to, &error))?;
+        let opened = host_file::on_a_thread(move || NewFile::beside(&exposure, &place));
+        let saved = opened
+            .await
+            .map_err(|refused| host_file::failed("write", to, refused))?;
+        let saved = Arc::new(saved);
         loop {
-            let (from, into) = (Arc::clone(&self.file), Arc::clone(&saved.file));
+            let (from, into) = (Arc::clone(&self.file), Arc::clone(&saved));
             let position = self.position;
-            let copying = file::on_a_thread(move || file::copy_some(&from, position, &into));
+            let copying = file::on_a_thread(move || file::copy_some(&from, position, into.file()));
             let copied = self.held.until_the_end(async { Ok(copying.await) });
             match copied.await? {
                 Ok(0) => break,
@@ -363,81 +372,11 @@ impl Download {
                 Err(error) => return Err(on_host("write", to, &error)),
             }
         }
-        let keeping = file::on_a_thread(move || saved.keep());
+        let keeping = file::on_a_thread(move || {
+            // Nothing copies any more.
+            let saved = Arc::into_inner(saved).ok_or(Errno::EBUSY)?;
+            saved.keep()
+        });
         keeping.await.map_err(|error| on_host("write", to, &error))
     }
-}
-
-/// A file of the host that is not yet at its path. Dropping it before it is kept removes it.
-struct HostFile {
-    file: Arc<File>,
-    temporary: PathBuf,
-    to: PathBuf,
-    kept: bool,
-}
-
-impl HostFile {
-    fn beside(to: PathBuf) -> std::io::Result<Self> {
-        let (to, permissions) = match std::fs::symlink_metadata(&to) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (to, None),
-            Err(error) => return Err(error),
-            Ok(found) => {
-                // A VM may have made it, in a directory that is mounted there.
-                if found.is_symlink() {
-                    return Err(Errno::ELOOP.into());
-                }
-                if found.is_dir() {
-                    return Err(Errno::EISDIR.into());
-                }
-                // A rename would put a file in the place of a device.
-                if !found.is_file() {
-                    return Err(Errno::EINVAL.into());
-                }
-                (to, Some(found.permissions()))
-            }
-        };
-        let name = format!(".agentvm-download-{}", Uuid::now_v7().simple());
-        let temporary = to.with_file_name(name);
-        let file = File::create_new(&temporary)?;
-        let new = Self {
-            file: Arc::new(file),
-            temporary,
-            to,
-            kept: false,
-        };
-        if let Some(permissions) = permissions {
-            new.file.set_permissions(permissions)?;
-        }
-        Ok(new)
-    }
-
-    fn keep(mut self) -> std::io::Result<()> {
-        std::fs::rename(&self.temporary, &self.to)?;
-        self.kept = true;
-        Ok(())
-    }
-}
-
-impl Drop for HostFile {
-    fn drop(&mut self) {
-        if !self.kept
-            && let Err(error) = std::fs::remove_file(&self.temporary)
-        {
-            tracing::warn!(%error, path = ?self.temporary, "what is left of a download stays");
-        }
-    }
-}
-
-/// A failure at a file of the host's.
-pub(super) fn on_host(what: &str, path: &Path, error: &std::io::Error) -> Error {
-    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-    let problem = match errno {
-        Errno::EINVAL => "it is not a regular file",
-        Errno::ELOOP => "it is a symbolic link",
-        errno => errno.desc(),
-    };
-    Error::new(
-        Code::from(errno),
-        format!("can't {what} \"{}\" on the host: {problem}", path.display()),
-    )
 }

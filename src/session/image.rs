@@ -3,14 +3,18 @@
 use std::collections::HashSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
+use nix::errno::Errno;
+
 use super::client::Settings;
 use super::emission::Notice;
+use super::host_file;
 use super::machine::Machine;
 use crate::agents::{Installed, Launch};
 use crate::error::{Code, Error, Result};
-use crate::images::{self, Images, Ownership};
+use crate::host_path::Refused;
+use crate::images::{self, Images, Ownership, Source};
 use crate::vm::exec::{ExecEnd, ExecOptions, attend};
-use crate::vm::{Command, DynVm, Exit, GuestPath, Image, User, VmError, namespace};
+use crate::vm::{Command, DynVm, Exit, GuestPath, Image, MadeWith, User, VmError, namespace};
 
 /// An image that a VM can be booted with.
 pub(super) struct Found {
@@ -20,21 +24,39 @@ pub(super) struct Found {
 }
 
 impl Settings {
-    fn images(&self) -> Result<Images> {
+    pub(super) fn images(&self) -> Result<Images> {
         let ownership = if namespace::maps_a_range()? {
             Ownership::AsInImage
         } else {
             Ownership::Caller
         };
-        Ok(Images::new(
-            self.images.clone(),
-            ownership,
-            images::Limits::default(),
-        ))
+        let min_free = namespace::min_free_disk(self.vm.limits.min_free_disk_bytes, &self.images);
+        let limits = images::Limits {
+            min_free,
+            ..images::Limits::default()
+        };
+        Ok(Images::new(self.images.clone(), ownership, limits))
     }
 }
 
 impl Machine {
+    fn other_image(&self, has: Option<&MadeWith>, wanted: Option<&Source>) -> Error {
+        Error::from(VmError::OtherImage {
+            key: self.key.to_string(),
+            has: has.map(|made_with| {
+                let source = serde_json::from_str::<Source>(&made_with.source);
+                source.map_or_else(
+                    |_| made_with.id.clone(),
+                    |source| match source {
+                        Source::Rootfs { .. } => source.to_string(),
+                        _ => format!("{source} ({})", made_with.id),
+                    },
+                )
+            }),
+            wanted: wanted.map(ToString::to_string),
+        })
+    }
+
     /// What the VM was made with, or is to be made with; `None`: the host's programs. Before the VM's
     /// lock is taken, because it may take as long as a download.
     pub(super) async fn find_image(&self, settings: &Settings) -> Result<Option<Found>> {
@@ -47,31 +69,59 @@ impl Machine {
             }
         };
         let source = match (&settings.vm.image, &made_with) {
-            (None, None) => return Ok(None),
-            (Some(wanted), _) => wanted.clone(),
-            (None, Some(made_with)) => {
-                serde_json::from_str(&made_with.source).map_err(|error| {
+            (RootChoice::HostPrograms | RootChoice::AsMade, None) => return Ok(None),
+            (RootChoice::HostPrograms, Some(made_with)) => {
+                return Err(self.other_image(Some(made_with), None));
+            }
+            (RootChoice::Image(wanted), _) => wanted.clone(),
+            (RootChoice::AsMade, Some(made_with)) => serde_json::from_str(&made_with.source)
+                .map_err(|error| {
                     let problem =
                         format!("VM {} has an image that can't be read: {error}", self.key);
                     Error::new(Code::StoreCorrupt, problem)
-                })?
-            }
+                })?,
         };
         let text = serde_json::to_string(&source).unwrap_or_default();
         if made_with.is_none() && namespace::made_without(&self.dir) {
             // Nothing is unpacked in vain.
-            return Err(Error::from(VmError::OtherImage {
-                key: self.key.to_string(),
-                has: None,
-                wanted: Some(source.to_string()),
-            }));
+            return Err(self.other_image(None, Some(&source)));
         }
         // Under the name that it was made with, the VM has what was there then.
-        let id = made_with.filter(|made_with| made_with.source == text);
+        let id = made_with
+            .as_ref()
+            .filter(|made_with| made_with.source == text)
+            .map(|made_with| made_with.id.clone());
         let tell = |progress| self.emission.notify(&Notice::ImageProgress(progress));
-        let id = id.map(|made_with| made_with.id);
+        let source = self.without_links_of_vms(source, settings).await?;
+        if let Source::Rootfs { path } = &source
+            && path.exists()
+        {
+            let (path, private) = (path.clone(), settings.private_directories());
+            let checked =
+                tokio::task::spawn_blocking(move || namespace::check_root(&path, &private));
+            checked.await.map_err(|error| {
+                Error::new(Code::Internal, format!("can't check an image: {error}"))
+            })??;
+        }
         // It has what a download needs: too much for every future that may boot a VM.
-        let image = Box::pin(settings.images()?.open(source, id, &tell)).await?;
+        let image = Box::pin(settings.images()?.open(source.clone(), id, &tell)).await?;
+        if let Source::Rootfs { path } = &source
+            && *path != image.rootfs
+        {
+            let shown = path.display();
+            let problem = format!("image.rootfs: \"{shown}\" was exchanged meanwhile: try again");
+            return Err(Error::new(Code::from(Errno::ESTALE), problem));
+        }
+        if let Some(made_with) = made_with.filter(|made_with| made_with.id != image.id) {
+            return Err(self.other_image(Some(&made_with), Some(&source)));
+        }
+        // From here on it stays as long as the VM does, asleep too.
+        let dir = self.dir.clone();
+        let image = super::images::on_a_thread(move || {
+            image.keep_for(&dir)?;
+            Ok(image)
+        })
+        .await?;
         Ok(Some(Found {
             image: Image {
                 id: image.id.clone(),
@@ -82,6 +132,50 @@ impl Machine {
             lease: image,
         }))
     }
+}
+
+impl Machine {
+    /// The source without symlinks, unless a VM could have made one that decides where it is.
+    async fn without_links_of_vms(&self, source: Source, settings: &Settings) -> Result<Source> {
+        let (given, field) = match &source {
+            Source::Registry { .. } => return Ok(source),
+            Source::OciLayout { path, .. } => (path.clone(), "image.ociLayout"),
+            Source::Rootfs { path } => (path.clone(), "image.rootfs"),
+        };
+        let exposure = self.exposure(settings);
+        let finding = host_file::on_a_thread({
+            let given = given.clone();
+            move || Ok(exposure.open(&given)?.real_path)
+        });
+        let path = match finding.await {
+            Ok(path) => path,
+            Err(Refused::Io(error))
+                if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) =>
+            {
+                // It is not needed if its image is unpacked, and named well if it is.
+                return Ok(source);
+            }
+            Err(refused @ Refused::Link { .. }) => {
+                return Err(Error::invalid_argument(field, refused));
+            }
+            Err(refused) => return Err(host_file::failed("use", &given, refused)),
+        };
+        Ok(match source {
+            Source::OciLayout { tag, .. } => Source::OciLayout { path, tag },
+            Source::Rootfs { .. } => Source::Rootfs { path },
+            Source::Registry { .. } => source,
+        })
+    }
+}
+
+/// What a VM is to have below its own files.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum RootChoice {
+    /// What it was made with; a new one has the host's programs.
+    #[default]
+    AsMade,
+    HostPrograms,
+    Image(Source),
 }
 
 /// Images on which a Node of the store was seen to run.

@@ -6,6 +6,7 @@ use super::client::VmHandle;
 use super::emission::{Emission, Notice};
 use crate::error::Result;
 use crate::vm::limits::InForce;
+use crate::vm::namespace;
 use crate::vm::{DynVm, Limit, Reached, Usage};
 
 /// What a VM takes of the host. Of one that does not run only its disk.
@@ -23,7 +24,7 @@ pub struct Running {
 }
 
 impl VmHandle {
-    /// What the VM takes. Boots nothing.
+    /// What the VM takes, unless another process has it. Boots nothing.
     pub async fn stats(&self) -> Result<Stats> {
         self.open()?;
         let running = match self.machine.running_vm().await {
@@ -38,9 +39,12 @@ impl VmHandle {
                 Err(error) => return Err(error.into()),
             },
         };
+        if running.is_none() {
+            namespace::check_not_elsewhere(&self.machine.dir, &self.machine.key_json()).await?;
+        }
         Ok(Stats {
             running,
-            disk_bytes: crate::vm::namespace::disk_usage(&self.machine.dir).await?,
+            disk_bytes: namespace::disk_usage(&self.machine.dir).await?,
         })
     }
 }
@@ -88,6 +92,13 @@ fn news(told: Reached, now: Reached, described: &[String; 4]) -> Vec<(Limit, Str
         let detail = format!(
             "the VM was growing when the disk of the data directory had less than {free_disk} left: its \
              processes were killed"
+        );
+        news.push((Limit::FreeDisk, detail));
+    }
+    if now.free_disk_unseen > told.free_disk_unseen {
+        let detail = format!(
+            "the disk of the data directory had less than half of {free_disk} left and went on to fill, and how \
+             much the VM takes could not be told: its processes were killed"
         );
         news.push((Limit::FreeDisk, detail));
     }

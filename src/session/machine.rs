@@ -5,14 +5,19 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::awake::{Awake, Ending, Gate};
 use super::client::Settings;
 use super::emission::{Emission, Notice, ShutdownReason};
+use super::life::all_told;
 use super::limits;
-use super::processes::Processes;
+use super::network;
+use super::outlet::Outlet;
+use super::processes::{self, Processes};
+use super::secrets;
 use super::sessions::Slot;
 use super::shells::Shells;
 use crate::agents::{Installed, Lease};
@@ -20,17 +25,21 @@ use crate::error::{Code, Error, Result};
 use crate::ids::{SessionId, VmKey};
 use crate::images;
 use crate::store::{History, Page, Query, SessionRecord, Store};
+use crate::vm::limits::out_of_memory;
 use crate::vm::namespace::{self, BootOptions, HostLock};
-use crate::vm::{DynVm, VmEnd, VmError};
+use crate::vm::{DynVm, GuestPath, User, VmEnd, VmError};
 
 /// Database of a VM, in its directory.
 pub(super) const DATABASE: &str = "vm.db";
+
+/// What ends takes no longer to be gone, most often: then it is known why.
+const END_IS_NEAR: Duration = Duration::from_secs(1);
 
 /// One VM of this process, behind every handle of its key.
 pub(super) struct Machine {
     pub(super) key: VmKey,
     pub(super) dir: PathBuf,
-    base_cache: PathBuf,
+    pub(super) base_cache: PathBuf,
     /// Whether what interrupted deletions have left in this data directory was cleared.
     swept: Arc<AtomicBool>,
     /// What runs. Held while it boots or ends: both happen once, whoever asks.
@@ -42,6 +51,8 @@ pub(super) struct Machine {
     pub(super) slots: Mutex<HashMap<SessionId, Arc<Slot>>>,
     pub(super) emission: Arc<Emission>,
     /// What callers have started in it.
+    /// Of processes and shells.
+    pub(super) outlet: Arc<Outlet>,
     pub(super) processes: Arc<Processes>,
     pub(super) shells: Arc<Shells>,
     /// Open clients that have asked for this VM.
@@ -72,7 +83,8 @@ impl Machine {
             slots: Mutex::default(),
             swept,
             emission: Arc::default(),
-            processes: Arc::default(),
+            outlet: Arc::default(),
+            processes: Arc::new(Processes::new(processes::ENDED)),
             shells: Arc::default(),
             users: Mutex::default(),
         }
@@ -162,10 +174,12 @@ impl Machine {
             base_cache: self.base_cache.clone(),
             agents: settings.agents.root().to_owned(),
             policy: Arc::new(settings.policy()),
+            denials: Some(network::tell(Arc::clone(&self.emission))),
             limits: settings.vm.limits.clone(),
             mounts: settings.vm.mounts.clone(),
             private: settings.private_directories(),
             image,
+            secrets: settings.vm.secrets.clone(),
         };
         self.sweep();
         let emission = Arc::clone(&self.emission);
@@ -186,6 +200,7 @@ impl Machine {
                 layers_suspect: booted.layers_suspect,
             });
             limits::watch(&vm, Arc::clone(&emission));
+            secrets::watch(&vm, Arc::clone(&emission));
             watch(&vm, emission);
             Ok((vm, running))
         });
@@ -234,10 +249,34 @@ impl Machine {
     /// What a call on `vm` comes to: one whose VM was shut down under it was given up on purpose.
     pub(super) async fn outcome<T>(&self, vm: &DynVm, result: Result<T, VmError>) -> Result<T> {
         match result {
-            Err(VmError::Ended(_) | VmError::NotSent(_)) if self.was_shut_down(vm).await => {
-                Err(self.was_ended())
+            Err(VmError::Interrupted { op, path }) => {
+                // Its end may be that of the whole VM, which answers nothing then.
+                let answer = vm.stat(&GuestPath::home(), true, User::User).await;
+                match answer {
+                    Err(ended @ (VmError::Ended(_) | VmError::NotSent(_))) => {
+                        Err(self.end_of_call(vm, ended).await)
+                    }
+                    _ => Err(VmError::Interrupted { op, path }.into()),
+                }
             }
-            result => Ok(result?),
+            Err(error) => Err(self.end_of_call(vm, error).await),
+            Ok(result) => Ok(result),
+        }
+    }
+
+    async fn end_of_call(&self, vm: &DynVm, error: VmError) -> Error {
+        if !matches!(error, VmError::Ended(_) | VmError::NotSent(_)) {
+            return error.into();
+        }
+        if self.was_shut_down(vm).await {
+            return self.was_ended();
+        }
+        // Why is known when all of it is gone. What only seems to be its end is told as what it seems.
+        let mut ended = vm.ended();
+        let end = tokio::time::timeout(END_IS_NEAR, ended.wait_for(Option::is_some)).await;
+        match end.as_ref().map(|end| end.as_ref().map(|end| &**end)) {
+            Ok(Ok(Some(VmEnd::OutOfMemory))) => out_of_memory(&**vm).into(),
+            _ => error.into(),
         }
     }
 
@@ -391,15 +430,19 @@ impl Machine {
             let deleted = namespace::delete(&self.dir, &self.key_json()).await;
             ended = deleted.map_err(Error::from);
         }
-        let told = (self.processes.told(), self.shells.told());
+        let gone = (self.processes.all(), self.shells.lives.all());
         drop((running, one_at_a_time, ending));
         if reason == ShutdownReason::Close {
             // Whoever closed listens no more after this.
             self.emission.drained().await;
         }
         self.emission.noticed().await;
-        told.0.await;
-        told.1.await;
+        all_told(&gone.0).await;
+        all_told(&gone.1).await;
+        if reason == ShutdownReason::Destroy && ended.is_ok() {
+            self.processes.forget(&gone.0, &self.outlet);
+            self.shells.lives.forget(&gone.1, &self.outlet);
+        }
         ended
     }
 
@@ -407,7 +450,7 @@ impl Machine {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn key_json(&self) -> String {
+    pub(super) fn key_json(&self) -> String {
         // An array of strings: always representable.
         serde_json::to_string(&self.key).unwrap_or_default()
     }
@@ -457,7 +500,7 @@ fn watch(vm: &DynVm, emission: Arc<Emission>) {
     let mut ended = vm.ended();
     tokio::spawn(async move {
         let died = match ended.wait_for(Option::is_some).await {
-            Ok(end) => matches!(&*end, Some(VmEnd::Died(_))),
+            Ok(end) => matches!(&*end, Some(VmEnd::Died(_) | VmEnd::OutOfMemory)),
             Err(_gone) => false,
         };
         if died {

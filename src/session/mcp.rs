@@ -9,7 +9,7 @@ use url::{Host, Url};
 
 use super::options::check_environment;
 use crate::error::{Code, Error, Result};
-use crate::net::{Policy, Verdict};
+use crate::net::{Policy, Reason, Scope, Verdict};
 
 /// A server of tools that the agent's model calls. Kept with the session's environment, because its
 /// variables and headers are secrets.
@@ -143,8 +143,9 @@ fn address(url: &str) -> std::result::Result<Url, String> {
     Ok(url)
 }
 
-/// Refuses a server that the VM's network would not let through, as far as its URL tells: a name is
-/// looked up as the VM would. One that can't be looked up now is for the agent to report.
+/// Refuses a server that the VM's network would not let through, as far as its URL tells: a name that
+/// may be asked for is looked up as the VM would. One that can't be looked up now is for the agent to
+/// report.
 pub(super) async fn check_reachable(servers: &[McpServer], policy: &Policy) -> Result<()> {
     for server in servers {
         let McpServer::Remote { url, .. } = server else {
@@ -153,42 +154,94 @@ pub(super) async fn check_reachable(servers: &[McpServer], policy: &Policy) -> R
         let parsed =
             address(url).map_err(|problem| Error::invalid_argument("mcpServers", problem))?;
         let port = parsed.port_or_known_default().unwrap_or_default();
-        let addresses: Vec<IpAddr> = match parsed.host() {
-            Some(Host::Ipv4(address)) => vec![address.into()],
-            Some(Host::Ipv6(address)) => vec![address.into()],
-            Some(Host::Domain(name)) => match tokio::net::lookup_host((name, port)).await {
-                Ok(found) => found.map(|address| address.ip()).collect(),
-                Err(_unknown) => continue,
-            },
-            None => continue,
+        let refusal = match parsed.host() {
+            Some(Host::Ipv4(address)) => refusal_of(policy, port, None, &[address.into()]),
+            Some(Host::Ipv6(address)) => refusal_of(policy, port, None, &[address.into()]),
+            Some(Host::Domain(name)) => refusal_of_name(policy, port, name).await,
+            None => None,
         };
-        let denied = |address: &IpAddr| match policy.judge(SocketAddr::new(*address, port)) {
-            Verdict::Allow => None,
-            Verdict::Deny(rule) => Some((*address, rule)),
-        };
-        let refusals: Vec<_> = addresses.iter().filter_map(denied).collect();
-        if refusals.len() == addresses.len()
-            && let Some((address, rule)) = refusals.first()
-        {
-            let remedy = if address.is_loopback() {
-                format!(
-                    "add {port} to loopbackExemptPorts of createClient if it is a server on this host"
-                )
-            } else {
-                "only the public internet and loopbackExemptPorts are reachable from a VM"
-                    .to_owned()
-            };
+        if let Some(Refusal { host, reason }) = refusal {
+            let remedy = remedy(&host, port, &reason);
             return Err(Error::new(
                 Code::NetworkDenied,
                 format!(
-                    "the MCP server {} ({url}) can't be reached from the VM: {address} is denied \
-                     ({rule}); {remedy}",
+                    "the MCP server {} ({url}) can't be reached from the VM: {host} is denied \
+                     ({reason}); {remedy}",
                     server.name()
                 ),
             ));
         }
     }
     Ok(())
+}
+
+/// What of a server is denied, and why.
+struct Refusal {
+    host: String,
+    reason: Reason,
+}
+
+async fn refusal_of_name(policy: &Policy, port: u16, name: &str) -> Option<Refusal> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_localhost = name == "localhost" || name.ends_with(".localhost");
+    if !is_localhost && let Some(reason) = policy.judge_name(name) {
+        let host = name.to_owned();
+        return Some(Refusal { host, reason });
+    }
+    let found = tokio::net::lookup_host((name, port)).await.ok()?;
+    let addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    refusal_of(policy, port, Some(name), &addresses)
+}
+
+/// `None`: one of the addresses is allowed.
+fn refusal_of(
+    policy: &Policy,
+    port: u16,
+    name: Option<&str>,
+    addresses: &[IpAddr],
+) -> Option<Refusal> {
+    let names: Vec<&str> = name.into_iter().collect();
+    let mut first = None;
+    for address in addresses {
+        match policy.judge(SocketAddr::new(*address, port), &names) {
+            Verdict::Allow(_) => return None,
+            Verdict::Deny(reason) => {
+                // What is denied for its name is named so.
+                let host = match (&reason, name) {
+                    (Reason::Rule(_) | Reason::Allowlist | Reason::Nothing, Some(name)) => {
+                        name.to_owned()
+                    }
+                    _ => address.to_string(),
+                };
+                first.get_or_insert(Refusal { host, reason });
+            }
+        }
+    }
+    first
+}
+
+/// What opens it.
+fn remedy(host: &str, port: u16, reason: &Reason) -> String {
+    let rule = if host.contains(':') {
+        format!("\"[{host}]:{port}\"")
+    } else {
+        format!("\"{host}:{port}\"")
+    };
+    match reason {
+        Reason::NotPublic(Scope::Loopback) => format!(
+            "add {port} to loopbackExemptPorts of createClient or getOrCreate if it is a server on \
+             this host"
+        ),
+        Reason::Rule(_) => {
+            "take that rule out of network.deny of createClient, getOrCreate or setNetwork"
+                .to_owned()
+        }
+        Reason::Nothing => format!(
+            "use network: {{ default: \"allowlist\", allow: [{rule}] }} of createClient, getOrCreate \
+             or setNetwork"
+        ),
+        _ => format!("add {rule} to network.allow of createClient, getOrCreate or setNetwork"),
+    }
 }
 
 impl McpServer {
@@ -328,6 +381,7 @@ fn package_name(package: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::{Otherwise, Rule, Rules};
 
     fn parse(json: Value) -> Vec<McpServer> {
         serde_json::from_value(json).expect("servers")
@@ -451,18 +505,59 @@ mod tests {
         let servers =
             |url: &str| check(parse(json!([{ "type": "remote", "url": url }]))).expect("valid");
         let policy = Policy::new(&[3000]);
-        for denied in [
-            "http://127.0.0.1:8080/mcp",
-            "http://localhost:8080/mcp",
-            "http://[::1]:8080/mcp",
-            "http://10.0.0.1/mcp",
-            "http://169.254.169.254/",
+        for (denied, option) in [
+            (
+                "http://127.0.0.1:8080/mcp",
+                "add 8080 to loopbackExemptPorts",
+            ),
+            (
+                "http://localhost:8080/mcp",
+                "add 8080 to loopbackExemptPorts",
+            ),
+            ("http://[::1]:8080/mcp", "add 8080 to loopbackExemptPorts"),
+            (
+                "http://10.0.0.1/mcp",
+                "add \"10.0.0.1:80\" to network.allow",
+            ),
+            (
+                "https://[fd00::1]/",
+                "add \"[fd00::1]:443\" to network.allow",
+            ),
         ] {
             let error = check_reachable(&servers(denied), &policy)
                 .await
                 .expect_err(denied);
             assert_eq!(error.code, Code::NetworkDenied);
-            assert!(error.message.contains("loopbackExemptPorts"), "{error}");
+            assert!(error.message.contains(option), "{error}");
+        }
+        let rules = |otherwise, allow: &[&str], deny: &[&str]| {
+            let parse = |texts: &[&str]| {
+                let rules = texts.iter().map(|text| Rule::parse(text).expect("a rule"));
+                rules.collect()
+            };
+            policy.with_rules(Rules {
+                otherwise,
+                allow: parse(allow),
+                deny: parse(deny),
+            })
+        };
+        let url = "https://mcp.example.com/";
+        for (rules, option) in [
+            (
+                rules(Otherwise::Allowlist, &["example.com"], &[]),
+                "add \"mcp.example.com:443\" to network.allow",
+            ),
+            (
+                rules(Otherwise::None, &[], &[]),
+                "allow: [\"mcp.example.com:443\"]",
+            ),
+            (
+                rules(Otherwise::Public, &[], &["*.example.com"]),
+                "(*.example.com); take that rule out of network.deny",
+            ),
+        ] {
+            let error = check_reachable(&servers(url), &rules).await.expect_err(url);
+            assert!(error.message.contains(option), "{error}");
         }
         for allowed in [
             "http://127.0.0.1:3000/mcp",

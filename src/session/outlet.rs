@@ -230,6 +230,16 @@ impl Outlet {
         }
     }
 
+    /// Waits until the listeners that are there now have been handed what is queued for them now.
+    pub(super) fn handed(&self) -> impl Future<Output = ()> + use<> {
+        let listeners = self.state().interested(|_| true);
+        let to = listeners.into_iter().map(|listener| {
+            let queued = *listener.queued.borrow();
+            (listener, queued)
+        });
+        Delivery { to: to.collect() }.handed()
+    }
+
     pub(super) fn subscribe(self: &Arc<Self>) -> OutputSubscription {
         let subscriber = Arc::new(Subscriber {
             state: Mutex::default(),

@@ -1,32 +1,25 @@
 //! Processes that callers start: each is attended to its end, and keeps its VM awake until then.
 
-use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
 
-use super::awake::Awake;
-use super::client::{VmHandle, closed_error};
+use super::client::VmHandle;
+use super::life::{GRACE, Life, Lives, Output, Started};
 use super::outlet::{Channel, End, Interest, Outlet, OutputSubscription, Source, Stream};
 use crate::error::{Code, Error, Result};
-use crate::vm::{
-    Command, DynVm, Exit, GuestPath, Process, ProcessInfo, User, VmError, environment, exited,
-};
+use crate::vm::{Command, DynVm, Exit, GuestPath, Process, ProcessInfo, User, environment};
 
 /// Processes that have ended and are still known: the latest.
-const ENDED: usize = 128;
+pub(super) const ENDED: usize = 128;
 
 /// Most that is read of a pipe at once.
 const CHUNK: usize = 64 * 1024;
-
-/// How long processes have to end on SIGTERM when their VM is put to sleep, closed or destroyed.
-pub(super) const GRACE: Duration = Duration::from_secs(1);
 
 /// How [`VmHandle::spawn`] starts a program.
 #[derive(Debug, Clone)]
@@ -58,54 +51,21 @@ impl Default for SpawnOptions {
 }
 
 /// A process that a caller has started.
-#[derive(Debug, Clone)]
-pub struct Spawned {
-    pub pid: u32,
-    pub argv: Vec<String>,
-    pub cwd: GuestPath,
-    pub user: User,
-    /// Milliseconds since the epoch.
-    pub started_at: u64,
-    /// `None` while it runs.
-    pub end: Option<End>,
+pub(super) struct Spawned {
+    life: Life,
+    stdin: Stdin,
 }
 
-/// Those of one VM.
-#[derive(Default)]
-pub(super) struct Processes {
-    pub(super) outlet: Arc<Outlet>,
-    records: Mutex<Records>,
-}
+/// Taken by one write after the other. `None`: closed.
+type Stdin = Arc<AsyncMutex<Option<pipe::Sender>>>;
 
-#[derive(Default)]
-struct Records {
-    /// The number of a process that has ended may come again: then the new one has its place.
-    by_pid: HashMap<u32, Arc<Record>>,
-    /// The oldest first.
-    ended: VecDeque<Arc<Record>>,
-}
+/// Those of one VM, by pid.
+pub(super) type Processes = Lives<u32, Spawned>;
 
-struct Record {
-    pid: u32,
-    channel: Channel,
-    command: Command,
-    started_at: u64,
-    /// In it a process's number is its own until it has ended.
-    vm: DynVm,
-    /// Taken by one write after the other. `None`: closed.
-    stdin: Arc<AsyncMutex<Option<pipe::Sender>>>,
-    state: watch::Sender<State>,
-    /// Its VM is being ended.
-    with_vm: AtomicBool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Running,
-    /// What it has written is yet to be handed over.
-    Exited,
-    /// Listeners have been told everything.
-    Ended(End),
+impl AsRef<Life> for Spawned {
+    fn as_ref(&self) -> &Life {
+        &self.life
+    }
 }
 
 impl VmHandle {
@@ -124,13 +84,48 @@ impl VmHandle {
             async move { vm.spawn(command).await }
         };
         let (vm, process) = self.machine.begin(settings, spawn).await?;
-        let processes = Arc::clone(&self.machine.processes);
-        let attended = Attended {
-            awake,
-            stdin: options.stdin,
-            timeout: options.timeout,
+        let pid = process.pid;
+        let unusable = |error: std::io::Error| {
+            let code = error.raw_os_error();
+            let code = code.map_or(Code::Internal, Code::from_errno);
+            Error::new(code, format!("a new process's pipe is unusable: {error}"))
         };
-        processes.take(vm, command, process, options.max_output_bytes, attended)
+        let pipes = match pipes(process) {
+            Ok(pipes) => pipes,
+            Err(error) => {
+                tokio::spawn(async move { vm.kill(pid).await });
+                return Err(unusable(error));
+            }
+        };
+        let Pipes {
+            stdin,
+            mut output,
+            mut exit,
+        } = pipes;
+        let outlet = Arc::clone(&self.machine.outlet);
+        let channel = outlet.open(Source::Process(pid), options.max_output_bytes);
+        let (stdin, fed) = match options.stdin {
+            None => (Some(stdin), None),
+            Some(content) => (None, Some((stdin, content))),
+        };
+        let spawned = Arc::new(Spawned {
+            life: Life::new(vm, pid, command, channel),
+            stdin: Arc::new(AsyncMutex::new(stdin)),
+        });
+        let processes = Arc::clone(&self.machine.processes);
+        processes.insert(pid, &spawned, &outlet);
+        if let Some((stdin, content)) = fed {
+            tokio::spawn(feed(spawned.life.gone(), stdin, content));
+        }
+        tokio::spawn(async move {
+            let attended = &spawned.life;
+            let attended = attended.attend(&outlet, &mut exit, &mut output, options.timeout);
+            let end = attended.await;
+            *spawned.stdin.lock().await = None;
+            processes.ended(pid, &spawned, end, &outlet);
+            drop(awake);
+        });
+        Ok(pid)
     }
 
     /// Writes to a process's stdin: what is written first arrives first. Resolves when the pipe has taken
@@ -140,27 +135,18 @@ impl VmHandle {
         pid: u32,
         data: Vec<u8>,
     ) -> impl Future<Output = Result<()>> + use<> {
-        let queued = self.process(pid).map(|record| {
-            let mut turn = Box::pin(Arc::clone(&record.stdin).lock_owned());
-            // Its place in the order is that of this call.
-            let place = turn.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            (record, turn, place)
-        });
+        let queued = self.process(pid).map(|process| (process.stdin(), process));
         async move {
-            let (record, turn, place) = queued?;
-            let mut stdin = match place {
-                Poll::Ready(stdin) => stdin,
-                Poll::Pending => turn.await,
-            };
-            let pipe = stdin.as_mut().ok_or_else(|| record.stdin_closed())?;
-            let mut state = record.state.subscribe();
+            let (stdin, process) = queued?;
+            let mut stdin = stdin.await;
+            let pipe = stdin.as_mut().ok_or_else(|| process.stdin_closed())?;
             let written = tokio::select! {
                 written = pipe.write_all(&data) => written,
                 // A pipe may outlive the process that it is for.
-                _ = state.wait_for(|state| *state != State::Running) => return Err(record.stdin_closed()),
+                () = process.life.gone() => return Err(process.stdin_closed()),
             };
             written.map_err(|error| match error.kind() {
-                std::io::ErrorKind::BrokenPipe => record.stdin_closed(),
+                std::io::ErrorKind::BrokenPipe => process.stdin_closed(),
                 _ => Error::new(
                     error
                         .raw_os_error()
@@ -173,68 +159,40 @@ impl VmHandle {
 
     /// Closes a process's stdin, after what is being written. One that is closed is no error.
     pub fn close_process_stdin(&self, pid: u32) -> impl Future<Output = Result<()>> + use<> {
-        let queued = self.process(pid).map(|record| {
-            let mut turn = Box::pin(Arc::clone(&record.stdin).lock_owned());
-            let place = turn.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            (turn, place)
-        });
+        let queued = self.process(pid).map(|process| process.stdin());
         async move {
-            let (turn, place) = queued?;
-            let mut stdin = match place {
-                Poll::Ready(stdin) => stdin,
-                Poll::Pending => turn.await,
-            };
-            *stdin = None;
+            *queued?.await = None;
             Ok(())
         }
     }
 
     /// Waits until a process has ended and listeners have been told so.
     pub async fn wait_process(&self, pid: u32) -> Result<End> {
-        let record = self.process(pid)?;
-        let mut state = record.state.subscribe();
-        let mut closed = self.client.closed();
-        tokio::select! {
-            biased;
-            ended = state.wait_for(|state| matches!(state, State::Ended(_))) => {
-                // The sender is in `record`, which we hold.
-                match ended.as_deref() {
-                    Ok(State::Ended(end)) => Ok(*end),
-                    _ => Err(self.machine.was_ended()),
-                }
-            }
-            _ = closed.wait_for(|closed| *closed) => Err(closed_error()),
-        }
+        let process = self.process(pid)?;
+        self.told(&process.life).await
     }
 
     /// Signals a process with its process group. One that has ended is no error.
     pub async fn signal_process(&self, pid: u32, signal: i32) -> Result<()> {
-        let record = self.process(pid)?;
-        if !record.runs() {
-            return Ok(());
-        }
-        or_ended(record.vm.signal(pid, signal).await)
+        self.process(pid)?.life.signal(signal).await
     }
 
     /// Kills a process with everything in its session. One that has ended is no error.
     pub async fn kill_process(&self, pid: u32) -> Result<()> {
-        let record = self.process(pid)?;
-        if !record.runs() {
-            return Ok(());
-        }
-        or_ended(record.vm.kill(pid).await)
+        self.process(pid)?.life.kill().await
     }
 
     /// The processes that were started by [`VmHandle::spawn`], by pid: those that run, and the latest that
     /// have ended. Boots nothing.
-    pub fn list_processes(&self) -> Result<Vec<Spawned>> {
+    pub fn list_processes(&self) -> Result<Vec<Started>> {
         self.open()?;
-        Ok(self.machine.processes.list())
+        let all = self.machine.processes.all();
+        Ok(all.iter().map(|(_, process)| process.life.view()).collect())
     }
 
     /// One of them.
-    pub fn get_process(&self, pid: u32) -> Result<Spawned> {
-        self.process(pid).map(|record| record.view())
+    pub fn get_process(&self, pid: u32) -> Result<Started> {
+        self.process(pid).map(|process| process.life.view())
     }
 
     /// Everything that runs in the VM, by pid.
@@ -248,15 +206,14 @@ impl VmHandle {
     /// Follows what processes write and how they end.
     pub fn subscribe_output(&self, interest: Interest) -> Result<OutputSubscription> {
         self.open()?;
-        let subscription = self.machine.processes.outlet.subscribe();
+        let subscription = self.machine.outlet.subscribe();
         subscription.set_interest(interest);
         Ok(subscription)
     }
 
-    fn process(&self, pid: u32) -> Result<Arc<Record>> {
+    fn process(&self, pid: u32) -> Result<Arc<Spawned>> {
         self.open()?;
-        let records = self.machine.processes.records();
-        records.by_pid.get(&pid).cloned().ok_or_else(|| {
+        self.machine.processes.get(pid).ok_or_else(|| {
             Error::new(
                 Code::ProcessNotFound,
                 format!(
@@ -268,183 +225,38 @@ impl VmHandle {
     }
 }
 
-/// What the life of a process needs beside its pipes.
-struct Attended {
-    awake: Awake,
-    stdin: Option<Vec<u8>>,
-    timeout: Option<Duration>,
-}
-
 impl Processes {
-    fn take(
-        self: &Arc<Self>,
-        vm: DynVm,
-        command: Command,
-        process: Process,
-        limit: usize,
-        attended: Attended,
-    ) -> Result<u32> {
-        let unusable = |error: std::io::Error| {
-            let code = error.raw_os_error();
-            let code = code.map_or(Code::Internal, Code::from_errno);
-            Error::new(code, format!("a new process's pipe is unusable: {error}"))
-        };
-        let pid = process.pid;
-        let opened = pipe::Sender::from_owned_fd(process.stdin).and_then(|stdin| {
-            let stdout = pipe::Receiver::from_owned_fd(process.stdout)?;
-            let stderr = pipe::Receiver::from_owned_fd(process.stderr)?;
-            Ok((stdin, stdout, stderr))
-        });
-        let (stdin, stdout, stderr) = match opened {
-            Ok(opened) => opened,
-            Err(error) => {
-                tokio::spawn(async move { vm.kill(pid).await });
-                return Err(unusable(error));
-            }
-        };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let Attended {
-            awake,
-            stdin: content,
-            timeout,
-        } = attended;
-        let (stdin, fed) = match content {
-            None => (Some(stdin), None),
-            Some(content) => (None, Some((stdin, content))),
-        };
-        let record = Arc::new(Record {
-            pid,
-            channel: self.outlet.open(Source::Process(pid), limit),
-            command,
-            started_at: now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(0)),
-            vm,
-            stdin: Arc::new(AsyncMutex::new(stdin)),
-            state: watch::Sender::new(State::Running),
-            with_vm: AtomicBool::new(false),
-        });
-        self.insert(&record);
-        let life = Life {
-            processes: Arc::clone(self),
-            record,
-            stdout: Pipe::new(stdout, Stream::Stdout),
-            stderr: Pipe::new(stderr, Stream::Stderr),
-            exit: process.exit,
-        };
-        if let Some((stdin, content)) = fed {
-            tokio::spawn(feed(Arc::clone(&life.record), stdin, content));
-        }
-        tokio::spawn(life.attend(awake, timeout));
-        Ok(pid)
-    }
-
-    fn insert(&self, record: &Arc<Record>) {
-        let mut records = self.records();
-        if let Some(old) = records.by_pid.insert(record.pid, Arc::clone(record)) {
-            records.ended.retain(|ended| !Arc::ptr_eq(ended, &old));
-            self.outlet.forget(old.channel);
-        }
-    }
-
-    fn ended(&self, record: &Arc<Record>) {
-        let mut records = self.records();
-        let known = records.by_pid.get(&record.pid);
-        if !known.is_some_and(|known| Arc::ptr_eq(known, record)) {
-            return; // another has its number already
-        }
-        records.ended.push_back(Arc::clone(record));
-        if records.ended.len() > ENDED
-            && let Some(oldest) = records.ended.pop_front()
-        {
-            records.by_pid.remove(&oldest.pid);
-            self.outlet.forget(oldest.channel);
-        }
-    }
-
-    fn list(&self) -> Vec<Spawned> {
-        let records = self.records();
-        let mut list: Vec<_> = records.by_pid.values().map(|own| own.view()).collect();
-        list.sort_unstable_by_key(|process| process.pid);
-        list
-    }
-
-    fn running(&self) -> Vec<Arc<Record>> {
-        let records = self.records();
-        let running = records.by_pid.values().filter(|record| record.runs());
-        running.cloned().collect()
-    }
-
     /// Ends those that run, as their VM is going to be ended: first they are asked to.
     pub(super) async fn end_all(&self) {
         let running = self.running();
-        if running.is_empty() {
-            return;
-        }
-        for record in &running {
-            record.with_vm.store(true, Ordering::Relaxed);
-        }
         let asked = async {
-            for record in &running {
-                // One that is stopped hears of it when it goes on.
-                for signal in [libc::SIGTERM, libc::SIGCONT] {
-                    if let Err(error) = record.vm.signal(record.pid, signal).await {
-                        tracing::debug!(%error, pid = record.pid, "not asked to end");
-                    }
-                }
+            for process in &running {
+                process.life.ends_with_vm();
             }
-            for record in &running {
-                record.gone().await;
+            for process in &running {
+                process.life.ask_to_end(libc::SIGTERM).await;
+            }
+            for process in &running {
+                process.life.gone().await;
             }
         };
         if tokio::time::timeout(GRACE, asked).await.is_err() {
             tracing::debug!("processes that do not end on SIGTERM are killed with their VM");
         }
     }
-
-    /// Resolves when listeners have been told of the end of every process that there is now: for who has
-    /// ended the VM.
-    pub(super) fn told(&self) -> impl Future<Output = ()> + use<> {
-        let records: Vec<_> = self.records().by_pid.values().cloned().collect();
-        async move {
-            for record in records {
-                let mut state = record.state.subscribe();
-                // The sender is in `record`, which we hold.
-                drop(
-                    state
-                        .wait_for(|state| matches!(state, State::Ended(_)))
-                        .await,
-                );
-            }
-        }
-    }
-
-    fn records(&self) -> MutexGuard<'_, Records> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Record {
-    fn runs(&self) -> bool {
-        *self.state.borrow() == State::Running
-    }
-
-    async fn gone(&self) {
-        let mut state = self.state.subscribe();
-        // The sender is in `self`.
-        drop(state.wait_for(|state| *state != State::Running).await);
-    }
-
-    fn view(&self) -> Spawned {
-        let state = *self.state.borrow();
-        Spawned {
-            pid: self.pid,
-            argv: self.command.argv.clone(),
-            cwd: self.command.cwd.clone(),
-            user: self.command.user,
-            started_at: self.started_at,
-            end: match state {
-                State::Ended(end) => Some(end),
-                State::Running | State::Exited => None,
-            },
+impl Spawned {
+    /// Its stdin, when it is this call's turn.
+    fn stdin(&self) -> impl Future<Output = OwnedMutexGuard<Option<pipe::Sender>>> + Send + use<> {
+        let mut turn = Box::pin(Arc::clone(&self.stdin).lock_owned());
+        // Its place in the order is that of this call.
+        let place = turn.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        async move {
+            match place {
+                Poll::Ready(stdin) => stdin,
+                Poll::Pending => turn.await,
+            }
         }
     }
 
@@ -454,95 +266,58 @@ impl Record {
             format!(
                 "the stdin of process {} is closed: by closeProcessStdin, or because it does not read \
                  any more",
-                self.pid
+                self.life.pid
             ),
         )
     }
 }
 
-/// What was asked of a process: a VM that ends takes its processes with it.
-fn or_ended(done: Result<(), VmError>) -> Result<()> {
-    match done {
-        Err(VmError::Ended(_) | VmError::NotSent(_)) => Ok(()),
-        done => Ok(done?),
+/// A process that does not read its input closes the pipe: nothing is wrong with that.
+async fn feed(gone: impl Future<Output = ()>, mut stdin: pipe::Sender, content: Vec<u8>) {
+    tokio::select! {
+        written = stdin.write_all(&content) => drop(written),
+        () = gone => {}
     }
 }
 
-/// A process from its start to its end.
-struct Life {
-    processes: Arc<Processes>,
-    record: Arc<Record>,
-    stdout: Pipe,
-    stderr: Pipe,
+/// What the host has of a new process.
+struct Pipes {
+    stdin: pipe::Sender,
+    output: Outputs,
     exit: watch::Receiver<Option<Exit>>,
 }
 
-impl Life {
-    async fn attend(mut self, _awake: Awake, timeout: Option<Duration>) {
-        let Self {
-            processes,
-            record,
-            stdout,
-            stderr,
-            exit,
-        } = &mut self;
-        let (outlet, pid) = (&processes.outlet, record.pid);
-        let mut timed_out = false;
-        let exit = {
-            let pumps = async {
-                tokio::join!(
-                    stdout.pump(outlet, record.channel),
-                    stderr.pump(outlet, record.channel)
-                )
-            };
-            let deadline = async {
-                match timeout {
-                    Some(limit) => tokio::time::sleep(limit).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::pin!(pumps, deadline);
-            let mut is_read = false;
-            loop {
-                tokio::select! {
-                    exit = exited(exit) => break exit,
-                    _ = &mut pumps, if !is_read => is_read = true,
-                    () = &mut deadline, if !timed_out => {
-                        timed_out = true;
-                        if let Err(error) = record.vm.kill(pid).await {
-                            tracing::debug!(%error, pid, "not killed: its VM ends");
-                        }
-                    }
-                }
-            }
-        };
-        let with_vm = record.with_vm.load(Ordering::Relaxed) || exit.is_none();
-        if exit.is_none() {
-            // Its VM ends or has died, and kills whatever is in it: until then it may write.
-            drop(record.vm.ended().wait_for(Option::is_some).await);
-        }
-        let exit = exit.unwrap_or(Exit::Signal(libc::SIGKILL));
-        record.state.send_replace(State::Exited);
-        // What was written before the exit is in the pipes by now.
-        stdout.drain(outlet, record.channel).await;
-        stderr.drain(outlet, record.channel).await;
-        let end = End {
-            exit,
-            timed_out,
-            with_vm,
-        };
-        outlet.exit(record.channel, end).handed().await;
-        *record.stdin.lock().await = None;
-        processes.ended(record);
-        record.state.send_replace(State::Ended(end));
-    }
+fn pipes(process: Process) -> std::io::Result<Pipes> {
+    Ok(Pipes {
+        stdin: pipe::Sender::from_owned_fd(process.stdin)?,
+        output: Outputs {
+            stdout: Pipe::new(
+                pipe::Receiver::from_owned_fd(process.stdout)?,
+                Stream::Stdout,
+            ),
+            stderr: Pipe::new(
+                pipe::Receiver::from_owned_fd(process.stderr)?,
+                Stream::Stderr,
+            ),
+        },
+        exit: process.exit,
+    })
 }
 
-/// A process that does not read its input closes the pipe: nothing is wrong with that.
-async fn feed(record: Arc<Record>, mut stdin: pipe::Sender, content: Vec<u8>) {
-    tokio::select! {
-        written = stdin.write_all(&content) => drop(written),
-        () = record.gone() => {}
+struct Outputs {
+    stdout: Pipe,
+    stderr: Pipe,
+}
+
+impl Output for Outputs {
+    async fn pump(&mut self, outlet: &Outlet, channel: Channel) {
+        let Self { stdout, stderr } = self;
+        tokio::join!(stdout.pump(outlet, channel), stderr.pump(outlet, channel));
+    }
+
+    async fn drain(&mut self, outlet: &Outlet, channel: Channel) {
+        self.stdout.drain(outlet, channel).await;
+        self.stderr.drain(outlet, channel).await;
     }
 }
 

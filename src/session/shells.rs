@@ -1,22 +1,15 @@
 //! Shells on terminals that callers open: attended to their end, like processes.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::watch;
-
-use super::awake::Awake;
-use super::client::{VmHandle, closed_error};
+use super::client::VmHandle;
+use super::life::{GRACE, Life, Lives, Output, Started};
 use super::outlet::{Channel, End, Outlet, Source, Stream};
-use super::processes::GRACE;
 use crate::error::{Code, Error, Result};
-use crate::vm::{
-    Command, DynVm, Exit, GuestPath, Size, Terminal, TerminalEnd, TerminalInput, User, VmError,
-    environment, exited,
-};
+use crate::vm::{Command, DynVm, GuestPath, Size, TerminalEnd, TerminalInput, User, environment};
 
 /// Shells that have ended and are still known: the latest.
 const ENDED: usize = 32;
@@ -68,37 +61,30 @@ impl Default for ShellOptions {
 }
 
 /// Those of one VM.
-#[derive(Default)]
 pub(super) struct Shells {
     opened: AtomicU64,
-    records: Mutex<Records>,
+    pub(super) lives: Lives<ShellId, Shell>,
 }
 
-#[derive(Default)]
-struct Records {
-    all: BTreeMap<ShellId, Arc<Record>>,
-    /// The oldest first.
-    ended: VecDeque<Arc<Record>>,
+impl Default for Shells {
+    fn default() -> Self {
+        Self {
+            opened: AtomicU64::new(0),
+            lives: Lives::new(ENDED),
+        }
+    }
 }
 
-struct Record {
-    id: ShellId,
-    pid: u32,
-    channel: Channel,
-    vm: DynVm,
+/// A terminal, and what was started on it.
+pub(super) struct Shell {
+    life: Life,
     input: TerminalInput,
-    state: watch::Sender<State>,
-    /// Its VM is being ended.
-    with_vm: AtomicBool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Running,
-    /// What it has shown is yet to be handed over.
-    Exited,
-    /// Listeners have been told everything.
-    Ended(End),
+impl AsRef<Life> for Shell {
+    fn as_ref(&self) -> &Life {
+        &self.life
+    }
 }
 
 impl VmHandle {
@@ -114,15 +100,41 @@ impl VmHandle {
             };
             let result = self.machine.begin(settings, open).await;
             let is_missing = matches!(&result, Err(error) if error.code == Code::Errno("ENOENT"));
-            opened = Some(result);
+            opened = Some(result.map(|(vm, terminal)| (vm, terminal, command)));
             if !is_missing {
                 break;
             }
         }
         // There is always a candidate.
-        let (vm, terminal) = opened.ok_or_else(|| self.machine.was_ended())??;
-        let outlet = Arc::clone(&self.machine.processes.outlet);
-        Ok(self.machine.shells.take(vm, terminal, outlet, awake))
+        let (vm, terminal, command) = opened.ok_or_else(|| self.machine.was_ended())??;
+        let (outlet, shells) = (
+            Arc::clone(&self.machine.outlet),
+            Arc::clone(&self.machine.shells),
+        );
+        let id = ShellId(shells.opened.fetch_add(1, Ordering::Relaxed) + 1);
+        let channel = outlet.open(Source::Shell(id.0), KEPT);
+        let (mut end, mut exit) = (terminal.end, terminal.exit);
+        let shell = Arc::new(Shell {
+            life: Life::new(vm, terminal.pid, command, channel),
+            input: end.input.clone(),
+        });
+        shells.lives.insert(id, &shell, &outlet);
+        tokio::spawn(async move {
+            let attended = shell.life.attend(&outlet, &mut exit, &mut end, None);
+            let over = attended.await;
+            shells.lives.ended(id, &shell, over, &outlet);
+            drop(awake);
+        });
+        Ok(id)
+    }
+
+    /// The shells that were opened by [`VmHandle::open_shell`], the oldest first: those that run, and the
+    /// latest that have ended. Boots nothing.
+    pub fn list_shells(&self) -> Result<Vec<(ShellId, Started)>> {
+        self.open()?;
+        let all = self.machine.shells.lives.all();
+        let view = |(id, shell): &(ShellId, Arc<Shell>)| (*id, shell.life.view());
+        Ok(all.iter().map(view).collect())
     }
 
     /// Types into a shell, in the order of the calls. Resolves when the terminal has taken all of it.
@@ -153,36 +165,20 @@ impl VmHandle {
     pub async fn close_shell(&self, shell: ShellId) -> Result<()> {
         let record = self.shell(shell)?;
         if tokio::time::timeout(GRACE, record.hang_up()).await.is_err() {
-            match record.vm.kill(record.pid).await {
-                Ok(()) | Err(VmError::Ended(_) | VmError::NotSent(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
+            record.life.kill().await?;
         }
-        self.wait_shell(shell).await.map(drop)
+        self.told(&record.life).await.map(drop)
     }
 
     /// Waits until a shell has ended and listeners have been told so.
     pub async fn wait_shell(&self, shell: ShellId) -> Result<End> {
         let record = self.shell(shell)?;
-        let mut state = record.state.subscribe();
-        let mut closed = self.client.closed();
-        tokio::select! {
-            biased;
-            ended = state.wait_for(|state| matches!(state, State::Ended(_))) => {
-                match ended.as_deref() {
-                    Ok(State::Ended(end)) => Ok(*end),
-                    // The sender is in `record`, which we hold.
-                    _ => Err(self.machine.was_ended()),
-                }
-            }
-            _ = closed.wait_for(|closed| *closed) => Err(closed_error()),
-        }
+        self.told(&record.life).await
     }
 
-    fn shell(&self, shell: ShellId) -> Result<Arc<Record>> {
+    fn shell(&self, shell: ShellId) -> Result<Arc<Shell>> {
         self.open()?;
-        let records = self.machine.shells.records();
-        records.all.get(&shell).cloned().ok_or_else(|| {
+        self.machine.shells.lives.get(shell).ok_or_else(|| {
             Error::new(
                 Code::ShellNotFound,
                 format!("no {shell} was opened by openShell() in this VM, or it ended long ago"),
@@ -226,57 +222,16 @@ fn command(options: &ShellOptions, argv: Vec<String>) -> Command {
 }
 
 impl Shells {
-    fn take(
-        self: &Arc<Self>,
-        vm: DynVm,
-        terminal: Terminal,
-        outlet: Arc<Outlet>,
-        awake: Awake,
-    ) -> ShellId {
-        let id = ShellId(self.opened.fetch_add(1, Ordering::Relaxed) + 1);
-        let record = Arc::new(Record {
-            id,
-            pid: terminal.pid,
-            channel: outlet.open(Source::Shell(id.0), KEPT),
-            vm,
-            input: terminal.end.input.clone(),
-            state: watch::Sender::new(State::Running),
-            with_vm: AtomicBool::new(false),
-        });
-        self.records().all.insert(id, Arc::clone(&record));
-        let life = Life {
-            shells: Arc::clone(self),
-            outlet,
-            record,
-            end: terminal.end,
-            exit: terminal.exit,
-        };
-        tokio::spawn(life.attend(awake));
-        id
-    }
-
-    fn ended(&self, record: &Arc<Record>, outlet: &Outlet) {
-        let mut records = self.records();
-        records.ended.push_back(Arc::clone(record));
-        if records.ended.len() > ENDED
-            && let Some(oldest) = records.ended.pop_front()
-        {
-            records.all.remove(&oldest.id);
-            outlet.forget(oldest.channel);
-        }
-    }
-
     /// Hangs up all of them, as their VM is going to be ended.
     pub(super) async fn end_all(&self) {
-        let all: Vec<_> = self.records().all.values().cloned().collect();
+        let running = self.lives.running();
+        for shell in &running {
+            shell.life.ends_with_vm();
+        }
         let hung_up = async {
-            for record in all.iter().filter(|record| record.runs()) {
-                record.with_vm.store(true, Ordering::Relaxed);
-            }
-            let hanging = all.iter().map(|record| {
-                let record = Arc::clone(record);
-                async move { record.hang_up().await }
-            });
+            let hanging = running
+                .into_iter()
+                .map(|shell| async move { shell.hang_up().await });
             let mut hanging: tokio::task::JoinSet<()> = hanging.collect();
             while hanging.join_next().await.is_some() {}
         };
@@ -286,102 +241,30 @@ impl Shells {
             );
         }
     }
-
-    /// Resolves when listeners have been told of the end of every shell that there is now.
-    pub(super) fn told(&self) -> impl Future<Output = ()> + use<> {
-        let all: Vec<_> = self.records().all.values().cloned().collect();
-        async move {
-            for record in all {
-                let mut state = record.state.subscribe();
-                // The sender is in `record`, which we hold.
-                drop(
-                    state
-                        .wait_for(|state| matches!(state, State::Ended(_)))
-                        .await,
-                );
-            }
-        }
-    }
-
-    fn records(&self) -> MutexGuard<'_, Records> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Record {
-    fn runs(&self) -> bool {
-        *self.state.borrow() == State::Running
-    }
-
+impl Shell {
     /// Resolves when the shell has exited.
     async fn hang_up(&self) {
-        if self.runs() {
-            // The kernel does the same when the terminal's end is closed, but a PID 1 that is not ours any
-            // more can keep it open; and who hears of it first ends as he likes, not as who reads a
-            // terminal that is gone.
-            for signal in [libc::SIGHUP, libc::SIGCONT] {
-                if let Err(error) = self.vm.signal(self.pid, signal).await {
-                    tracing::debug!(%error, pid = self.pid, "not hung up on");
-                }
-            }
-        }
+        // The kernel does the same when the terminal's end is closed, but a PID 1 that is not ours any more
+        // can keep it open; and who hears of it first ends as he likes, not as who reads a terminal that is
+        // gone.
+        self.life.ask_to_end(libc::SIGHUP).await;
         self.input.finish();
-        let mut state = self.state.subscribe();
-        // The sender is in `self`.
-        drop(state.wait_for(|state| *state != State::Running).await);
+        self.life.gone().await;
     }
 }
 
-/// A shell from its start to its end.
-struct Life {
-    shells: Arc<Shells>,
-    outlet: Arc<Outlet>,
-    record: Arc<Record>,
-    end: TerminalEnd,
-    exit: watch::Receiver<Option<Exit>>,
-}
-
-impl Life {
-    async fn attend(mut self, _awake: Awake) {
-        let Self {
-            shells,
-            outlet,
-            record,
-            end,
-            exit,
-        } = &mut self;
-        let exit = {
-            let pump = pump(end, outlet, record.channel);
-            tokio::pin!(pump);
-            let mut is_read = false;
-            loop {
-                tokio::select! {
-                    exit = exited(exit) => break exit,
-                    () = &mut pump, if !is_read => is_read = true,
-                }
-            }
-        };
-        if exit.is_none() {
-            // Its VM ends or has died, and kills whatever is in it.
-            drop(record.vm.ended().wait_for(Option::is_some).await);
+impl Output for TerminalEnd {
+    async fn pump(&mut self, outlet: &Outlet, channel: Channel) {
+        while let Some(chunk) = self.next().await {
+            outlet.data(channel, Stream::Stdout, chunk).handed().await;
         }
-        let over = End {
-            exit: exit.unwrap_or(Exit::Signal(libc::SIGKILL)),
-            timed_out: false,
-            with_vm: record.with_vm.load(Ordering::Relaxed) || exit.is_none(),
-        };
-        record.state.send_replace(State::Exited);
-        // What it has shown before the exit, and no more: what it left running may keep the terminal.
-        end.input.finish();
-        pump(end, outlet, record.channel).await;
-        outlet.exit(record.channel, over).handed().await;
-        shells.ended(record, outlet);
-        record.state.send_replace(State::Ended(over));
     }
-}
 
-async fn pump(end: &mut TerminalEnd, outlet: &Outlet, channel: Channel) {
-    while let Some(chunk) = end.next().await {
-        outlet.data(channel, Stream::Stdout, chunk).handed().await;
+    /// What it has shown before the exit, and no more: what it left running may keep the terminal.
+    async fn drain(&mut self, outlet: &Outlet, channel: Channel) {
+        self.input.finish();
+        self.pump(outlet, channel).await;
     }
 }

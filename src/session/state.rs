@@ -47,9 +47,9 @@ async fn make_links(vm: &DynVm, launch: &Launch) -> Result<()> {
 }
 
 /// Removes the locks whose holders died with an earlier run of the VM. Those of agents that run now are
-/// younger than its root, which was made when it booted and has not changed since.
+/// younger than `/run/user`, which was made when it booted and has not changed since.
 async fn remove_stale_locks(vm: &DynVm, launch: &Launch) -> Result<()> {
-    const STALE: &str = "-mindepth 1 -maxdepth 1 -type d -empty -name '*.lock' ! -newer /opt/agentvm -exec rmdir -- {} +";
+    const STALE: &str = "-mindepth 1 -maxdepth 1 -type d -empty -name '*.lock' ! -newer /run/user -exec rmdir -- {} +";
     let absolute = launch.lock_dirs.iter().filter(|dir| dir.starts_with('/'));
     // Paths as the session's environment names them: not for a shell to read.
     let env: Vec<_> = absolute

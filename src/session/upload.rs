@@ -4,7 +4,6 @@
 //! it: a task does that, also when nobody asks for the upload any more, and an end of the VM waits for it.
 
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -13,9 +12,10 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::client::VmHandle;
-use super::files::{Held, on_host, parent};
+use super::files::{Held, parent};
+use super::host_file;
 use crate::error::{Code, Error, Result};
-use crate::vm::files::{Change, FILE_MODE, Write as How};
+use crate::vm::files::{Change, Event, FILE_MODE, Record, Write as How};
 use crate::vm::{DynVm, GuestPath, User, VmError, file};
 
 /// A file on its way into a VM. Dropping it gives it up.
@@ -69,7 +69,11 @@ impl VmHandle {
         let open = |vm: DynVm| {
             let temporary = &temporary;
             let mode = mode.unwrap_or(FILE_MODE);
-            async move { vm.open_to_write(temporary, How::New, mode, user).await }
+            let path = &path;
+            async move {
+                let opened = vm.open_to_write(temporary, How::New, mode, user);
+                opened.await.map_err(|error| at(path, error))
+            }
         };
         let (vm, file) = self.machine.begin(settings, open).await?;
         let receiver = Receiver {
@@ -108,13 +112,14 @@ impl VmHandle {
         abort: impl Future<Output = ()> + Send,
     ) -> Result<()> {
         tokio::pin!(abort);
-        let opened = file::on_a_thread({
+        let exposure = self.machine.exposure(self.open()?);
+        let opened = host_file::on_a_thread({
             let from = from.to_owned();
-            move || regular(&from)
+            move || host_file::open(&exposure, &from)
         });
         let source = opened
             .await
-            .map_err(|error| on_host("read", from, &error))?;
+            .map_err(|refused| host_file::failed("read", from, refused))?;
         let source = Arc::new(source);
         let upload = self.upload(path, mode, user).await?;
         let mut position = 0;
@@ -136,20 +141,29 @@ impl VmHandle {
     }
 }
 
-/// Opening a FIFO could wait for ever.
-fn regular(path: &Path) -> std::io::Result<File> {
-    let file = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)?;
-    let found = file.metadata()?;
-    if found.is_dir() {
-        return Err(nix::errno::Errno::EISDIR.into());
+/// What the name of a file on its way begins with.
+const TEMPORARY: &[u8] = b".agentvm-upload-";
+
+/// What a watch tells of files on their way: nothing before they are there.
+pub(super) fn told(record: Record) -> Option<Record> {
+    let is_temporary = |path: &[u8]| {
+        let name = path.rsplit(|byte| *byte == b'/').next();
+        name.is_some_and(|name| name.starts_with(TEMPORARY))
+    };
+    match record {
+        Record::Event(
+            Event::Created { ref path, .. }
+            | Event::Modified { ref path }
+            | Event::Attributes { ref path, .. }
+            | Event::Deleted { ref path, .. },
+        ) if is_temporary(path) => None,
+        Record::Event(Event::Moved {
+            from,
+            path,
+            directory,
+        }) if is_temporary(&from) => Some(Record::Event(Event::Created { path, directory })),
+        record => Some(record),
     }
-    if !found.is_file() {
-        return Err(nix::errno::Errno::EINVAL.into());
-    }
-    Ok(file)
 }
 
 fn temporary(path: &GuestPath) -> Result<GuestPath> {
@@ -159,9 +173,21 @@ fn temporary(path: &GuestPath) -> Result<GuestPath> {
         let problem = format!("{:?} names a directory, not a file", path.as_str());
         return Err(Error::new(Code::Errno("EISDIR"), problem));
     };
-    let name = format!(".agentvm-upload-{}", Uuid::now_v7().simple());
-    GuestPath::from_bytes([directory.as_bytes(), name.as_bytes()].concat())
+    let name = Uuid::now_v7().simple().to_string();
+    GuestPath::from_bytes([directory.as_bytes(), TEMPORARY, name.as_bytes()].concat())
         .map_err(|problem| Error::invalid_argument("path", problem))
+}
+
+/// A failure in words of the path that the caller knows.
+fn at(path: &GuestPath, error: VmError) -> VmError {
+    match error {
+        VmError::File { errno, .. } => VmError::File {
+            op: "can't write",
+            path: path.as_str().to_owned(),
+            errno,
+        },
+        error => error,
+    }
 }
 
 impl Upload {
@@ -255,26 +281,17 @@ impl Receiver {
     }
 
     async fn finish(&self) -> Result<()> {
-        let moving = async {
-            if let Some(mode) = self.mode {
-                let path = self.temporary.clone();
-                self.change(&Change::SetMode { path, mode }).await?;
-            }
-            let (from, to) = (self.temporary.clone(), self.path.clone());
-            let replace = true;
-            self.change(&Change::Move { from, to, replace }).await
-        };
-        self.held.until_the_end(moving).await
+        let (from, to) = (&self.temporary, &self.path);
+        let put = (self.held.vm).put_in_place(&self.file, from, to, self.mode, self.user);
+        let put = async { put.await.map_err(|error| at(to, error)) };
+        self.held.until_the_end(put).await
     }
 
     async fn remove(&self) {
-        let removed = self.change(&Change::Remove(self.temporary.clone())).await;
+        let change = Change::Remove(self.temporary.clone());
+        let removed = self.held.vm.change(&change, self.user).await;
         if let Err(error) = removed {
             tracing::debug!(%error, "what is left of an upload stays");
         }
-    }
-
-    async fn change(&self, change: &Change) -> Result<(), VmError> {
-        self.held.vm.change(change, self.user).await
     }
 }
