@@ -18,7 +18,10 @@ import type { WebSocket } from "undici";
  * const { text } = await agent.sendPrompt(session.sessionId, "Write a hello world to hello.js");
  * ```
  *
- * Every promise of this package rejects with an {@link AgentVmError}.
+ * Every promise of this package rejects with an {@link AgentVmError}, and a call that returns none throws it
+ * at once where an argument is wrong. What is not the package's own failure comes as it was thrown: an error
+ * of a stream or iterable that you hand to `uploadFile`, `downloadFile` or `vmFetch`, and the standard's
+ * `SyntaxError` for `protocols` of `vmWebSocket`. What a listener throws is an `uncaughtException`.
  */
 
 /**
@@ -37,6 +40,11 @@ export interface VmOptions {
    */
   loopbackExemptPorts?: readonly number[];
   /**
+   * What programs in a VM may reach. Default: the public internet. Given for one VM, it replaces the
+   * client's as a whole. `setNetwork` changes it while the VM runs.
+   */
+  network?: NetworkRules;
+  /**
    * Milliseconds (≥ 1) without a turn, and without a call that needs the VM, after which a VM goes to
    * sleep. Idle sessions, open event iterators and what agents left running do not keep it awake.
    * `false`: never. Default: 900,000 (15 minutes).
@@ -47,8 +55,10 @@ export interface VmOptions {
   /**
    * A root file system for the VM, instead of the host's programs. It is chosen with the VM's first boot and
    * kept: later the option may be left out, the same one boots what the VM was made with whatever has
-   * become of its tag, and another is refused with `IMAGE_MISMATCH` until `destroy()`. `false`: none,
-   * though the client has one. Default: the host's programs.
+   * become of its tag, and another is refused with `IMAGE_MISMATCH` until `destroy()`. `false`: the host's
+   * programs, though the client has an image; a VM that was made with one refuses that too. An image whose
+   * first boot fails does not stay with the VM. Default: what the VM was made with; for a new one the
+   * host's programs.
    *
    * A string names an image in a registry as Docker does: `"python:3.12"`, `"ghcr.io/owner/name:tag"`,
    * `"registry/name@sha256:…"`. It is pulled when the VM first boots (`imageProgress`) and shared by all VMs
@@ -62,6 +72,10 @@ export interface VmOptions {
    * 1000 (which is added to its accounts, or has the name that the image gives it), never as the image's
    * `User`; its `Entrypoint` and `WorkingDir` are not used. `exec` needs a `/bin/sh` in it; the agents that
    * agentvm brings need glibc 2.28 or later and libstdc++, else they reject with `AGENT_UNSUPPORTED`.
+   *
+   * What is fetched and unpacked has 64 GiB and 2,000,000 entries at most (`IMAGE_TOO_LARGE`), and leaves
+   * `minFreeDiskBytes` of `limits` free (`STORE_FULL`). `/etc`, `/var`, `/home` and the like are
+   * directories in it, not links (`IMAGE_INVALID`). Aborting the call that waits for an image ends that.
    */
   image?: string | OciLayoutImage | RootfsImage | false;
   /**
@@ -73,6 +87,55 @@ export interface VmOptions {
    * ```
    */
   mounts?: readonly Mount[];
+  /**
+   * Values that programs in a VM use without having them, by the name of the environment variable that
+   * holds a placeholder instead (none that programs need for something else, as `PATH`, `HOME` or `LD_…`);
+   * 64 at most. Given for a VM, they replace the client's. They hold from the VM's next boot; `agent.setSecrets` exchanges those of a running one. They are never written to disk.
+   * Default: none.
+   *
+   * ```ts
+   * createClient({
+   *   secrets: { ANTHROPIC_API_KEY: { value: key, hosts: ["api.anthropic.com"] } },
+   * });
+   * ```
+   *
+   * On its way out to those hosts, in TLS that the host process ends and begins anew, the placeholder in a
+   * named header or query parameter becomes the value. Anywhere else it stays, and where that is seen
+   * there is `secretMisdirected`. A VM with secrets trusts an authority that is made for each of its boots:
+   * `NODE_EXTRA_CA_CERTS`, `SSL_CERT_FILE`, `GIT_SSL_CAINFO`, `REQUESTS_CA_BUNDLE`, `CARGO_HTTP_CAINFO` and
+   * `DENO_CERT` name files with it, unless the call sets them. The real servers are verified by the
+   * authorities that this host trusts (or those in `SSL_CERT_FILE` and `SSL_CERT_DIR`) and those in
+   * `NODE_EXTRA_CA_CERTS`, as they are when the first is needed; who fails is answered for with status 502.
+   *
+   * `SECURITY.md` says what this does not promise: above all, a host that sends headers back, or publishes
+   * what it is sent, hands out the value.
+   */
+  secrets?: Readonly<Record<string, SecretOptions>>;
+}
+
+/** A value that a VM uses and does not have, and where it may go. */
+export interface SecretOptions {
+  /** Text that can stand in a header: ASCII, without line breaks. */
+  value: string;
+  /**
+   * Names of the hosts that get it, one at least: `"api.example.com"`, or `"*.example.com"` for every name
+   * below (not for itself), with `:port` where that is not 443. No addresses: TLS asks for none.
+   */
+  hosts: readonly string[];
+  /**
+   * Names of the headers in which it takes the placeholder's place: as all of the header or a part of it,
+   * as in `Bearer …`, and in the user or password of `Basic …`.
+   * Default: `["authorization", "x-api-key", "x-goog-api-key"]`.
+   */
+  headers?: readonly string[];
+  /** Names of query parameters, the same. Default: none. */
+  query?: readonly string[];
+  /**
+   * What programs get instead of the value, for those that look at its form: 16 to 256 letters, digits, `-`,
+   * `.`, `_` or `~`, which must occur nowhere by chance. Default: `agentvm-secret-` and 32 digits that are
+   * random for each VM and name, and stay the same at each boot.
+   */
+  placeholder?: string;
 }
 
 /**
@@ -104,7 +167,10 @@ export interface Mount {
 
 /** An image in a directory on the host, as `skopeo copy docker://… oci:<dir>:<tag>` makes one. */
 export interface OciLayoutImage {
-  /** A directory in the OCI image layout. Its image is unpacked once, into `imageStoreDir`. */
+  /**
+   * A directory in the OCI image layout. Its image is unpacked once, into `imageStoreDir`. No symbolic link in
+   * it is followed (`IMAGE_INVALID`).
+   */
   ociLayout: string;
   rootfs?: never;
   /** Which image of it. Not needed if there is one. */
@@ -115,12 +181,58 @@ export interface OciLayoutImage {
 export interface RootfsImage {
   /**
    * It is used where it is, shared by all VMs that have it, never written to, and must not change while
-   * one of them runs. Without root on the host, its files should belong to the caller: a VM can change
-   * no others.
+   * one of them runs. Without root on the host, its files belong to the caller, or it is refused with
+   * `IMAGE_INVALID`: a VM can change no others. It is not `/`, and neither holds nor lies in a data
+   * directory, `agentStoreDir` or `imageStoreDir` (`INVALID_ARGUMENT`).
    */
   rootfs: string;
   ociLayout?: never;
   tag?: never;
+}
+
+/**
+ * What programs in a VM may reach over TCP. `deny` comes before `allow`, and `allow` before `default`.
+ *
+ * A rule is `host[:port[-port]]`, of all ports unless it has some. A host is
+ * - a name, `api.example.com`;
+ * - `*.example.com`: every name below this one, at any depth, and not the name itself;
+ * - an IPv4 or IPv6 address, or a network: `203.0.113.7`, `10.0.0.0/8`, `2001:db8::1`,
+ *   `[2001:db8::/32]:443`;
+ * - `*`: every name and public address.
+ *
+ * Names are of any case, also of other scripts. A name that is not allowed is not resolved (`REFUSED`, and
+ * no resolver outside is asked), nor is one with an alias that is denied. A name that is allowed is reached
+ * at the addresses that the VM's own resolver has given out for it, in the last ten minutes to an hour by
+ * the time to live of the answer, and if a connection begins with TLS, only for a server name that is
+ * allowed as well: no raw address, no other site of the same address, no changed answer leads around it.
+ * What begins otherwise (plain HTTP, STARTTLS) is held to the address alone.
+ *
+ * Private, link-local, carrier-grade NAT, metadata, multicast and reserved addresses are opened by a rule
+ * of their address or of a network that is not public as a whole, never by a name or by `*`; an address of
+ * the host by a rule of exactly this address; its loopback by `loopbackExemptPorts`, which hold under every
+ * default.
+ *
+ * What is refused fails at once inside (connection refused, or reset), and is the event `networkDenied`.
+ * Other protocols than TCP never leave a VM. New connections beyond 256 a second, and questions to the
+ * resolver beyond 128, wait.
+ *
+ * @example
+ * ```ts
+ * const agent = client.vm.getOrCreate("build", {
+ *   network: { default: "allowlist", allow: ["api.anthropic.com:443", "*.npmjs.org:443"] },
+ * });
+ * ```
+ */
+export interface NetworkRules {
+  /**
+   * What no rule speaks of: the public internet is allowed (`public`, the default), nothing is (`none`,
+   * which takes no `allow`), or nothing but what `allow` has (`allowlist`).
+   */
+  default?: "public" | "none" | "allowlist";
+  /** At most 4096. */
+  allow?: readonly string[];
+  /** At most 4096. */
+  deny?: readonly string[];
 }
 
 /**
@@ -134,23 +246,28 @@ export interface RootfsImage {
  */
 export interface VmLimits {
   /**
-   * Of all processes together, with what they keep in `/tmp`, `/dev/shm` and `/run`, and the page cache.
-   * Beyond it the kernel kills the largest process: `limitReached`, and an `exec` or a turn that dies of it
-   * rejects with `VM_LIMIT`. At least 4 MiB. Default: no limit.
+   * Of all processes together, with the page cache and what they keep in `/tmp` (half of it at most),
+   * `/dev/shm` (a quarter) and `/run` (an eighth). Beyond it the kernel kills the largest process:
+   * `limitReached`, and an `exec` or a turn that dies of it rejects with `VM_LIMIT`. Where nothing else is
+   * left to kill it kills all of the VM: calls that were under way reject with `VM_LIMIT`, the next one
+   * boots it again. At least 4 MiB. Default: no limit.
    */
   memoryBytes?: number;
   /** CPUs' worth of time, as `0.5` or `2`; beyond it processes wait. At least 0.01. Default: no limit. */
   cpus?: number;
   /**
-   * Processes and threads, at least 8. Beyond it none can be started (`EAGAIN`, "Cannot fork"), an `exec`
-   * rejects with `VM_LIMIT`, and `sleep()` ends them all. Default: 4096, for each user of the VM: enforced
-   * without cgroups (Linux 5.14), but its root can get around that by acting as other users. Given here,
-   * it is for all users together.
+   * Processes and threads, at least 8. Beyond it programs can start none (`EAGAIN`, "Cannot fork"), and a
+   * call that has to start one, as `exec`, rejects with `VM_LIMIT`; `sleep()` ends them all.
+   *
+   * Default: 4096 for `user`, and as many for each other user of the VM, which needs no cgroup (Linux 5.14)
+   * and which the VM's root gets around by acting as others. A number that is given here is for all users
+   * together, which takes a cgroup where the VM has a root.
    */
   pids?: number;
   /**
-   * Open files of each process, 64 to 1,048,576. Default: as many as the host process may have, 1,048,576
-   * at most.
+   * Open files of each process, 64 to 1,048,576: its hard limit. The soft one is 1024 at most, as on other
+   * Linux systems; who needs more raises it (`ulimit -n`). Default: as many as the host process may have,
+   * 1,048,576 at most.
    */
   openFiles?: number;
   /**
@@ -158,7 +275,9 @@ export interface VmLimits {
    * least 1 MiB. It is looked at as often as it could be exceeded, at most four times a second, so that fast
    * writers get beyond it for a moment; then every process of the VM, agents too, is killed:
    * `limitReached`, and what runs rejects with `VM_LIMIT`. After that the VM goes on as long as it does not
-   * grow, so that something can be deleted. Default: no limit.
+   * grow, so that something can be deleted. What the caller writes itself (`writeFile`, `uploadFile`) counts,
+   * and is not stopped by it. A program that hides from the measuring gets beyond it (`SECURITY.md`).
+   * Default: no limit.
    */
   diskBytes?: number;
   /**
@@ -245,6 +364,7 @@ export interface AgentVersion {
 
 export interface Client extends AsyncDisposable {
   readonly agents: AgentStore;
+  readonly images: ImageStore;
   readonly vm: {
     /**
      * The VM of this key, the same one after a restart of the process. `"a"` equals `["a"]`. Does no
@@ -255,6 +375,14 @@ export interface Client extends AsyncDisposable {
      * @throws {AgentVmError} `INVALID_ARGUMENT`, `CLIENT_CLOSED`
      */
     getOrCreate(key: string | readonly string[], options?: VmOptions): Agent;
+
+    /**
+     * The VMs that the data directory has, by key: those that anything was asked of that boots a VM, in any
+     * process, also where that boot was refused, and that were not destroyed. Boots nothing.
+     *
+     * @throws {AgentVmError} `CLIENT_CLOSED`, errno names for the data directory
+     */
+    list(): Promise<VmRecord[]>;
   };
 
   /**
@@ -271,6 +399,13 @@ export interface Client extends AsyncDisposable {
    * Running turns are cancelled. Deletes nothing. Later calls reject with `CLIENT_CLOSED`.
    */
   close(): Promise<void>;
+}
+
+export interface VmRecord {
+  /** As `getOrCreate` takes it. */
+  key: string[];
+  /** Milliseconds since the epoch. */
+  createdAt: number;
 }
 
 /** A VM and the sessions in it. Disposing it puts it to sleep. */
@@ -437,7 +572,7 @@ export interface Agent extends AsyncDisposable {
 
   /**
    * Runs `sh -c command` in the VM. A non-zero exit code resolves. Resolves when the shell exits: what
-   * it left running in the background may go on.
+   * it left running in the background may go on. What ends the VM kills it at once: to end in order, `spawn` it.
    *
    * @throws {AgentVmError} `TIMEOUT` (with the output until then in `data`), `VM_LIMIT` if it was killed
    * for a limit of the VM (the same), or could not be started for one, `ABORTED`, an errno name
@@ -476,9 +611,8 @@ export interface Agent extends AsyncDisposable {
   closeProcessStdin(pid: number): Promise<void>;
 
   /**
-   * Resolves when a process has ended and listeners have been told all of its output and its end (who came to
-   * listen after the end may be told what was kept a moment later); at once
-   * for one that has ended. Aborting gives up the wait, and does nothing to the process.
+   * Resolves when a process has ended and listeners have been told all of its output and its end, those
+   * too who came to listen after it; at once for one that has ended. Aborting gives up the wait, and does nothing to the process.
    *
    * @throws {AgentVmError} `PROCESS_NOT_FOUND`, `ABORTED`, `CLIENT_CLOSED`
    */
@@ -525,7 +659,8 @@ export interface Agent extends AsyncDisposable {
    * and Node alive. `npx agentvm shell` is such a shell on your own terminal.
    *
    * The default is bash, or sh where there is none, as a login shell: it reads `/etc/profile` and
-   * `~/.profile`. A terminal has one stream: `shellData` is read as fast as listeners take it, and the last
+   * `~/.profile`; bash, unless there is a `~/.bash_profile`, before that `~/.bashrc`. (With an `image`, if the
+   * image's files say so.) A terminal has one stream: `shellData` is read as fast as listeners take it, and the last
    * 256 KiB are kept while nobody listens.
    *
    * @throws {AgentVmError} `ENOENT`, `EACCES` for `command` or `cwd`, `INVALID_ARGUMENT`, `VM_LIMIT`,
@@ -556,6 +691,12 @@ export interface Agent extends AsyncDisposable {
   closeShell(shellId: string): Promise<void>;
 
   /**
+   * The shells that `openShell` has opened in this VM, the oldest first: those that run, and the last 32 that
+   * have ended. Does not wake the VM.
+   */
+  listShells(): Promise<ShellRecord[]>;
+
+  /**
    * Resolves when a shell has ended and listeners have been told everything; at once for one that has ended.
    * The last 32 that have ended are known.
    *
@@ -570,9 +711,19 @@ export interface Agent extends AsyncDisposable {
    * Of all calls for files: a relative path starts at `/home/user`; it is resolved inside the VM, with the
    * rights of `user`; the magic links of `/proc` are not followed (`ELOOP`).
    *
-   * @throws {AgentVmError} with the errno's name as code: `ENOENT`, `EACCES`, `EISDIR`, …
+   * ```ts
+   * const text = await agent.readFile("notes.md", { encoding: "utf8" });
+   * ```
+   *
+   * @returns its bytes; with `encoding: "utf8"` a string, in which what is not UTF-8 is U+FFFD
+   * @throws {AgentVmError} with the errno's name as code: `ENOENT`, `EACCES`, `EISDIR`; `EINVAL` for a FIFO, a
+   * device and a file of `/proc`, `ENXIO` for a socket, which only programs in the VM can read (`exec`); …
    */
-  readFile(path: VmPath, options?: ReadFileOptions & NoString): Promise<Uint8Array>;
+  readFile(path: VmPath, options: ReadFileOptions & { encoding: "utf8" }): Promise<string>;
+  readFile(
+    path: VmPath,
+    options?: ReadFileOptions & NoString & { encoding?: "buffer" },
+  ): Promise<Uint8Array>;
 
   /**
    * Makes a file, or replaces what it holds, or with `append` writes behind that. A string is written as
@@ -591,7 +742,10 @@ export interface Agent extends AsyncDisposable {
   /** Writes files one after the other, with directories that are missing. Errors as with `readFiles`. */
   writeFiles(files: readonly FileToWrite[], options?: FileOptions): Promise<WriteFilesResult[]>;
 
-  /** @throws {AgentVmError} `EEXIST`, unless it is `recursive` and a directory; `ENOENT`, … */
+  /**
+   * @throws {AgentVmError} `EEXIST`, unless it is `recursive` and a directory; `ENOENT`; `ENOTDIR` where a
+   * part of the path before the last is no directory; …
+   */
   mkdir(path: VmPath, options?: MkdirOptions): Promise<void>;
 
   /**
@@ -604,36 +758,58 @@ export interface Agent extends AsyncDisposable {
 
   /**
    * The entries of a directory and of all directories below it, each directory before what is in it.
-   * Symlinks are told, not followed. Errors as with `readdir`, for a directory below too.
+   * Symlinks are told, not followed. Errors as with `readdir`, for a directory below too, unless
+   * `skipUnreadable`.
    */
-  readdirRecursive(path: VmPath, options?: ReaddirOptions): Promise<DirectoryEntry[]>;
+  readdirRecursive(path: VmPath, options?: ReaddirRecursiveOptions): Promise<DirectoryEntry[]>;
 
   /**
    * The same one entry after the other, as fast as it is asked for. It keeps the VM awake from the first
    * `next()` to its end: `break`, `close()`, the end of an `await using`, `signal`, or the last entry.
+   *
+   * @throws {AgentVmError} at once `INVALID_ARGUMENT`; the iteration what `readdir` rejects with
    */
   walk(path: VmPath, options?: WalkOptions): FileIterator<DirectoryEntry>;
 
   /** @throws {AgentVmError} `ENOENT`, `EACCES`, … */
   stat(path: VmPath, options?: StatOptions): Promise<FileStat>;
 
-  /** Whether there is something at a path, after symlinks. */
+  /**
+   * Whether there is something at a path, after symlinks.
+   *
+   * @throws {AgentVmError} `EACCES` where `user` may not look, `ELOOP`, …
+   */
   exists(path: VmPath, options?: FileOptions): Promise<boolean>;
 
   /**
    * Renames a file, a symlink or a directory. What is at `to` is replaced, unless `overwrite` is `false`:
    * a file by a file, an empty directory by a directory.
    *
-   * @throws {AgentVmError} `EEXIST`, `ENOTEMPTY`, `EISDIR`, `EXDEV` if `to` is on another file system
-   * (`/tmp` is one of its own: copy it, by `exec` for example), …
+   * @throws {AgentVmError} `EEXIST`, `ENOTEMPTY`, `EISDIR`, `ENOTDIR` where a `/` ends the path of what is no
+   * directory, `EXDEV` if `to` is on another file system (`/tmp` is one of its own: `copy` and `delete` it), …
    */
   move(from: VmPath, to: VmPath, options?: MoveOptions): Promise<void>;
+
+  /**
+   * Copies a file, a symlink (as one), or with `recursive` a directory with everything in it, inside the VM:
+   * nothing of it passes the host. Permissions are those of what is copied, without set-user-ID and sticky
+   * bits; the copy belongs to `user`, and its times are new. A directory that exists at `to` is filled, a
+   * file or link in the way is replaced, never written through. If the call fails, or is aborted, a part of
+   * the copy is there.
+   *
+   * @param to the copy itself, not the directory that it is put into
+   * @throws {AgentVmError} `EISDIR` for a directory without `recursive`, `EEXIST` with `overwrite: false`,
+   * `EINVAL` for a directory into itself, and for what is neither file, directory nor symlink; `ENOENT`,
+   * `ENOTDIR`, `ENOSPC`, …
+   */
+  copy(from: VmPath, to: VmPath, options?: CopyOptions): Promise<void>;
 
   /**
    * Deletes a file, a symlink (not what it leads to), or an empty directory; with `recursive` a directory
    * with everything in it, what is mounted there too. If that fails, or is aborted, a part of it is gone.
    *
-   * @throws {AgentVmError} `ENOENT` unless `force`, `ENOTEMPTY`, `EBUSY`, …
+   * @throws {AgentVmError} `ENOENT` unless `force`, `ENOTEMPTY`, `ENOTDIR` where a `/` ends the path of what
+   * is no directory, `EBUSY`, …
    */
   delete(path: VmPath, options?: DeleteOptions): Promise<void>;
 
@@ -642,6 +818,13 @@ export interface Agent extends AsyncDisposable {
 
   /** Sets owner, group or both, in ids of the VM. Only its root may give a file away. */
   chown(path: VmPath, owner: Owner, options?: StatOptions): Promise<void>;
+
+  /**
+   * Sets when a file was last read and changed. A time that is left out stays.
+   *
+   * @throws {AgentVmError} `EPERM` unless it is a file of `user`; `ENOENT`, …
+   */
+  utimes(path: VmPath, times: FileTimes, options?: StatOptions): Promise<void>;
 
   /** Makes a symlink at `path` that holds `target`, as it is to be read: relative to its directory. */
   symlink(target: VmPath, path: VmPath, options?: FileOptions): Promise<void>;
@@ -665,9 +848,10 @@ export interface Agent extends AsyncDisposable {
    * await agent.uploadFile(response.body, "model.bin", { signal });
    * ```
    *
-   * @param source a path of the host (a string or a `file:` URL), or the content: a `Uint8Array`, or a
-   * stream or iterable of chunks
-   * @throws {AgentVmError} errno names of either side, `ABORTED`; or what the source throws
+   * @param source a path of the host (a string or a `file:` URL), or the content: a `Uint8Array`, a `Blob`,
+   * or a stream or iterable of chunks
+   * @throws {AgentVmError} errno names of either side (`ELOOP`: a symbolic link that a VM could have made
+   * leads to the source), `ABORTED`; or what the source throws
    */
   uploadFile(source: UploadSource, path: VmPath, options?: UploadOptions): Promise<void>;
 
@@ -675,7 +859,9 @@ export interface Agent extends AsyncDisposable {
    * Copies a file of any length out of the VM, in constant memory.
    *
    * @param destination a path of the host (a string or a `file:` URL), where the file appears when all of
-   * it has arrived and replaces what is there (no symbolic link: `ELOOP`); or a stream, which is ended
+   * it has arrived and replaces what is there (no symbolic link, nor through one that a VM could have made:
+   * `ELOOP`); or a stream, which is ended. A process that is killed leaves nothing of it, but on file systems
+   * without `O_TMPFILE` a `.agentvm-download-*` beside it
    * @throws {AgentVmError} errno names of either side, `ABORTED`; or the error of the stream
    */
   downloadFile(
@@ -687,6 +873,8 @@ export interface Agent extends AsyncDisposable {
   /**
    * Reads a file bit by bit, as `fs.createReadStream`. It keeps the VM awake until it is read or destroyed;
    * what ends the VM destroys it with `ABORTED`.
+   *
+   * @throws {AgentVmError} at once `INVALID_ARGUMENT`; what `readFile` rejects with is its `error` event
    */
   createReadStream(path: VmPath, options?: ReadStreamOptions & NoString): Readable;
 
@@ -695,13 +883,17 @@ export interface Agent extends AsyncDisposable {
    * included that come later. Resolves when it is in force: what happens from then on is told.
    *
    * ```ts
-   * await using changes = await agent.watch("project", { recursive: true });
-   * for await (const change of changes) if (change.type !== "overflow") console.log(change.type, change.path);
+   * const changes = await agent.watch("project", { recursive: true });
+   * for await (const change of changes) {
+   *   if (change.type !== "overflow") console.log(change.type, change.path);
+   *   if (enough()) break; // ends it, as `changes.close()` does
+   * }
    * ```
    *
    * Changes are told in their order, by the kernel (inotify). Who does not keep up with them loses some,
    * and is told so by `"overflow"`: look again at what you need to know. It keeps the VM awake until it is
-   * closed, and ends when the path itself is deleted or moved.
+   * closed, and ends when the path itself is deleted or moved. Of a file that `uploadFile` brings, it tells
+   * nothing before it is there: `created`, whether or not it replaces another.
    *
    * @throws {AgentVmError} `ENOENT`, `EMFILE` for more than 64 watches at a time, or a quarter of the host's
    * `fs.inotify.max_user_instances` (32 of 128), `ENOSPC` for more directories than a quarter of its
@@ -726,15 +918,16 @@ export interface Agent extends AsyncDisposable {
    * @param path begins with `/`
    * @throws {AgentVmError} `ECONNREFUSED` if nothing listens on the port, `ECONNRESET` if the server
    * closed the connection instead of answering, `EPROTO` if it does not speak HTTP, `NETWORK_DENIED` for a
-   * redirect out of the VM, `INVALID_ARGUMENT`, also for a port of `loopbackExemptPorts`, which in the VM
+   * redirect out of the VM, `REDIRECTED` for any with `redirect: "error"`, `INVALID_ARGUMENT`, also for a port of `loopbackExemptPorts`, which in the VM
    * is the host's; `ABORTED`. When the connection or the VM ends later, reading the body fails with a
    * `TypeError` that has the `cause`
    */
   vmFetch(port: number, path: string, init?: VmFetchInit): Promise<Response>;
 
   /**
-   * A WebSocket to a server inside the VM: a standard one, from undici. It is returned at once; `open`,
-   * or `error` and `close`, follow. A message of more than 128 MiB closes it.
+   * A WebSocket to a server inside the VM: a standard one, from undici. It is returned at once; `open`
+   * follows, or where there is no such server `error` and `close`. Its last event is always `close`, with the
+   * code 1006 if the connection, or the VM, ended without a word. A message of more than 128 MiB closes it.
    *
    * @throws {AgentVmError} `INVALID_ARGUMENT`
    */
@@ -761,13 +954,38 @@ export interface Agent extends AsyncDisposable {
   listeningPorts(): Promise<ListeningPort[]>;
 
   /**
+   * Replaces the VM's `network` rules, now if it runs and for the boots to come by this client. New
+   * connections and names are judged by the new rules at once, and connections that they do not allow are
+   * reset; those, too, that began when no rule asked which of its names an address was meant for. Like every option it is not kept on disk. Boots nothing.
+   *
+   * @throws {AgentVmError} `INVALID_ARGUMENT`, which names the rule
+   */
+  setNetwork(network: NetworkRules): Promise<void>;
+
+  /**
    * What the VM takes of the host, and which limits are in force. Boots nothing. Its directory is measured
    * each time, which takes about a second for a million files.
+   *
+   * @throws {AgentVmError} `VM_BUSY` if it runs in another process
    */
   stats(): Promise<VmStats>;
 
-  /** Ends agents and processes; keeps files and sessions. The next call that needs the VM wakes it. */
+  /**
+   * Ends agents, and what runs in the VM: shells are hung up, what `spawn` has started gets SIGTERM, and a
+   * second later all is killed, `exec` with it. Keeps files and sessions. The next call that needs the VM
+   * wakes it.
+   */
   sleep(): Promise<void>;
+
+  /**
+   * Exchanges the VM's secrets, to rotate a key for example: for requests from now on, and for its next
+   * boots until `getOrCreate` is given options. Placeholders of names that stay are as before; those of new
+   * names are in the environment of programs that are started from now on. Boots nothing.
+   *
+   * @throws {AgentVmError} `INVALID_ARGUMENT`, naming the field and never showing a value; also where the VM
+   * runs and was booted without secrets: `sleep()` it first
+   */
+  setSecrets(secrets: Readonly<Record<string, SecretOptions>>): Promise<void>;
 
   /** Boots the VM if it does not run. */
   wake(): Promise<void>;
@@ -1278,6 +1496,14 @@ export interface ProcessRecord {
   /** Both are `null` while it runs; then one of them. */
   exitCode: number | null;
   signal: string | null;
+  /** As in {@link ProcessEnd}; `false` while it runs. */
+  timedOut: boolean;
+  vmEnded: boolean;
+}
+
+/** A shell that was opened by `openShell`, as {@link ProcessRecord}: its `command` is `/bin/bash` or `/bin/sh` by default. */
+export interface ShellRecord extends Omit<ProcessRecord, "pid" | "timedOut"> {
+  shellId: string;
 }
 
 /** A process of the VM. What its command line says is its own choice. */
@@ -1370,7 +1596,16 @@ export interface ReaddirOptions extends FileOptions {
   signal?: AbortSignal;
 }
 
-export interface WalkOptions extends ReaddirOptions {
+export interface ReaddirRecursiveOptions extends ReaddirOptions {
+  /**
+   * Go on past what is below and can't be read, instead of failing (`EACCES`; in `/proc` also `EINVAL`, …):
+   * of such a directory nothing is told but itself, and nothing of what has a path of more than 4095 bytes.
+   * Default: `false`.
+   */
+  skipUnreadable?: boolean;
+}
+
+export interface WalkOptions extends ReaddirRecursiveOptions {
   /** Also the entries of the directories below. Default: `true`. */
   recursive?: boolean;
 }
@@ -1430,6 +1665,23 @@ export interface MoveOptions extends FileOptions {
   overwrite?: boolean;
 }
 
+export interface CopyOptions extends FileOptions {
+  /** A directory with everything in it. Default: `false`. */
+  recursive?: boolean;
+  /** `false`: `EEXIST` where something is in the way. Default: `true`. */
+  overwrite?: boolean;
+  /** Aborting leaves what is copied, and rejects with `ABORTED`. */
+  signal?: AbortSignal;
+}
+
+/** Milliseconds since the epoch, with fractions: as `stat` tells them, or `Date.now()`. */
+export interface FileTimes {
+  /** Last read. */
+  atimeMs?: number;
+  /** Last change of the content. */
+  mtimeMs?: number;
+}
+
 export interface DeleteOptions extends FileOptions {
   /** A directory with everything in it. Default: `false`. */
   recursive?: boolean;
@@ -1454,6 +1706,7 @@ export type UploadSource =
   | string
   | URL
   | Uint8Array
+  | Blob
   | AsyncIterable<string | Uint8Array>
   | Iterable<string | Uint8Array>
   | ReadableStream<Uint8Array>;
@@ -1567,8 +1820,47 @@ export interface AgentEvents {
     /** One line for a person. */
     detail: string;
   };
+  /**
+   * A placeholder of `secrets` was sent where its value does not go, and stayed what it is. Seen is what goes
+   * to hosts of secrets, and the beginning of what is not encrypted; inside TLS to other hosts nobody looks.
+   */
+  secretMisdirected: {
+    /** Its name. */
+    secret: string;
+    /** What the request named as its host, else the address; `"*"` for many. */
+    host: string;
+    /** 0 for many. */
+    port: number;
+    /** `"plaintext"`: over a connection without TLS. */
+    place: "header" | "url" | "plaintext";
+    /** How often, since it was last told; at most once a second. */
+    count: number;
+  };
+  /**
+   * A program in the VM was refused something by the network's rules. It is told at once; the same again
+   * (host, port, protocol and rule) within a second is counted in one event at the end of it. Of very many
+   * different refusals a few hundred a second are told, and the rest is one event with `host` `"*"`, so that
+   * the sum of all `count`s is how many there were.
+   */
+  networkDenied: {
+    /** The name, where one is known, or the address. `"*"`: of several. */
+    host: string;
+    /** 53 of a name that was not resolved; 0 where there is none. */
+    port: number;
+    /** `dns`: a name was asked for. */
+    protocol: "tcp" | "udp" | "dns" | "other";
+    /**
+     * The rule of `deny`, as it was written; `allowlist` or `none`, the default that had no rule for it;
+     * `private`, `link-local`, `shared` (carrier-grade NAT), `metadata`, `multicast`, `loopback`,
+     * `documentation` or `reserved`, which is no public address; `host`, an address of the host;
+     * `protocol`, not TCP; `tls`, a TLS handshake that does not say for whom it is; `unknown`, which
+     * could not be looked up; `*`, of several.
+     */
+    rule: string;
+    count: number;
+  };
   installProgress: InstallProgress;
-  /** An image is pulled from a registry. */
+  /** An image is pulled from a registry, or unpacked. */
   imageProgress: ImageProgress;
   /**
    * A process of `spawn` has written something. The first listener is also told what was kept while nobody
@@ -1581,7 +1873,11 @@ export interface AgentEvents {
     /** How much of the stream before these bytes was not kept, because nobody listened; mostly 0. */
     droppedBytes: number;
   };
-  /** A process of `spawn` has ended, and all of its output was told. */
+  /**
+   * A process of `spawn` has ended, and all of its output was told to whoever listens to it. The first listener
+   * is also told of the ends that nobody has heard of, of the processes that `listProcesses` knows. Who wants
+   * the output before the end listens to both in one go.
+   */
   processExit: { pid: number } & ProcessEnd;
   /** A terminal shows something. The first listener is also told what was kept while nobody listened. */
   shellData: {
@@ -1591,7 +1887,7 @@ export interface AgentEvents {
     /** How much before these bytes was not kept, because nobody listened; mostly 0. */
     droppedBytes: number;
   };
-  /** A shell has ended, and all of its data was told. */
+  /** A shell has ended, and all of its data was told: as `processExit`. */
   shellExit: { shellId: string } & ShellEnd;
 }
 
@@ -1673,6 +1969,98 @@ export interface AgentStore {
   prune(options?: PruneOptions): Promise<PruneResult>;
 }
 
+/**
+ * The images in `imageStoreDir`, of all data directories of this user. An image stays as long as there is a
+ * VM that was made with it, awake or asleep, in whatever data directory.
+ */
+export interface ImageStore {
+  /**
+   * What is in the store, the newest first.
+   *
+   * @throws {AgentVmError} `CLIENT_CLOSED`, errno names for the store
+   */
+  list(): Promise<ImageRecord[]>;
+
+  /**
+   * Asks the registry what a name stands for, and fetches and unpacks it if it is not in the store yet. A
+   * VM does the same at its first boot. What has come of layers when it fails is gone on from by the next.
+   *
+   * @param image a name in a registry, as `"python:3.12"`, or an OCI layout
+   * @throws {AgentVmError} `IMAGE_NOT_FOUND`, `IMAGE_DENIED`, `IMAGE_PULL_FAILED`, `IMAGE_INVALID`,
+   * `IMAGE_UNSUPPORTED`, `IMAGE_TOO_LARGE`, `STORE_FULL`, `ABORTED`, `INVALID_ARGUMENT`
+   */
+  pull(image: string | OciLayoutImage, options?: PullOptions): Promise<ImageRecord>;
+
+  /**
+   * Takes a name from an image, and removes the image if it has no other; by its digest, with all its
+   * names. What is not there is as good as removed.
+   *
+   * @param image a name, as `"python:3.12"` or one of `references`; or `"sha256:…"`, of which the first 12
+   * digits are enough
+   * @throws {AgentVmError} `IMAGE_IN_USE` names the VMs that were made with it: neither it nor its name is
+   * removed. `INVALID_ARGUMENT` also if the digits are those of several images
+   */
+  remove(image: string): Promise<ImageRemoval>;
+
+  /**
+   * Removes every image that no VM was made with, what pulls that ended early have left, and, in this
+   * client's data directory, what VMs shared of earlier states of the host.
+   */
+  prune(options?: PruneOptions): Promise<ImagePruneResult>;
+}
+
+export interface PullOptions {
+  onProgress?: (progress: ImageProgress) => void;
+  /** Aborting rejects with `ABORTED`. */
+  signal?: AbortSignal;
+}
+
+export interface ImageRecord {
+  /** `"sha256:…"`, of the manifest for this machine's platform. */
+  digest: string;
+  /**
+   * What it was last pulled as: `"docker.io/library/python:3.12"`, or `"oci:/path/of/a/layout:tag"`. Empty
+   * when its names stand for newer images.
+   */
+  references: string[];
+  /** What it takes of the disk, unpacked. */
+  bytes: number;
+  /** When it was unpacked, in milliseconds since the epoch. */
+  pulledAt: number;
+  /** The VMs that were made with it, of every data directory. */
+  vms: ImageVm[];
+  /** Whether a VM, of any process, runs on it or boots on it at this moment. */
+  running: boolean;
+}
+
+export interface ImageVm {
+  /** `null`: it can't be told at the moment, because the disk is not mounted or not readable. */
+  key: string[] | null;
+  dataDir: string;
+}
+
+export interface ImageRemoval {
+  removed: ImageRecord[];
+  /** Names that stand for no image any more. */
+  untagged: string[];
+}
+
+export interface ImagePruneResult {
+  /** What was removed, or would be. */
+  removed: ImageRecord[];
+  /** VMs were made with them, or they are just being used. */
+  kept: ImageRecord[];
+  /** Packed layers. */
+  layers: PrunedFiles;
+  /** What VMs shared of earlier states of the host. */
+  bases: PrunedFiles;
+}
+
+export interface PrunedFiles {
+  count: number;
+  bytes: number;
+}
+
 export interface DoctorResult {
   /** Whether VMs run on this host: no check is `"missing"`. */
   ok: boolean;
@@ -1743,12 +2131,12 @@ export interface PruneResult {
 }
 
 export interface ImageProgress {
-  /** Its name in full, as `docker.io/library/python:3.12`. */
+  /** Its name in full, as `docker.io/library/python:3.12`, or `oci:/path/of/a/layout:tag`. */
   image: string;
   step: "resolving" | "downloading" | "unpacking";
   /** One line for a person. */
   message: string;
-  /** Bytes of the packed image that have arrived, of `totalBytes`; both 0 while that is being asked. */
+  /** Of the packed image, arrived or unpacked, of `totalBytes`; both 0 while that is being asked. */
   bytes: number;
   totalBytes: number;
 }
@@ -1788,11 +2176,13 @@ export type ErrorCode =
   | "VM_EXITED"
   | "VM_LIMIT"
   | "NETWORK_DENIED"
+  | "REDIRECTED"
   | "IMAGE_NOT_FOUND"
   | "IMAGE_INVALID"
   | "IMAGE_UNSUPPORTED"
   | "IMAGE_TOO_LARGE"
   | "IMAGE_MISMATCH"
+  | "IMAGE_IN_USE"
   | "IMAGE_DENIED"
   | "IMAGE_PULL_FAILED"
   | "TIMEOUT"
@@ -1807,7 +2197,7 @@ export type ErrorCode =
   /** Names of errnos, as `"ENOENT"`, for files and processes. */
   | (string & {});
 
-/** What every promise of this package rejects with. `name` is `"AbortError"` for `ABORTED`. */
+/** Every failure of this package, as a rejection or thrown. `name` is `"AbortError"` for `ABORTED`. */
 export declare class AgentVmError extends Error {
   private constructor();
   readonly code: ErrorCode;

@@ -23,6 +23,10 @@ import {
   type FileEvent,
   type FileIterator,
   type FileStat,
+  type ImageProgress,
+  type ImagePruneResult,
+  type ImageRecord,
+  type ImageRemoval,
   type InstallProgress,
   type JsonObject,
   type JsonRpcNotification,
@@ -47,9 +51,12 @@ import {
   type SessionState,
   type Shell,
   type ShellEnd,
+  type ShellRecord,
   type SpawnedProcess,
   type VmConnection,
+  type VmOptions,
   type VmProcess,
+  type VmRecord,
   type VmStats,
   type WriteFilesResult,
 } from ".";
@@ -101,6 +108,23 @@ expectError(agents.install("pi", { progress: () => {} }));
 expectType<Promise<AgentStoreEntry[]>>(agents.remove("pi"));
 expectType<Promise<PruneResult>>(agents.prune());
 expectType<Promise<PruneResult>>(agents.prune({ dryRun: true }));
+
+// Images of the store
+
+const { images } = createClient();
+expectType<Promise<ImageRecord[]>>(images.list());
+expectType<Promise<ImageRecord>>(images.pull("python:3.12"));
+expectType<Promise<ImageRecord>>(
+  images.pull(
+    { ociLayout: "./layout", tag: "v1" },
+    { onProgress: ({ step }) => expectType<ImageProgress["step"]>(step) },
+  ),
+);
+expectError(images.pull({ rootfs: "./debian" }));
+expectError(images.pull(false));
+expectType<Promise<ImageRemoval>>(images.remove("python:3.12"));
+expectError(images.remove({ ociLayout: "./layout" }));
+expectType<Promise<ImagePruneResult>>(images.prune({ dryRun: true }));
 
 const client = createClient();
 expectType<Agent>(client.vm.getOrCreate("key"));
@@ -332,6 +356,16 @@ expectError(agent.connect(3000, { host: "example.org" }));
 expectType<Promise<DoctorResult>>(client.doctor());
 
 expectType<Promise<Uint8Array>>(agent.readFile("a", { user: "user" }));
+expectType<Promise<string>>(agent.readFile("a", { encoding: "utf8", length: 2 }));
+expectType<Promise<Uint8Array>>(agent.readFile("a", { encoding: "buffer" }));
+expectError(agent.readFile("a", { encoding: "latin1" }));
+expectType<Promise<void>>(agent.copy("a", "b", { recursive: true, overwrite: false }));
+expectError(agent.copy("a"));
+expectType<Promise<void>>(agent.utimes("a", { mtimeMs: Date.now() }, { followSymlinks: false }));
+expectError(agent.utimes("a", { mtime: new Date() }));
+expectType<Promise<void>>(agent.uploadFile(new Blob(["a"]), "a"));
+expectType<Promise<ShellRecord[]>>(agent.listShells());
+expectType<Promise<VmRecord[]>>(client.vm.list());
 expectType<Promise<void>>(agent.writeFile("a", "text"));
 expectType<Promise<void>>(agent.writeFile("a", new Uint8Array(1)));
 expectError(agent.writeFile("a"));
@@ -400,10 +434,29 @@ agent.on("sessionStatus", ({ status, turnId, pendingPermissions }) => {
   expectType<string | null>(turnId);
   expectType<number>(pendingPermissions);
 });
+agent.on("networkDenied", ({ host, port, protocol, rule, count }) => {
+  expectType<string>(host);
+  expectType<number>(port);
+  expectType<"tcp" | "udp" | "dns" | "other">(protocol);
+  expectType<string>(rule);
+  expectType<number>(count);
+});
+expectType<Promise<void>>(agent.setNetwork({ default: "allowlist", allow: ["*.example.com"] }));
+expectError(agent.setNetwork({ default: "private" }));
+expectAssignable<VmOptions>({ network: { deny: ["10.0.0.0/8"] as const } });
 agent.on("limitReached", ({ limit, detail }) => {
   expectType<"memoryBytes" | "pids" | "diskBytes" | "minFreeDiskBytes">(limit);
   expectType<string>(detail);
 });
+agent.on("secretMisdirected", ({ secret, host, port, place, count }) => {
+  expectType<string>(secret + host);
+  expectType<"header" | "url" | "plaintext">(place);
+  expectType<number>(port + count);
+});
+createClient({ secrets: { KEY: { value: "v", hosts: ["api.example.com"], query: ["key"] } } });
+client.vm.getOrCreate("vm", { secrets: {} });
+expectError(createClient({ secrets: { KEY: { value: "v" } } }));
+expectType<Promise<void>>(agent.setSecrets({ KEY: { value: "v", hosts: ["api.example.com"] } }));
 agent.on("imageProgress", ({ image, step, bytes, totalBytes }) => {
   expectType<string>(image);
   expectType<"resolving" | "downloading" | "unpacking">(step);

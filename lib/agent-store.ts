@@ -1,8 +1,9 @@
 import type * as Api from "../index";
 import { abortable } from "./abort";
-import { refuseMore, requireOptions, requireString } from "./arguments";
+import { requireOptions, requireString } from "./arguments";
 import { call, invalidArgument } from "./errors";
 import type { native } from "./native";
+import { OPTIONS } from "./options";
 
 type NativeClient = InstanceType<typeof native.NativeClient>;
 
@@ -20,8 +21,7 @@ export class AgentStore implements Api.AgentStore {
 
   async install(agent: string, options: Api.InstallOptions = {}): Promise<void> {
     requireString("agent", agent);
-    const { signal, onProgress, ...more } = requireOptions(options, "onProgress");
-    refuseMore(more);
+    const { signal, onProgress } = requireOptions(options, OPTIONS.install, "onProgress");
     if (onProgress !== undefined && typeof onProgress !== "function") {
       throw invalidArgument("onProgress", "must be a function");
     }
@@ -36,8 +36,7 @@ export class AgentStore implements Api.AgentStore {
   }
 
   async prune(options: Api.PruneOptions = {}): Promise<Api.PruneResult> {
-    const { dryRun = false, ...more } = requireOptions(options);
-    refuseMore(more);
+    const { dryRun = false } = requireOptions(options, OPTIONS.prune);
     if (typeof dryRun !== "boolean") {
       throw invalidArgument("dryRun", "must be a boolean");
     }

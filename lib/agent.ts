@@ -2,13 +2,35 @@ import type { Readable, Writable } from "node:stream";
 import type { WebSocket } from "undici";
 import type * as Api from "../index";
 import { abortable, throwIfAborted } from "./abort";
-import { bytes, json, refuseMore, requireJson, requireOptions, requireString } from "./arguments";
+import {
+  bytes,
+  isPlainObject,
+  json,
+  requireFields,
+  requireJson,
+  requireOptions,
+  requireString,
+  requireValue,
+  told,
+} from "./arguments";
 import { connect, requirePort } from "./connection";
 import { aborted, call, callSync, invalidArgument } from "./errors";
 import { createReadStream, downloadFile, uploadFile } from "./file-transfer";
-import { link, readdir, readFiles, requirePath, walk, watch, writeFiles } from "./files";
+import {
+  copy,
+  link,
+  readdir,
+  readFile,
+  readFiles,
+  requirePath,
+  utimes,
+  walk,
+  watch,
+  writeFiles,
+} from "./files";
 import { Listeners } from "./listeners";
 import { native } from "./native";
+import { FIELDS, OPTIONS } from "./options";
 import { processEnd, requirePid, shellEnd, treeOf } from "./processes";
 import { SessionEvents } from "./session-events";
 import { vmFetch, vmWebSocket } from "./vm-fetch";
@@ -38,7 +60,7 @@ export class Agent implements Api.Agent {
     options: Api.CreateSessionOptions = {},
   ): Promise<Api.Session> {
     requireString("agentType", agentType);
-    const { signal, ...rest } = requireOptions(options);
+    const { signal, ...rest } = requireOptions(options, OPTIONS.createSession);
     // The VM is the boundary: nobody has to be asked, unless somebody listens for it.
     const permissionPolicy = this.#listeners.has("permissionRequest") ? "ask" : "allow";
     const all = json("options", {
@@ -56,8 +78,7 @@ export class Agent implements Api.Agent {
     options: Api.SendPromptOptions = {},
   ): Promise<Api.PromptResult> {
     requireString("sessionId", sessionId);
-    const { signal, ...more } = requireOptions(options);
-    refuseMore(more);
+    const { signal } = requireOptions(options, OPTIONS.sendPrompt);
     if (signal) {
       throwIfAborted(signal);
     }
@@ -104,7 +125,7 @@ export class Agent implements Api.Agent {
     options: Api.ResumeSessionOptions = {},
   ): Promise<Api.SessionState> {
     requireString("sessionId", sessionId);
-    const rest = requireOptions(options);
+    const rest = requireOptions(options, OPTIONS.resumeSession);
     return JSON.parse(await call(this.#vm.resumeSession(sessionId, json("options", rest))));
   }
 
@@ -203,7 +224,7 @@ export class Agent implements Api.Agent {
     options: Api.EventQuery = {},
   ): Promise<Api.JsonRpcNotification[]> {
     requireString("sessionId", sessionId);
-    const query = json("options", requireOptions(options));
+    const query = json("options", requireOptions(options, OPTIONS.events));
     return JSON.parse(await call(this.#vm.getEvents(sessionId, query)));
   }
 
@@ -212,7 +233,7 @@ export class Agent implements Api.Agent {
     options: Api.EventQuery = {},
   ): Promise<Api.SequencedEvent[]> {
     requireString("sessionId", sessionId);
-    const query = json("options", requireOptions(options));
+    const query = json("options", requireOptions(options, OPTIONS.events));
     return JSON.parse(await call(this.#vm.getSequencedEvents(sessionId, query)));
   }
 
@@ -221,7 +242,7 @@ export class Agent implements Api.Agent {
     options: Api.EventQuery = {},
   ): Promise<Api.PersistedEvent[]> {
     requireString("sessionId", sessionId);
-    const query = json("options", requireOptions(options));
+    const query = json("options", requireOptions(options, OPTIONS.events));
     return JSON.parse(await call(this.#vm.getSessionEvents(sessionId, query)));
   }
 
@@ -230,7 +251,7 @@ export class Agent implements Api.Agent {
     options: Api.SessionEventsOptions = {},
   ): Api.SessionEventIterator {
     requireString("sessionId", sessionId);
-    const { signal, ...rest } = requireOptions(options);
+    const { signal, ...rest } = requireOptions(options, OPTIONS.sessionEvents);
     const query = json("options", rest);
     return new SessionEvents(
       callSync(() => this.#vm.sessionEvents(sessionId, query)),
@@ -242,7 +263,7 @@ export class Agent implements Api.Agent {
 
   async exec(command: string, options: Api.ExecOptions = {}): Promise<Api.ExecResult> {
     requireString("command", command);
-    const { signal, stdin, ...rest } = requireOptions(options, "stdin");
+    const { signal, stdin, ...rest } = requireOptions(options, OPTIONS.exec, "stdin");
     const input = stdin === undefined ? undefined : bytes("stdin", stdin);
     const result = await abortable(signal, (abort) =>
       this.#vm.exec(command, json("options", rest), input, abort),
@@ -262,10 +283,14 @@ export class Agent implements Api.Agent {
     options: Api.SpawnOptions = {},
   ): Promise<Api.SpawnedProcess> {
     requireString("command", command);
-    const { signal, stdin, ...rest } = requireOptions(options, "stdin");
+    const { signal, stdin, ...rest } = requireOptions(options, OPTIONS.spawn, "stdin");
     const input = stdin === undefined ? undefined : bytes("stdin", stdin);
-    const all = json("options", { ...rest, args: requireOptions({ args }).args });
-    const pid = await abortable(signal, (abort) => this.#vm.spawn(command, all, input, abort));
+    requireValue("args", args);
+    const words = json("args", { args });
+    const all = json("options", rest);
+    const pid = await abortable(signal, (abort) =>
+      this.#vm.spawn(command, words, all, input, abort),
+    );
     const kill = () => void this.#vm.killProcess(pid).catch(() => {}); // it has ended
     signal?.addEventListener("abort", kill, { once: true });
     if (signal?.aborted) {
@@ -291,8 +316,8 @@ export class Agent implements Api.Agent {
 
   async waitProcess(pid: number, options: Api.WaitOptions = {}): Promise<Api.ProcessEnd> {
     requirePid(pid);
-    const { signal, ...more } = requireOptions(options);
-    refuseMore(more);
+    const { signal } = requireOptions(options, OPTIONS.wait);
+    this.#listeners.settleOutput();
     return processEnd(await abortable(signal, (abort) => this.#vm.waitProcess(pid, abort)));
   }
 
@@ -330,7 +355,9 @@ export class Agent implements Api.Agent {
   // Terminals
 
   async openShell(options: Api.ShellOptions = {}): Promise<Api.Shell> {
-    const shellId = await call(this.#vm.openShell(json("options", requireOptions(options))));
+    const shellId = await call(
+      this.#vm.openShell(json("options", requireOptions(options, OPTIONS.openShell))),
+    );
     // A promise keeps Node alive, as long as the shell runs.
     this.#vm.waitShell(shellId, new native.NativeAbort()).catch(() => {}); // the client was closed
     return { shellId };
@@ -343,26 +370,40 @@ export class Agent implements Api.Agent {
 
   async resizeShell(shellId: string, size: Api.ShellSize): Promise<void> {
     requireString("shellId", shellId);
-    await call(this.#vm.resizeShell(shellId, json("size", requireOptions(size))));
+    await call(
+      this.#vm.resizeShell(shellId, json("size", requireFields("size", size, FIELDS.size))),
+    );
   }
 
   async closeShell(shellId: string): Promise<void> {
     requireString("shellId", shellId);
+    this.#listeners.settleOutput();
     await call(this.#vm.closeShell(shellId));
+  }
+
+  async listShells(): Promise<Api.ShellRecord[]> {
+    return JSON.parse(await call(this.#vm.listShells()));
   }
 
   async waitShell(shellId: string, options: Api.WaitOptions = {}): Promise<Api.ShellEnd> {
     requireString("shellId", shellId);
-    const { signal, ...more } = requireOptions(options);
-    refuseMore(more);
+    const { signal } = requireOptions(options, OPTIONS.wait);
+    this.#listeners.settleOutput();
     return shellEnd(await abortable(signal, (abort) => this.#vm.waitShell(shellId, abort)));
   }
 
   // Files
 
-  async readFile(path: Api.VmPath, options: Api.ReadFileOptions = {}): Promise<Uint8Array> {
-    const text = json("options", requireOptions(options));
-    return await call(this.#vm.readFile(requirePath("path", path), text));
+  readFile(path: Api.VmPath, options: Api.ReadFileOptions & { encoding: "utf8" }): Promise<string>;
+  readFile(
+    path: Api.VmPath,
+    options?: Api.ReadFileOptions & { encoding?: "buffer" },
+  ): Promise<Uint8Array>;
+  async readFile(
+    path: Api.VmPath,
+    options: Api.ReadFileOptions & { encoding?: "utf8" | "buffer" } = {},
+  ): Promise<string | Uint8Array> {
+    return await readFile(this.#vm, requirePath("path", path), options);
   }
 
   async writeFile(
@@ -371,7 +412,7 @@ export class Agent implements Api.Agent {
     options: Api.WriteFileOptions = {},
   ): Promise<void> {
     const data = bytes("content", content);
-    const text = json("options", requireOptions(options));
+    const text = json("options", requireOptions(options, OPTIONS.writeFile));
     await call(this.#vm.writeFile(requirePath("path", path), data, false, text));
   }
 
@@ -390,19 +431,19 @@ export class Agent implements Api.Agent {
   }
 
   async mkdir(path: Api.VmPath, options: Api.MkdirOptions = {}): Promise<void> {
-    const text = json("options", requireOptions(options));
+    const text = json("options", requireOptions(options, OPTIONS.mkdir));
     await call(this.#vm.mkdir(requirePath("path", path), text));
   }
 
   async readdir(path: Api.VmPath, options: Api.ReaddirOptions = {}): Promise<Api.DirectoryEntry[]> {
-    return await readdir(this.#vm, requirePath("path", path), requireOptions(options), false);
+    return await readdir(this.#vm, requirePath("path", path), options, false);
   }
 
   async readdirRecursive(
     path: Api.VmPath,
-    options: Api.ReaddirOptions = {},
+    options: Api.ReaddirRecursiveOptions = {},
   ): Promise<Api.DirectoryEntry[]> {
-    return await readdir(this.#vm, requirePath("path", path), requireOptions(options), true);
+    return await readdir(this.#vm, requirePath("path", path), options, true);
   }
 
   walk(path: Api.VmPath, options: Api.WalkOptions = {}): Api.FileIterator<Api.DirectoryEntry> {
@@ -410,40 +451,54 @@ export class Agent implements Api.Agent {
   }
 
   async stat(path: Api.VmPath, options: Api.StatOptions = {}): Promise<Api.FileStat> {
-    const text = json("options", requireOptions(options));
+    const text = json("options", requireOptions(options, OPTIONS.stat));
     return JSON.parse(await call(this.#vm.stat(requirePath("path", path), text)));
   }
 
   async exists(path: Api.VmPath, options: Api.FileOptions = {}): Promise<boolean> {
-    const text = json("options", requireOptions(options));
+    const text = json("options", requireOptions(options, OPTIONS.file));
     return await call(this.#vm.exists(requirePath("path", path), text));
   }
 
   async move(from: Api.VmPath, to: Api.VmPath, options: Api.MoveOptions = {}): Promise<void> {
-    const text = json("options", requireOptions(options));
+    const text = json("options", requireOptions(options, OPTIONS.move));
     await call(this.#vm.move(requirePath("from", from), requirePath("to", to), text));
+  }
+
+  async copy(from: Api.VmPath, to: Api.VmPath, options: Api.CopyOptions = {}): Promise<void> {
+    await copy(this.#vm, requirePath("from", from), requirePath("to", to), options);
   }
 
   async delete(path: Api.VmPath, options: Api.DeleteOptions = {}): Promise<void> {
     requirePath("path", path);
-    const { signal, ...rest } = requireOptions(options);
+    const { signal, ...rest } = requireOptions(options, OPTIONS.delete);
     const text = json("options", rest);
     await abortable(signal, (abort) => this.#vm.delete(path, text, abort));
   }
 
   async chmod(path: Api.VmPath, mode: number, options: Api.FileOptions = {}): Promise<void> {
     if (!Number.isInteger(mode) || mode < 0 || mode > 0o7777) {
-      throw invalidArgument("mode", `must be a whole number between 0 and 0o7777, not ${mode}`);
+      throw invalidArgument(
+        "mode",
+        `must be a whole number between 0 and 0o7777, not ${told(mode)}`,
+      );
     }
-    const text = json("options", requireOptions(options));
+    const text = json("options", requireOptions(options, OPTIONS.file));
     await call(this.#vm.chmod(requirePath("path", path), mode, text));
   }
 
   async chown(path: Api.VmPath, owner: Api.Owner, options: Api.StatOptions = {}): Promise<void> {
-    const { uid, gid, ...more } = requireOptions(owner);
-    refuseMore(more);
-    const text = json("options", { ...requireOptions(options), uid, gid });
+    const { uid, gid } = requireFields("owner", owner, FIELDS.owner);
+    const text = json("options", { ...requireOptions(options, OPTIONS.stat), uid, gid });
     await call(this.#vm.chown(requirePath("path", path), text));
+  }
+
+  async utimes(
+    path: Api.VmPath,
+    times: Api.FileTimes,
+    options: Api.StatOptions = {},
+  ): Promise<void> {
+    await utimes(this.#vm, requirePath("path", path), times, options);
   }
 
   async symlink(
@@ -452,7 +507,7 @@ export class Agent implements Api.Agent {
     options: Api.FileOptions = {},
   ): Promise<void> {
     requirePath("target", target);
-    const text = json("options", requireOptions(options));
+    const text = json("options", requireOptions(options, OPTIONS.file));
     await call(this.#vm.symlink(target, requirePath("path", path), text));
   }
 
@@ -514,15 +569,13 @@ export class Agent implements Api.Agent {
   }
 
   async connect(port: number, options: Api.ConnectOptions = {}): Promise<Api.VmConnection> {
-    const { signal, ...more } = requireOptions(options);
-    refuseMore(more);
+    const { signal } = requireOptions(options, OPTIONS.connect);
     return await connect(this.#vm, port, signal);
   }
 
   async waitForPort(port: number, options: Api.ConnectOptions = {}): Promise<void> {
     requirePort(port);
-    const { signal, ...more } = requireOptions(options);
-    refuseMore(more);
+    const { signal } = requireOptions(options, OPTIONS.connect);
     await abortable(signal, (abort) => this.#vm.waitForPort(port, abort));
   }
 
@@ -534,6 +587,20 @@ export class Agent implements Api.Agent {
 
   async stats(): Promise<Api.VmStats> {
     return JSON.parse(await call(this.#vm.stats()));
+  }
+
+  async setSecrets(secrets: Readonly<Record<string, Api.SecretOptions>>): Promise<void> {
+    // Their names are the caller's.
+    const names = isPlainObject(secrets) ? Object.keys(secrets) : [];
+    await call(this.#vm.setSecrets(json("secrets", requireFields("secrets", secrets, names))));
+  }
+
+  async setNetwork(network: Api.NetworkRules): Promise<void> {
+    const rules = requireFields("network", network, FIELDS.network);
+    const vm = callSync(() => this.#vm.withNetwork(json("network", rules)));
+    // Also for a VM that boots later, or is booting.
+    this.use(vm);
+    await call(vm.applyNetwork());
   }
 
   async sleep(): Promise<void> {

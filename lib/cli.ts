@@ -1,12 +1,16 @@
 #!/usr/bin/env node
 /** `npx agentvm …` */
 
-import { parseArgs } from "node:util";
+import { type ParseArgsConfig, parseArgs } from "node:util";
 import type * as Api from "../index";
-import { createClient, defaultAgentStoreDir } from "./client";
+import { createClient, defaultAgentStoreDir, defaultDataDir } from "./client";
 import { report } from "./doctor";
 import { AgentVmError } from "./errors";
+import { IMAGE_OPTIONS, images as imageCommand } from "./image-command";
 import { attach } from "./shell";
+import { keyText, requireVm, SHELL_OPTIONS, shellOptions, vmOptions } from "./shell-command";
+import { print, progressLine, size, sum, table, tell, time } from "./terminal-output";
+import { UsageError } from "./usage-error";
 
 const USAGE = `Usage: agentvm <command>
 
@@ -16,17 +20,34 @@ const USAGE = `Usage: agentvm <command>
   agents [--json]               List the agents, and what is in the store.
   remove <agent>[@version] …    Remove agents from the store. Without a version: all of them.
   prune [--dry-run]             Remove from the store what this version of agentvm does not use.
-  shell <key> [-- command …]    Open a shell in a VM, or run a command in it, on this terminal; without
-                                one, with stdin, stdout and stderr as they are. The exit code is that of
-                                the command, or 128 and the signal that ended it. The VM must not run in
-                                another process. --user root; --cwd <directory>; --data-dir <directory>:
-                                default $AGENTVM_DATA_DIR, else $XDG_DATA_HOME/agentvm, else
+  shell <key> … [-- command …]  Open a shell in a VM, or run a command in it, on this terminal; without
+                                one, with stdin, stdout and stderr as they are. A key of several parts is
+                                several words. The exit code is that of the command, or 128 and the
+                                signal that ended it; 127 if it, or --cwd, is not found, 126 if it can't
+                                be run. The VM must not run in another process.
+      --create                  Make the VM, if there is none of this key.
+      --user root, --cwd <directory>, --env <name>=<value> (any number)
+      --mount <host>:<vm>[:ro]  A directory or file of the host in the VM (any number).
+      --memory 512m, --cpus 1.5, --pids 200, --disk 2g
+                                Limits; memory and disk in bytes, or with k, m, g, t.
+      --loopback-port <port>    A port of the host's loopback that the VM may reach (any number).
+      --image <name>, --rootfs <directory>
+                                What it is booted from, instead of the host's programs.
+      --data-dir <directory>    Default: $AGENTVM_DATA_DIR, else $XDG_DATA_HOME/agentvm, else
                                 ~/.local/share/agentvm.
+  ls [--json] [--data-dir …]    List the VMs of a data directory, by key.
+  images [list] [--json]        List the images that VMs were booted from, and how many VMs need each.
+  images pull <name> …          Fetch images, as python:3.12, before a VM needs them.
+  images rm <name> …            Remove images, by name or digest, that no VM was made with.
+  images prune [--dry-run]      Remove all that no VM was made with, layers of pulls that ended early, and
+                                what VMs of --data-dir shared of earlier states of the host.
   doctor [--json]               Try what VMs need of this host, and boot a temporary one. Says of all that
                                 is not there what is lost without it, and how to enable it.
                                 Exit code 1: no VM can run here.
   --version                     Print the version.
   -h, --help                    Print this.
+
+A command line that makes no sense has the exit code 2, other failures have 1.
 
 What running VMs use is never removed. A version that is not the pinned one is resolved by npm when it
 is installed, and is not tested with this agentvm.
@@ -35,14 +56,8 @@ The store is $AGENTVM_CACHE_DIR/agents, else $XDG_CACHE_HOME/agentvm/agents, els
 ~/.cache/agentvm/agents.
 `;
 
-/** A command line that makes no sense. */
-class UsageError extends Error {}
-
-const print = (line: string) => process.stdout.write(`${line}\n`);
-const tell = (line: string) => process.stderr.write(`${line}\n`);
-
 async function install(args: string[]): Promise<void> {
-  const { values, positionals } = parse(args, { all: { type: "boolean" } });
+  const { values, positionals } = parse("install", args, { all: { type: "boolean" } });
   if (values["all"] ? positionals.length > 0 : positionals.length === 0) {
     throw new UsageError("install takes the names of agents, for example: pi; or --all");
   }
@@ -60,21 +75,8 @@ async function install(args: string[]): Promise<void> {
   }
 }
 
-/** One line for each step, which changes on a terminal; elsewhere a line for each message. */
-function progressLine(): (progress: Api.InstallProgress) => void {
-  let last = "";
-  return ({ message, step }) => {
-    if (process.stderr.isTTY) {
-      process.stderr.write(`${step === last ? "\r\x1b[K" : "\n"}${message}`);
-    } else {
-      tell(message);
-    }
-    last = step;
-  };
-}
-
 async function agents(args: string[]): Promise<void> {
-  const { values } = parse(args, { json: { type: "boolean" } }, 0);
+  const { values } = parse("agents", args, { json: { type: "boolean" } }, 0);
   const listing = await createClient().agents.list();
   if (values["json"]) {
     print(JSON.stringify({ store: defaultAgentStoreDir(), ...listing }, null, 2));
@@ -101,7 +103,7 @@ function useOf({ use, running }: Api.AgentStoreEntry): string {
 }
 
 async function remove(args: string[]): Promise<void> {
-  const { positionals } = parse(args, {});
+  const { positionals } = parse("remove", args, {});
   if (positionals.length === 0) {
     throw new UsageError("remove takes the names of agents, for example: pi or pi@0.87.0");
   }
@@ -116,7 +118,7 @@ async function remove(args: string[]): Promise<void> {
 }
 
 async function prune(args: string[]): Promise<void> {
-  const { values } = parse(args, { "dry-run": { type: "boolean" } }, 0);
+  const { values } = parse("prune", args, { "dry-run": { type: "boolean" } }, 0);
   const dryRun = values["dry-run"] === true;
   const { removed, kept } = await createClient().agents.prune({ dryRun });
   const verb = dryRun ? "would remove" : "removed";
@@ -128,7 +130,7 @@ async function prune(args: string[]): Promise<void> {
 }
 
 async function doctor(args: string[]): Promise<number> {
-  const { values } = parse(args, { json: { type: "boolean" } }, 0);
+  const { values } = parse("doctor", args, { json: { type: "boolean" } }, 0);
   const client = createClient();
   const result = await client.doctor();
   print(values["json"] ? JSON.stringify(result, null, 2) : report(result));
@@ -138,24 +140,41 @@ async function doctor(args: string[]): Promise<number> {
 async function shell(args: string[]): Promise<number> {
   const end = args.indexOf("--");
   const [own, command] = end < 0 ? [args, []] : [args.slice(0, end), args.slice(end + 1)];
-  const { values, positionals } = parse(
-    own,
-    { user: { type: "string" }, cwd: { type: "string" }, "data-dir": { type: "string" } },
-    1,
-  );
-  const [key] = positionals;
-  if (key === undefined) {
+  const { values, positionals: key } = parse("shell", own, SHELL_OPTIONS);
+  if (key.length === 0) {
     throw new UsageError("shell takes the key of a VM, for example: my-vm; -- begins a command");
   }
-  const { user, cwd, "data-dir": dataDir } = values as Record<string, string | undefined>;
-  if (user !== undefined && user !== "user" && user !== "root") {
-    throw new UsageError(`shell: --user is user or root, not ${user}`);
+  const { create, "data-dir": dataDir = defaultDataDir() } = values;
+  const [options, boot] = [shellOptions(values), vmOptions(values)];
+  await using client = createClient({ dataDir });
+  if (!create) {
+    await requireVm(client, key, dataDir);
   }
-  await using client = createClient(dataDir === undefined ? {} : { dataDir });
-  return await attach(client.vm.getOrCreate(key), command, {
-    ...(user !== undefined && { user }),
-    ...(cwd !== undefined && { cwd }),
-  });
+  return await attach(client.vm.getOrCreate(key, boot), command, options);
+}
+
+async function ls(args: string[]): Promise<void> {
+  const { values } = parse(
+    "ls",
+    args,
+    { json: { type: "boolean" }, "data-dir": { type: "string" } },
+    0,
+  );
+  const { json, "data-dir": dataDir = defaultDataDir() } = values;
+  const vms = await createClient({ dataDir }).vm.list();
+  if (json) {
+    print(JSON.stringify({ dataDir, vms }, null, 2));
+  } else if (vms.length === 0) {
+    print(`There is no VM in ${dataDir}`);
+  } else {
+    const rows = vms.map(({ key, createdAt }) => [keyText(key), time(createdAt)]);
+    table([["KEY", "MADE (UTC)"], ...rows]);
+  }
+}
+
+async function images(args: string[]): Promise<void> {
+  const { values, positionals } = parse("images", args, IMAGE_OPTIONS);
+  await imageCommand(positionals, values);
 }
 
 function tellRemoved(verb: string, removed: Api.AgentStoreEntry[]): void {
@@ -164,42 +183,51 @@ function tellRemoved(verb: string, removed: Api.AgentStoreEntry[]): void {
   }
 }
 
-const sum = (entries: Api.AgentStoreEntry[]) =>
-  entries.reduce((bytes, entry) => bytes + entry.bytes, 0);
+type Options = NonNullable<ParseArgsConfig["options"]>;
 
-const size = (bytes: number) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
+/** `most`: how many words there may be, besides options. */
+function parse<const T extends Options>(
+  command: string,
+  args: string[],
+  options: T,
+  most = Number.POSITIVE_INFINITY,
+) {
+  const parsed = parsedArgs(command, args, options);
+  const extra = parsed.positionals[most];
+  if (extra !== undefined) {
+    throw new UsageError(`${command}: it takes options alone, not ${extra}`);
+  }
+  return parsed;
+}
 
-function table(rows: string[][]): void {
-  const widths = rows.reduce<number[]>(
-    (widths, row) => row.map((cell, column) => Math.max(widths[column] ?? 0, cell.length)),
-    [],
-  );
-  for (const row of rows) {
-    print(
-      row
-        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-        .join("  ")
-        .trimEnd(),
-    );
+function parsedArgs<const T extends Options>(command: string, args: string[], options: T) {
+  try {
+    return parseArgs({ args, options, allowPositionals: true });
+  } catch (error) {
+    // Its messages are for who has written the options, not for who uses them.
+    throw new UsageError(`${command}: ${problemOf(args, options) ?? (error as Error).message}`);
   }
 }
 
-/** `most`: how many words there may be, besides options. */
-function parse(
-  args: string[],
-  options: Record<string, { type: "boolean" | "string" }>,
-  most = Number.POSITIVE_INFINITY,
-) {
-  try {
-    const parsed = parseArgs({ args, options, allowPositionals: true });
-    const extra = parsed.positionals[most];
-    if (extra !== undefined) {
-      throw new Error(`Unexpected argument '${extra}'`);
+/** Why `parseArgs` refuses a command line. */
+function problemOf(args: string[], options: Options): string | undefined {
+  const { tokens } = parseArgs({ args, options, strict: false, tokens: true });
+  for (const token of tokens) {
+    if (token.kind !== "option") continue;
+    const { name, rawName, value, inlineValue } = token;
+    if (!Object.hasOwn(options, name)) {
+      const known = Object.keys(options).map((option) => `--${option}`);
+      return `there is no option ${rawName}: there is ${known.join(", ") || "none"}`;
     }
-    return parsed;
-  } catch (error) {
-    throw new UsageError((error as Error).message);
+    const takesValue = options[name]?.type === "string";
+    if (!takesValue && value !== undefined) {
+      return `${rawName} takes no value`;
+    }
+    if (takesValue && (value === undefined || (!inlineValue && /^-./.test(value)))) {
+      return `${rawName} takes a value; one that begins with - is written as ${rawName}=-…`;
+    }
   }
+  return undefined;
 }
 
 /** One that resolves to a number has that as its exit code. */
@@ -210,6 +238,8 @@ const COMMANDS: Record<string, (args: string[]) => Promise<unknown>> = {
   prune,
   doctor,
   shell,
+  ls,
+  images,
 };
 
 async function main(args: string[]): Promise<number> {
@@ -226,7 +256,8 @@ async function main(args: string[]): Promise<number> {
   }
   const run = command !== undefined && Object.hasOwn(COMMANDS, command) && COMMANDS[command];
   if (!run) {
-    process.stderr.write(command ? `Unknown command: ${command}\n\n${USAGE}` : USAGE);
+    const problem = `INVALID_ARGUMENT: there is no command ${command}\n\n`;
+    process.stderr.write(command ? problem + USAGE : USAGE);
     return 2;
   }
   try {
@@ -236,10 +267,15 @@ async function main(args: string[]): Promise<number> {
     if (!(error instanceof UsageError)) {
       throw error;
     }
-    tell(`agentvm ${error.message}`);
+    tell(`INVALID_ARGUMENT: agentvm ${error.message}\n\`agentvm --help\` explains all commands`);
     return 2;
   }
 }
+
+// Who reads what comes is gone, as `head` is: nothing is wrong with that.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+});
 
 main(process.argv.slice(2)).then(
   (code) => {

@@ -3,16 +3,16 @@ import { join } from "node:path";
 import type * as Api from "../index";
 import { Agent } from "./agent";
 import { AgentStore } from "./agent-store";
-import { json, requireOptions } from "./arguments";
+import { json, requireOptions, requireWellFormed } from "./arguments";
 import { doctor } from "./doctor";
 import { call, callSync, invalidArgument } from "./errors";
+import { ImageStore } from "./image-store";
 import { native, packageDir } from "./native";
+import { OPTIONS } from "./options";
 
 export function createClient(options: Api.ClientOptions = {}): Api.Client {
   return new Client(options);
 }
-
-const LONE_SURROGATE = /\p{Surrogate}/u;
 
 type NativeClient = InstanceType<typeof native.NativeClient>;
 
@@ -22,7 +22,7 @@ function openNative(options: Api.ClientOptions): NativeClient {
     dataDir = defaultDataDir(),
     agentStoreDir = defaultAgentStoreDir(),
     ...rest
-  } = requireOptions(options);
+  } = requireOptions(options, OPTIONS.createClient);
   const all = json("options", { ...rest, dataDir, agentStoreDir });
   return callSync(() => new native.NativeClient(all, packageDir, process.execPath));
 }
@@ -30,6 +30,7 @@ function openNative(options: Api.ClientOptions): NativeClient {
 class Client implements Api.Client {
   readonly vm: Api.Client["vm"];
   readonly agents: AgentStore;
+  readonly images: ImageStore;
   readonly #native: NativeClient;
   /** One object for each key, so that every caller's listeners share one cursor. */
   readonly #agents = new Map<string, Agent>();
@@ -37,7 +38,11 @@ class Client implements Api.Client {
   constructor(options: Api.ClientOptions) {
     this.#native = openNative(options);
     this.agents = new AgentStore(this.#native);
-    this.vm = { getOrCreate: (key, options) => this.#getOrCreate(key, options) };
+    this.images = new ImageStore(this.#native);
+    this.vm = {
+      getOrCreate: (key, options) => this.#getOrCreate(key, options),
+      list: async () => JSON.parse(await call(this.#native.listVms())),
+    };
   }
 
   #getOrCreate(key: string | readonly string[], options?: Api.VmOptions): Agent {
@@ -45,12 +50,13 @@ class Client implements Api.Client {
     if (!Array.isArray(parts) || !parts.every((part) => typeof part === "string")) {
       throw invalidArgument("key", "a VM key is a string or an array of strings");
     }
-    // In UTF-8 all of them would be the same: keys that differ must not share a VM.
-    if (parts.some((part) => LONE_SURROGATE.test(part))) {
-      throw invalidArgument("key", "a VM key must be well-formed Unicode (a surrogate is alone)");
-    }
+    // Keys that differ must not share a VM.
+    for (const part of parts) requireWellFormed("key", part);
     // Asked each time: a closed client, or an empty key, is refused.
-    const own = options === undefined ? undefined : json("options", requireOptions(options));
+    const own =
+      options === undefined
+        ? undefined
+        : json("options", requireOptions(options, OPTIONS.getOrCreate));
     const vm = callSync(() => this.#native.vm([...parts], own));
     const name = JSON.stringify(parts);
     let agent = this.#agents.get(name);
@@ -80,7 +86,7 @@ class Client implements Api.Client {
 }
 
 /** Where VMs live unless told otherwise: the XDG base directories. */
-function defaultDataDir(): string {
+export function defaultDataDir(): string {
   const { AGENTVM_DATA_DIR, XDG_DATA_HOME } = process.env;
   return AGENTVM_DATA_DIR || join(XDG_DATA_HOME || join(homedir(), ".local", "share"), "agentvm");
 }

@@ -1,6 +1,7 @@
 import { Duplex } from "node:stream";
 import type * as Api from "../index";
 import { abortable } from "./abort";
+import { told } from "./arguments";
 import { invalidArgument, translate } from "./errors";
 import type { native } from "./native";
 
@@ -65,6 +66,6 @@ export async function connect(
 
 export function requirePort(port: unknown): void {
   if (!Number.isInteger(port) || (port as number) < 1 || (port as number) > 65_535) {
-    throw invalidArgument("port", `must be a whole number between 1 and 65535, not ${port}`);
+    throw invalidArgument("port", `must be a whole number between 1 and 65535, not ${told(port)}`);
   }
 }

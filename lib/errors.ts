@@ -66,5 +66,15 @@ export function aborted(signal: AbortSignal): AgentVmError {
 }
 
 export function invalidArgument(field: string, problem: string): AgentVmError {
-  return new AgentVmError("INVALID_ARGUMENT", `${field}: ${problem}`);
+  return new AgentVmError("INVALID_ARGUMENT", readable(`${field}: ${problem}`));
+}
+
+/** Characters of a name or path that a message has. */
+const LONGEST = 200;
+
+/** Without the middle of what is in quotes, or is one word, and too long to be read: as in `src/error.rs`. */
+export function readable(message: string): string {
+  return message.replace(/"(?:[^"\\\n]|\\.)*"|[^\s"]+/g, (part) =>
+    part.length <= LONGEST ? part : `${part.slice(0, LONGEST / 2)}…${part.slice(-LONGEST / 2)}`,
+  );
 }

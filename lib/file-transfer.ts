@@ -8,8 +8,9 @@ import type * as Api from "../index";
 import { abortable, throwIfAborted } from "./abort";
 import { bytes, json, requireOptions } from "./arguments";
 import type { NativeDownload, NativeUpload } from "./binding";
-import { aborted, call, invalidArgument, translate } from "./errors";
+import { aborted, call, callSync, invalidArgument, translate } from "./errors";
 import type { native } from "./native";
+import { OPTIONS } from "./options";
 
 type NativeVm = InstanceType<typeof native.NativeVm>;
 
@@ -25,9 +26,9 @@ export async function uploadFile(
   path: Api.VmPath,
   options: Api.UploadOptions,
 ): Promise<void> {
-  const { signal, ...rest } = requireOptions(options);
+  const { signal, ...rest } = requireOptions(options, OPTIONS.upload);
   const text = json("options", rest);
-  const from = hostPath(source);
+  const from = hostPath("source", source);
   if (from !== undefined) {
     await abortable(signal, (abort) => vm.uploadFrom(from, path, text, abort));
     return;
@@ -52,6 +53,9 @@ function iterate(source: unknown): Chunks {
   if (types.isUint8Array(source)) {
     return [source][Symbol.iterator]();
   }
+  if (source instanceof Blob) {
+    return source.stream()[Symbol.asyncIterator]();
+  }
   if (typeof source === "object" && source !== null) {
     const { [Symbol.asyncIterator]: async, [Symbol.iterator]: sync } = source as Partial<
       AsyncIterable<unknown> & Iterable<unknown>
@@ -61,7 +65,7 @@ function iterate(source: unknown): Chunks {
   }
   throw invalidArgument(
     "source",
-    "must be a path of the host, or a Uint8Array, a stream or an iterable of chunks",
+    "must be a path of the host, or a Uint8Array, a Blob, a stream or an iterable of chunks",
   );
 }
 
@@ -73,6 +77,7 @@ async function send(
 ): Promise<void> {
   let stop: (error: unknown) => void = () => {};
   let stopped: { error: unknown } | undefined;
+  let count = 1;
   const end = (error: unknown) => {
     stopped ??= { error };
     stop(error);
@@ -89,7 +94,7 @@ async function send(
         else Promise.resolve(chunks.next()).then(resolve, reject);
       });
       if (step.done) return;
-      const chunk = bytes("source", step.value);
+      const chunk = bytes(`source: chunk ${count++}`, step.value);
       for (let sent = 0; sent < chunk.length; sent += CHUNK) {
         await call(upload.write(chunk.subarray(sent, sent + CHUNK)));
         if (stopped) throw (stopped as { error: unknown }).error;
@@ -106,8 +111,8 @@ export async function downloadFile(
   destination: string | URL | Writable | WritableStream<Uint8Array>,
   options: Api.DownloadOptions,
 ): Promise<void> {
-  const { signal, ...rest } = requireOptions(options);
-  const to = hostPath(destination);
+  const { signal, ...rest } = requireOptions(options, OPTIONS.download);
+  const to = hostPath("destination", destination);
   if (to !== undefined) {
     await abortable(signal, (abort) => vm.downloadTo(path, to, json("options", rest), abort));
     return;
@@ -126,11 +131,11 @@ export async function downloadFile(
   }
 }
 
-function hostPath(value: unknown): string | undefined {
+function hostPath(field: string, value: unknown): string | undefined {
   if (typeof value === "string") return value;
   if (value instanceof URL) {
     if (value.protocol !== "file:") {
-      throw invalidArgument("URL", `must be a file: URL, not ${value.protocol}`);
+      throw invalidArgument(field, `must be a file: URL, not ${value.protocol}`);
     }
     return fileURLToPath(value);
   }
@@ -142,8 +147,9 @@ export function createReadStream(
   path: Api.VmPath,
   options: Api.ReadStreamOptions,
 ): Readable {
-  const { signal, ...rest } = requireOptions(options);
+  const { signal, ...rest } = requireOptions(options, OPTIONS.readStream);
   const text = json("options", rest);
+  callSync(() => vm.checkDownload(path, text));
   return new FileReadStream(() => call(vm.openDownload(path, text)), signal);
 }
 

@@ -1,13 +1,22 @@
 /** Operations on the files of a VM. */
 
-import { isUtf8 } from "node:buffer";
+import { constants, isUtf8 } from "node:buffer";
 import { types } from "node:util";
 import type * as Api from "../index";
 import { abortable } from "./abort";
-import { bytes, json, requireOptions } from "./arguments";
-import { AgentVmError, aborted, call, invalidArgument } from "./errors";
+import {
+  bytes,
+  isPlainObject,
+  json,
+  requireFields,
+  requireOptions,
+  requireWellFormed,
+  told,
+} from "./arguments";
+import { AgentVmError, aborted, call, callSync, invalidArgument, readable } from "./errors";
 import { FileIterator } from "./file-iterator";
 import type { native } from "./native";
+import { FIELDS, OPTIONS } from "./options";
 
 type NativeVm = InstanceType<typeof native.NativeVm>;
 
@@ -15,10 +24,81 @@ type NativeVm = InstanceType<typeof native.NativeVm>;
 const MAX_ENTRIES = 1_000_000;
 
 export function requirePath(field: string, path: unknown): Api.VmPath {
-  if (typeof path === "string" || types.isUint8Array(path)) {
+  if (typeof path === "string") {
+    requireWellFormed(field, path, ": a path that is not UTF-8 is given as bytes");
     return path;
   }
-  throw invalidArgument(field, "must be a string or a Uint8Array");
+  if (types.isUint8Array(path)) {
+    return path;
+  }
+  throw invalidArgument(field, `must be a string or a Uint8Array, not ${told(path)}`);
+}
+
+/** Bytes, or text, as `encoding` says. */
+function requireEncoding<T extends { encoding?: "utf8" | "buffer" }>(
+  options: T,
+  known: readonly string[],
+  byDefault: "utf8" | "buffer",
+): { isText: boolean; rest: Omit<T, "encoding"> } {
+  const { encoding = byDefault, ...rest } = requireOptions(options, known);
+  if (encoding !== "utf8" && encoding !== "buffer") {
+    throw invalidArgument("encoding", `must be "utf8" or "buffer", not ${told(encoding)}`);
+  }
+  return { isText: encoding === "utf8", rest };
+}
+
+export async function readFile(
+  vm: NativeVm,
+  path: Api.VmPath,
+  options: Api.ReadFileOptions & { encoding?: "utf8" | "buffer" },
+): Promise<string | Uint8Array> {
+  const { isText, rest } = requireEncoding(options, OPTIONS.readFile, "buffer");
+  const content = await call(vm.readFile(path, json("options", rest)));
+  if (isText && content.length > constants.MAX_STRING_LENGTH) {
+    throw new AgentVmError(
+      "EFBIG",
+      readable(
+        `${quoted(path)} has ${content.length} bytes, more than a string can hold: read it as bytes, or a part of it`,
+      ),
+    );
+  }
+  return isText ? content.toString("utf8") : content;
+}
+
+/** For a message. */
+const quoted = (path: Api.VmPath) => JSON.stringify(Buffer.from(path as string).toString("utf8"));
+
+/** Aborting ends it where it is. */
+export async function copy(
+  vm: NativeVm,
+  from: Api.VmPath,
+  to: Api.VmPath,
+  options: Api.CopyOptions,
+): Promise<void> {
+  const { signal, ...rest } = requireOptions(options, OPTIONS.copy);
+  const text = json("options", rest);
+  await abortable(signal, (abort) => vm.copy(from, to, text, abort));
+}
+
+export async function utimes(
+  vm: NativeVm,
+  path: Api.VmPath,
+  times: Api.FileTimes,
+  options: Api.StatOptions,
+): Promise<void> {
+  if (!isPlainObject(times)) {
+    const wanted =
+      "must be { atimeMs?, mtimeMs? }, in milliseconds since the epoch as of Date.now()";
+    throw invalidArgument("times", `${wanted}, not ${told(times)}`);
+  }
+  requireFields("times", times, FIELDS.times, ...FIELDS.times);
+  for (const [field, time] of Object.entries(times)) {
+    if (time !== undefined && !Number.isFinite(time)) {
+      throw invalidArgument(field, `must be milliseconds since the epoch, not ${told(time)}`);
+    }
+  }
+  const rest = requireOptions(options, OPTIONS.stat);
+  await call(vm.utimes(path, json("options", { ...rest, ...times })));
 }
 
 export async function readFiles(
@@ -30,7 +110,7 @@ export async function readFiles(
     throw invalidArgument("paths", "must be an array of paths");
   }
   const given = paths.map((path, index) => requirePath(`paths[${index}]`, path));
-  const text = json("options", requireOptions(options));
+  const text = json("options", requireOptions(options, OPTIONS.file));
   const results: Api.ReadFilesResult[] = [];
   for (const path of given) {
     results.push(
@@ -51,18 +131,20 @@ export async function writeFiles(
   if (!Array.isArray(files)) {
     throw invalidArgument("files", "must be an array of { path, content }");
   }
-  const { user } = requireOptions(options);
-  json("options", options);
+  const { user } = requireOptions(options, OPTIONS.file);
   const given = files.map((file: Api.FileToWrite, index) => {
     const field = `files[${index}]`;
-    if (typeof file !== "object" || file === null) {
-      throw invalidArgument(field, "must be { path, content }");
-    }
-    const { path, content, ...rest } = file;
+    const { path, content, ...rest } = requireFields(
+      field,
+      file,
+      OPTIONS.fileToWrite,
+      "path",
+      "content",
+    );
     return {
       path: requirePath(`${field}.path`, path),
       content: bytes(`${field}.content`, content),
-      text: json(field, requireOptions({ ...rest, ...(user !== undefined && { user }) })),
+      text: json(field, { ...rest, user }),
     };
   });
   const results: Api.WriteFilesResult[] = [];
@@ -97,12 +179,9 @@ export async function link(
   options: Api.LinkOptions,
   read: (options: string) => Promise<Buffer>,
 ): Promise<string | Uint8Array> {
-  const { encoding = "utf8", ...rest } = requireOptions(options);
-  if (encoding !== "utf8" && encoding !== "buffer") {
-    throw invalidArgument("encoding", 'must be "utf8" or "buffer"');
-  }
+  const { isText, rest } = requireEncoding(options, OPTIONS.link, "utf8");
   const path = await call(read(json("options", rest)));
-  return encoding === "buffer" ? path : path.toString("utf8");
+  return isText ? path.toString("utf8") : path;
 }
 
 /** A path as the addon tells it, relative to the one that it was asked of; empty: itself. */
@@ -150,16 +229,19 @@ export async function readdir(
   options: Api.ReaddirOptions,
   recursive: boolean,
 ): Promise<Api.DirectoryEntry[]> {
-  if ((options as Api.WalkOptions).recursive !== undefined) {
-    throw invalidArgument("recursive", "unknown option: readdirRecursive lists what is below too");
+  if (isPlainObject(options) && (options as Api.WalkOptions).recursive !== undefined) {
+    throw invalidArgument("recursive", "there is none: readdirRecursive lists what is below too");
   }
+  requireOptions(options, recursive ? OPTIONS.readdirRecursive : OPTIONS.readdir);
   const listed: Api.DirectoryEntry[] = [];
   for await (const batch of batches(vm, path, options, recursive)) {
     if (listed.length + batch.length > MAX_ENTRIES) {
       throw new AgentVmError(
         "RESULT_TOO_LARGE",
-        `${JSON.stringify(String(path))} has more than ${MAX_ENTRIES} entries: ` +
-          "agent.walk(path, { recursive }) tells them one after the other",
+        readable(
+          `${quoted(path)} has more than ${MAX_ENTRIES} entries: ` +
+            "agent.walk(path, { recursive }) tells them one after the other",
+        ),
       );
     }
     for (const entry of batch) listed.push(entry);
@@ -196,8 +278,9 @@ export function walk(
   path: Api.VmPath,
   options: Api.WalkOptions,
 ): Api.FileIterator<Api.DirectoryEntry> {
-  const { signal, recursive = true, ...rest } = requireOptions(options);
+  const { signal, recursive = true, ...rest } = requireOptions(options, OPTIONS.walk);
   const text = json("options", { ...rest, recursive });
+  callSync(() => vm.checkList(path, text));
   const below = new Below(path);
   return new FileIterator(
     () => abortable(signal, (abort) => vm.list(path, text, abort)),
@@ -211,7 +294,7 @@ export async function watch(
   path: Api.VmPath,
   options: Api.WatchOptions,
 ): Promise<Api.FileIterator<Api.FileEvent>> {
-  const { signal, ...rest } = requireOptions(options);
+  const { signal, ...rest } = requireOptions(options, OPTIONS.watch);
   const text = json("options", rest);
   const below = new Below(path);
   const records = await abortable(signal, (abort) => vm.watch(path, text, abort));

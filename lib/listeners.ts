@@ -20,6 +20,8 @@ const EVENTS: readonly string[] = [
   "installProgress",
   "imageProgress",
   "limitReached",
+  "secretMisdirected",
+  "networkDenied",
   ...OUTPUT_EVENTS,
 ] satisfies Event[];
 
@@ -84,7 +86,7 @@ export class Listeners {
     if (!listeners) {
       listeners = new Map();
       this.#byEvent.set(event, listeners);
-      this.#output.changed(surface);
+      this.#output.come(surface);
     }
     const known = listeners.get(listener);
     if (known) {
@@ -104,16 +106,21 @@ export class Listeners {
     const listeners = this.#byEvent.get(event);
     if (listeners?.delete(listener) && listeners.size === 0) {
       this.#byEvent.delete(event);
-      this.#output.changed(surface);
+      this.#output.gone();
       if (this.#byEvent.size === 0) {
         this.removeAll();
       }
     }
   }
 
+  /** See {@link OutputEvents.settle}. */
+  settleOutput(): void {
+    this.#output.settle();
+  }
+
   removeAll(): void {
     this.#byEvent.clear();
-    this.#output.changed(surface);
+    this.#output.gone();
     this.#subscription?.close();
     this.#subscription = undefined;
   }

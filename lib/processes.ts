@@ -1,6 +1,7 @@
 /** What processes and shells write, on its way to listeners. */
 
 import type * as Api from "../index";
+import { told } from "./arguments";
 import { callSync, invalidArgument } from "./errors";
 import type { native } from "./native";
 
@@ -36,22 +37,35 @@ export class OutputEvents {
   }
 
   /**
-   * Somebody has come or gone. Told to the addon when the caller's code has run: who adds a listener for
-   * the output and one for the end gets both in their order, whichever he adds first.
+   * Somebody has come. Told to the addon when the caller's code has run: who adds a listener for the
+   * output and one for the end gets both in their order, whichever he adds first.
    */
-  changed(onError: (error: unknown) => void): void {
+  come(onError: (error: unknown) => void): void {
     if (this.#isChanging) {
       return;
     }
     this.#isChanging = true;
     queueMicrotask(() => {
-      this.#isChanging = false;
       try {
-        this.#change();
+        this.settle();
       } catch (error) {
         onError(error);
       }
     });
+  }
+
+  /** Somebody has gone: what is written from now on is kept for who comes next. */
+  gone(): void {
+    this.#isChanging = true;
+    this.settle();
+  }
+
+  /** Who has come is known to the addon from here on: a call that waits for listeners waits for them too. */
+  settle(): void {
+    if (this.#isChanging) {
+      this.#isChanging = false;
+      this.#change();
+    }
   }
 
   #change(): void {
@@ -100,7 +114,7 @@ export function processEnd(end: NativeEnd): Api.ProcessEnd {
 
 export function requirePid(pid: unknown): void {
   if (!Number.isInteger(pid) || (pid as number) < 1 || (pid as number) > 0x7fff_ffff) {
-    throw invalidArgument("pid", `must be a positive whole number, not ${String(pid)}`);
+    throw invalidArgument("pid", `must be a positive whole number, not ${told(pid)}`);
   }
 }
 

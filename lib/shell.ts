@@ -2,14 +2,34 @@
 
 import { constants } from "node:os";
 import type * as Api from "../index";
+import { AgentVmError } from "./errors";
+import { tell } from "./terminal-output";
 
-type Options = Pick<Api.ShellOptions, "user" | "cwd">;
+type Options = Pick<Api.ShellOptions, "user" | "cwd" | "env">;
 
 /** Undoes what a program that was cut off may have left of a terminal: another screen, no cursor, … */
 const RESET = "\x1b[?1049l\x1b[?25h\x1b[?2004l\x1b[?1000l\x1b[?1l\x1b>\x1b[0m";
 
 /** Signals that end this program, and with it what it has started. */
 const ENDING = ["SIGHUP", "SIGINT", "SIGTERM"] as const;
+
+type EndingSignal = (typeof ENDING)[number];
+
+/** How long a program whose output nobody reads any more may go on. */
+const WITHOUT_READER_MS = 1000;
+
+/** What execve(2) says of a file that is there, and can't be run. */
+const NOT_EXECUTABLE = new Set([
+  "E2BIG",
+  "EACCES",
+  "EISDIR",
+  "ELOOP",
+  "ENAMETOOLONG",
+  "ENOEXEC",
+  "ENOTDIR",
+  "EPERM",
+  "ETXTBSY",
+]);
 
 /** Runs a command, or a shell, to its end. Resolves to the exit code. */
 export async function attach(
@@ -18,17 +38,58 @@ export async function attach(
   options: Options,
 ): Promise<number> {
   const { stdin, stdout } = process;
-  const end =
-    stdin.isTTY && stdout.isTTY
-      ? await onTerminal(agent, command, options)
-      : await onPipes(agent, command, options);
-  return codeOf(end);
+  const signals = new Signals();
+  // Its failures are not those of the command.
+  await agent.wake();
+  try {
+    if (!stdin.isTTY || !stdout.isTTY) {
+      return codeOf(await onPipes(agent, command, options, signals));
+    }
+    const end = await onTerminal(agent, command, options, signals);
+    // What a signal has ended is this program, and by that its shell.
+    return codeOf(signals.first === undefined ? end : { exitCode: null, signal: signals.first });
+  } catch (error) {
+    const code = codeOfFailure(error);
+    if (code === undefined) throw error;
+    tell(`${(error as AgentVmError).code}: ${(error as AgentVmError).message}`);
+    return code;
+  }
+}
+
+/** As shells have it, for a command that was not started. */
+function codeOfFailure(error: unknown): number | undefined {
+  if (!(error instanceof AgentVmError)) return undefined;
+  if (error.code === "ENOENT") return 127;
+  return NOT_EXECUTABLE.has(error.code) ? 126 : undefined;
+}
+
+/** The signals that this program gets. From the beginning: while the VM boots, too, it ends in order. */
+class Signals {
+  /** The one that came first. */
+  first: EndingSignal | undefined;
+  #tell: ((signal: EndingSignal) => void) | undefined;
+
+  constructor() {
+    for (const signal of ENDING) {
+      process.on(signal, () => {
+        this.first ??= signal;
+        this.#tell?.(signal);
+      });
+    }
+  }
+
+  /** Tells those that come, and the one that has come. */
+  each(tell: (signal: EndingSignal) => void): void {
+    this.#tell = tell;
+    if (this.first !== undefined) tell(this.first);
+  }
 }
 
 async function onTerminal(
   agent: Api.Agent,
   command: readonly string[],
   options: Options,
+  signals: Signals,
 ): Promise<Api.ShellEnd> {
   const { stdin, stdout } = process;
   const [program, ...args] = command;
@@ -49,9 +110,7 @@ async function onTerminal(
   stdout.on("resize", resize);
   stdin.on("data", (data: Buffer) => void agent.writeShell(shellId, data).catch(() => {}));
   stdin.once("end", close);
-  for (const signal of ENDING) {
-    process.once(signal, close);
-  }
+  signals.each(close);
   try {
     const end = await agent.waitShell(shellId);
     if (end.signal !== null) {
@@ -69,11 +128,14 @@ async function onPipes(
   agent: Api.Agent,
   command: readonly string[],
   options: Options,
+  signals: Signals,
 ): Promise<Api.ProcessEnd> {
   const { stdin, stdout, stderr } = process;
   const [program, ...args] = command;
+  const gone = new Set<NodeJS.WriteStream>();
   agent.on("processOutput", ({ stream, data }) => {
-    (stream === "stdout" ? stdout : stderr).write(data);
+    const to = stream === "stdout" ? stdout : stderr;
+    if (!gone.has(to)) to.write(data);
   });
   const { pid } = await agent.spawn(
     program ?? "sh",
@@ -81,12 +143,18 @@ async function onPipes(
     options,
   );
   // Who reads what comes is gone: so is who writes it, as in a pipe.
-  const gone = () => void agent.signalProcess(pid, "SIGPIPE").catch(() => {}); // it has ended
-  stdout.once("error", gone);
-  stderr.once("error", gone);
-  for (const signal of ENDING) {
-    process.on(signal, () => void agent.signalProcess(pid, signal).catch(() => {}));
+  const send = (signal: string) => void agent.signalProcess(pid, signal).catch(() => {}); // it has ended
+  for (const stream of [stdout, stderr]) {
+    // Each write that is on its way fails by itself.
+    stream.on("error", () => {
+      if (gone.has(stream)) return;
+      gone.add(stream);
+      send("SIGPIPE");
+      // Who ignores that would be told by its next write.
+      setTimeout(send, WITHOUT_READER_MS, "SIGTERM").unref();
+    });
   }
+  signals.each(send);
   stdin.on("data", async (data: Buffer) => {
     stdin.pause();
     try {
@@ -107,7 +175,7 @@ function size(): Api.ShellSize {
   return { cols: process.stdout.columns || 80, rows: process.stdout.rows || 24 };
 }
 
-function codeOf({ exitCode, signal }: Api.ShellEnd): number {
+function codeOf({ exitCode, signal }: Pick<Api.ShellEnd, "exitCode" | "signal">): number {
   const number = constants.signals[signal as NodeJS.Signals] ?? 0;
   return exitCode ?? 128 + number;
 }

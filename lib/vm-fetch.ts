@@ -3,7 +3,7 @@
 import { Readable } from "node:stream";
 import type * as Undici from "undici";
 import type * as Api from "../index";
-import { bytes, requireOptions, requireString } from "./arguments";
+import { bytes, requireSignal, requireString } from "./arguments";
 import { connect, requirePort } from "./connection";
 import { AgentVmError, aborted, invalidArgument } from "./errors";
 import type { native } from "./native";
@@ -66,14 +66,50 @@ export function vmWebSocket(
   protocols?: string | readonly string[],
 ): Undici.WebSocket {
   const url = address("ws", port, path);
-  return new (undici().WebSocket)(url, {
+  return new (webSocketClass())(url, {
     ...(protocols === undefined ? {} : { protocols: protocols as string | string[] }),
-    dispatcher: loopback(vm),
+    // As TCP sockets are: one whose server has ended is closed.
+    dispatcher: loopback(vm, { allowHalfOpen: false }),
   });
 }
 
+let webSocket: typeof Undici.WebSocket | undefined;
+
+/** Undici's, whose failure to connect is its end, too: that of undici alone says `error` and goes on connecting. */
+function webSocketClass(): typeof Undici.WebSocket {
+  const { CloseEvent, WebSocket } = undici();
+  webSocket ??= class extends WebSocket {
+    #failed = false;
+
+    constructor(...args: ConstructorParameters<typeof Undici.WebSocket>) {
+      super(...args);
+      this.addEventListener("error", (event) => {
+        if (this.#failed) {
+          event.stopImmediatePropagation();
+        } else if (super.readyState === WebSocket.CONNECTING) {
+          this.#failed = true;
+          queueMicrotask(() => this.dispatchEvent(new CloseEvent("close", { code: 1006 })));
+        }
+      });
+    }
+
+    override get readyState() {
+      return this.#failed ? WebSocket.CLOSED : super.readyState;
+    }
+
+    override close(code?: number, reason?: string): void {
+      if (!this.#failed) super.close(code, reason);
+    }
+
+    override send(data: Parameters<Undici.WebSocket["send"]>[0]): void {
+      if (!this.#failed) super.send(data);
+    }
+  };
+  return webSocket;
+}
+
 /** Connects to servers in the VM and to nothing else, whatever a redirect says. Waits as long as it takes. */
-function loopback(vm: NativeVm): Undici.Dispatcher {
+function loopback(vm: NativeVm, { allowHalfOpen = true } = {}): Undici.Dispatcher {
   return new (undici().Agent)({
     connect: ({ protocol, hostname, port }, callback) => {
       if (protocol !== "http:" || !LOOPBACK.has(hostname)) {
@@ -81,8 +117,11 @@ function loopback(vm: NativeVm): Undici.Dispatcher {
         return;
       }
       connect(vm, Number(port || 80)).then(
-        // A Duplex is all of a socket that undici uses.
-        (connection) => callback(null, connection as unknown as import("node:net").Socket),
+        (connection) => {
+          connection.allowHalfOpen = allowHalfOpen;
+          // A Duplex is all of a socket that undici uses.
+          callback(null, connection as unknown as import("node:net").Socket);
+        },
         (error: Error) => callback(error, null),
       );
     },
@@ -105,7 +144,10 @@ function address(scheme: string, port: number, path: string): string {
   requirePort(port);
   requireString("path", path);
   if (!path.startsWith("/")) {
-    throw invalidArgument("path", `must begin with "/", as "/index.html", not ${path}`);
+    throw invalidArgument(
+      "path",
+      `must begin with "/", as "/index.html", not ${JSON.stringify(path)}`,
+    );
   }
   return `${scheme}://localhost:${port}${path}`;
 }
@@ -115,7 +157,7 @@ function requireInit(init: Api.VmFetchInit): Api.VmFetchInit {
   if (typeof init !== "object" || init === null) {
     throw invalidArgument("init", "must be an object");
   }
-  requireOptions({ signal: init.signal ?? undefined });
+  requireSignal(init.signal ?? undefined);
   return init;
 }
 
@@ -217,6 +259,10 @@ function failure(error: unknown, port: number): unknown {
     return invalidArgument("port", `fetch refuses port ${port}: use agent.connect(${port})`);
   }
   const server = `the server on port ${port} in the VM`;
+  if (cause.message === "unexpected redirect") {
+    const problem = `${server} answered with a redirect, which \`redirect: "error"\` refuses`;
+    return new AgentVmError("REDIRECTED", problem, { cause });
+  }
   if (cause.code === "UND_ERR_SOCKET") {
     const problem = `${server} closed the connection before it had answered`;
     return new AgentVmError("ECONNRESET", problem, { cause });
