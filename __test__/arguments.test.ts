@@ -1,3 +1,4 @@
+import { Readable, Writable } from "node:stream";
 import type { Agent } from "agentvm";
 import { createClient } from "agentvm";
 import { expect, test } from "vitest";
@@ -180,7 +181,7 @@ test("other calls name the argument that is wrong", async () => {
   await expectRefused(() => bad.readFile(), "path");
   await expectRefused(() => agent.readFile(""), "path");
   await expectRefused(() => agent.readFile("a\0b"), "path");
-  await expectRefused(() => bad.readFile("a", { encoding: "utf8" }), "encoding");
+  await expectRefused(() => bad.readFile("a", { encoding: "hex" }), "encoding");
   await expectRefused(() => bad.readFile("a", { user: "nobody" }), "user");
   await expectRefused(() => bad.writeFile("a"), "content");
   await expectRefused(() => bad.writeFile("a", 7), "content");
@@ -203,10 +204,94 @@ test("other calls name the argument that is wrong", async () => {
   await expectRefused(() => bad.uploadFile([7], "a"), "source");
   await expectRefused(() => bad.uploadFile("", "a"), "source");
   await expectRefused(() => bad.downloadFile("a", {}), "destination");
-  await expectRefused(() => bad.createReadStream("a", { lenght: 1 }).toArray(), "lenght");
   await expectRefused(() => bad.watch("a", { depth: 1 }), "depth");
   await expectRefused(() => bad.on("vmBooted"), "listener");
   await expectRefused(() => bad.once("vmBooted", "x"), "listener");
+});
+
+test("an unknown option is told with all that there are", async () => {
+  const agent = await newVm();
+  const bad = agent as Untyped;
+  for (const [call, names] of [
+    [() => bad.readFile("a", { lenght: 1 }), ["user", "offset", "length", "encoding"]],
+    [() => bad.createReadStream("a", { lenght: 1 }), ["user", "offset", "length", "signal"]],
+    [() => bad.readFiles(["a"], { offset: 1 }), ["user"]],
+    [() => bad.downloadFile("a", "b", { mode: 1 }), ["user", "signal"]],
+    [() => bad.readdir("a", { deep: true }), ["user", "signal"]],
+    [() => bad.utimes("a", {}, { follow: false }), ["user", "followSymlinks"]],
+    [() => bad.utimes("a", { mtime: 1 }), ["atimeMs", "mtimeMs"]],
+    [() => bad.waitProcess(1, { timeoutMs: 1 }), ["signal"]],
+    [() => bad.writeFiles([{ path: "a", data: "" }]), ["path", "content", "mode", "append"]],
+  ] as [() => unknown, string[]][]) {
+    const { message } = await failureOf(call);
+    const told = names.map((name) => `"${name}"`).join(", ");
+    expect(message).toMatch(new RegExp(`^(\\w+): there is no "\\1": there is ${told}$`));
+  }
+});
+
+test("a wrong value is told as it was given", async () => {
+  const agent = await newVm();
+  const bad = agent as Untyped;
+  const now = new Date();
+  for (const [call, message] of [
+    [() => bad.connect("80"), 'port: must be a whole number between 1 and 65535, not "80"'],
+    [() => bad.chmod("a", "755"), 'mode: must be a whole number between 0 and 0o7777, not "755"'],
+    [
+      () => bad.exec("a", { timeoutMs: "80" }),
+      'timeoutMs: must be a whole number of at least 1, not "80"',
+    ],
+    [
+      () => bad.exec("a", { maxOutputBytes: 1.5 }),
+      "maxOutputBytes: must be a whole number of at least 0, not 1.5",
+    ],
+    [() => bad.waitProcess("1"), 'pid: must be a positive whole number, not "1"'],
+    [() => bad.exec("a", new Map()), "options: must be a plain object, not a Map"],
+    [() => bad.exec("a", { cwd: new URL("file:///") }), "cwd: must be of what JSON has, not a URL"],
+    [
+      () => bad.utimes("a", now, now),
+      "times: must be { atimeMs?, mtimeMs? }, in milliseconds since the epoch as of Date.now(), not a Date",
+    ],
+    [
+      () => bad.utimes("a", { mtimeMs: now }),
+      "mtimeMs: must be milliseconds since the epoch, not a Date",
+    ],
+    [() => bad.utimes("a", { mtimeMs: 0 }, now), "options: must be a plain object, not a Date"],
+  ] as [() => unknown, string][]) {
+    expect((await failureOf(call)).message).toBe(message);
+  }
+});
+
+test("no message has more of a name or a path than can be read", async () => {
+  const agent = await newVm();
+  const bad = agent as Untyped;
+  const [long, deep] = ["x".repeat(5000), `${"d".repeat(250)}/`.repeat(15)];
+  await agent.writeFile("a", "");
+  const cut = /"[^"…]{99,100}…[^"…]{99,100}"/;
+  for (const call of [
+    () => agent.readFile(deep),
+    () => agent.stat(long),
+    () => agent.move("a", deep),
+    () => agent.copy(deep, "a"),
+    () => agent.watch(deep),
+    () => agent.readdirRecursive(deep),
+    () => agent.exec("true", { cwd: deep }),
+    () => agent.spawn(`/${deep}`),
+    () => agent.uploadFile(`/${deep}`, "a"),
+    () => agent.downloadFile("a", `/${deep}`),
+    () => agent.getSession(long),
+    () => agent.createSession(long),
+    () => bad.exec("true", { [long]: 1 }),
+    () => bad.exec("true", { env: { [`${long}=`]: "1" } }),
+    () => bad.exec("true", { env: { [long]: 1 } }),
+    () => bad.vmFetch(80, long),
+    () => bad.readFile("a", { user: long }),
+    () => bad.chmod("a", long),
+  ]) {
+    const { message } = await failureOf(call);
+    expect(message.length, message).toBeLessThan(800);
+    expect(message.length, message).toBeGreaterThan(150);
+  }
+  expect((await failureOf(() => agent.readFile(deep))).message).toMatch(cut);
 });
 
 test("what is no object of options is refused by every call", async () => {
@@ -295,6 +380,40 @@ test("sessionEvents refuses what it does not take at once", async () => {
   await expectRefused(events({ follow: "yes" }), "follow");
   await expectRefused(events({ limit: 1 }), "limit");
   await expectRefused(events({ signal: {} }), "signal");
+});
+
+test("calls that return no promise refuse at once what they do not take", async () => {
+  const agent = (await newVm()) as Untyped;
+  for (const [call, field] of [
+    [() => agent.createReadStream("a", { lenght: 1 }), "lenght"],
+    [() => agent.createReadStream("a", { offset: -1 }), "offset"],
+    [() => agent.createReadStream("a", { user: "nobody" }), "user"],
+    [() => agent.createReadStream("a", { signal: {} }), "signal"],
+    [() => agent.createReadStream("", {}), "path"],
+    [() => agent.walk("a", { deep: true }), "deep"],
+    [() => agent.walk("a", { recursive: "yes" }), "recursive"],
+    [() => agent.walk("a", { skipUnreadable: 1 }), "skipUnreadable"],
+    [() => agent.walk("a\0b"), "path"],
+    [() => agent.vmWebSocket("80", "/"), "port"],
+    [() => agent.on("vmBooted"), "listener"],
+  ] as [() => unknown, string][]) {
+    expect(call).toThrow(
+      expect.objectContaining({
+        code: "INVALID_ARGUMENT",
+        message: expect.stringMatching(`^${field}: `),
+      }),
+    );
+  }
+});
+
+test("what a caller's own stream fails with comes as it was thrown", async () => {
+  const agent = await newVm();
+  const own = new Error("own");
+  const source = new Readable({ read: () => source.destroy(own) });
+  await expect(agent.uploadFile(source, "f")).rejects.toBe(own);
+  await agent.writeFile("f", "text");
+  const destination = new Writable({ write: (_chunk, _encoding, done) => done(own) });
+  await expect(agent.downloadFile("f", destination)).rejects.toBe(own);
 });
 
 test("a value that contains itself is refused, and not followed for ever", async () => {

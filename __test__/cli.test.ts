@@ -19,17 +19,43 @@ test("--version prints the version", async () => {
 
 test.for([
   ["no command", [], "Usage: agentvm"],
-  ["an unknown command", ["instal"], "Unknown command: instal"],
+  ["an unknown command", ["instal"], "INVALID_ARGUMENT: there is no command instal\n"],
   ["install without an agent", ["install"], "the names of agents"],
   ["install of all and one", ["install", "--all", "pi"], "the names of agents"],
-  ["install with an unknown option", ["install", "--fast", "pi"], "--fast"],
+  [
+    "install with an unknown option",
+    ["install", "--fast", "pi"],
+    "INVALID_ARGUMENT: agentvm install: there is no option --fast: there is --all\n",
+  ],
+  [
+    "remove with an option",
+    ["remove", "-f", "pi"],
+    "agentvm remove: there is no option -f: there is none\n",
+  ],
+  [
+    "a value for what takes none",
+    ["agents", "--json=yes"],
+    "INVALID_ARGUMENT: agentvm agents: --json takes no value\n",
+  ],
+  [
+    "an option without its value",
+    ["ls", "--data-dir"],
+    "INVALID_ARGUMENT: agentvm ls: --data-dir takes a value",
+  ],
+  [
+    "an option for the value of another",
+    ["ls", "--data-dir", "--json"],
+    "INVALID_ARGUMENT: agentvm ls: --data-dir takes a value",
+  ],
   ["remove without an agent", ["remove"], "the names of agents"],
-  ["agents with a name", ["agents", "pi"], "pi"],
+  ["agents with a name", ["agents", "pi"], "agents: it takes options alone, not pi\n"],
   ["prune with a name", ["prune", "pi"], "pi"],
 ] as const)("%s is an error of usage", async ([, args, message]) => {
   const { code, stdout, stderr } = await agentvm(...args);
   expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
   expect(stderr).toContain(message);
+  expect(stderr).toContain(args.length > 0 ? "INVALID_ARGUMENT: " : "Usage: ");
+  expect(stderr).toMatch(/agentvm --help|Usage: agentvm/);
 });
 
 test.for([

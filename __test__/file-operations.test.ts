@@ -72,6 +72,54 @@ test("directories are made, with parents if that is asked for", async () => {
   expect((await agent.stat("d")).type).toBe("directory");
 });
 
+test("what is in the way of a directory is EEXIST at the end of its path, and ENOTDIR before", async () => {
+  const agent = await newVm();
+  await shell(agent, "touch f; ln -s f l; ln -s nowhere dangling");
+  const code = async (path: string) =>
+    (await failureOf(() => agent.mkdir(path, { recursive: true }))).code;
+  for (const path of ["f", "f/", "l", "dangling"]) expect(await code(path)).toBe("EEXIST");
+  for (const path of ["f/d", "f/d/e", "f/."]) expect(await code(path)).toBe("ENOTDIR");
+});
+
+test("a slash behind a path is for a directory alone", async () => {
+  const agent = await newVm();
+  await shell(agent, "mkdir d kept; touch f kept/f; ln -s f l; ln -s kept to-kept");
+  const calls: [string, () => Promise<unknown>][] = [
+    ...["f/", "f//", "l/", "to-kept/"].flatMap((path): [string, () => Promise<unknown>][] => [
+      [`delete ${path}`, () => agent.delete(path)],
+      [`delete ${path}, recursively`, () => agent.delete(path, { recursive: true, force: true })],
+      [`move ${path}`, () => agent.move(path, "moved")],
+    ]),
+    ["move f to g/", () => agent.move("f", "g/")],
+    ["copy f/", () => agent.copy("f/", "g")],
+    ["copy f to g/", () => agent.copy("f", "g/")],
+    ["copy l to to-kept/", () => agent.copy("l", "to-kept/")],
+  ];
+  for (const [what, call] of calls) expect((await failureOf(call)).code, what).toBe("ENOTDIR");
+  expect((await failureOf(() => agent.symlink("f", "new/"))).code).toBe("ENOENT");
+  expect(await shell(agent, "ls . kept")).toBe(".:\nd\nf\nkept\nl\nto-kept\n\nkept:\nf\n");
+  await agent.move("d/", "e/");
+  await agent.copy("e/", "d/", { recursive: true });
+  await agent.delete("e/");
+  await agent.delete("d/", { recursive: true });
+  expect(await shell(agent, "ls")).toBe("f\nkept\nl\nto-kept\n");
+});
+
+test("what can't be read is skipped if that is asked for, whatever the reason", async () => {
+  const agent = await newVm();
+  // A zombie has a /proc/<pid>/net that opens and says EINVAL.
+  await agent.spawn("sh", ["-c", "true & exec sleep 1000"]);
+  const proc = await agent.readdirRecursive("/proc", { skipUnreadable: true });
+  expect(proc.some(({ path }) => path === "/proc/sys/kernel/hostname")).toBe(true);
+  const deep = "d".repeat(200);
+  const down = `mkdir ${deep}; touch f$i; cd ${deep}`;
+  await shell(agent, `for i in $(seq 20); do ${down}; done; mkdir ${deep}; touch f`);
+  expect((await failureOf(() => agent.readdirRecursive("."))).code).toBe("ENAMETOOLONG");
+  const told = await agent.readdirRecursive(".", { skipUnreadable: true });
+  expect(told.filter(({ type }) => type === "file")).toHaveLength(21);
+  await agent.delete(deep, { recursive: true });
+});
+
 test("entries come with their types, and paths that other calls take", async () => {
   const agent = await newVm();
   await shell(agent, "mkdir -p t/d; echo hi > t/d/f; ln -s nowhere t/l; mkfifo t/p");

@@ -124,6 +124,7 @@ test("a failure of either side has its errno", async () => {
   expect(await download(".", from)).toBe("EISDIR");
   expect(await download("f", join(host, "none", "f"))).toBe("ENOENT");
   expect(await download("f", host)).toBe("EISDIR");
+  expect(await download("f", join(host, "d/"))).toBe("EISDIR");
   // Not replaced by a file.
   expect(await download("f", "/dev/null")).toBe("EINVAL");
   expect(await readFile(from, "utf8")).toBe("x");

@@ -34,6 +34,21 @@ test("what happens in a directory is told in order, a move as one", async () => 
   ]);
 });
 
+test("what is in a directory that appears is told, each once", async () => {
+  const agent = await newVm();
+  await run(agent, "mkdir -p w o/d; touch o/f o/d/g");
+  await using changes = await agent.watch("w", { recursive: true });
+  const made =
+    "i=0; while [ $i -lt 100 ]; do mkdir -p n/$i/a/b; touch n/$i/a/b/f n/$i/g; i=$((i+1)); done";
+  await run(agent, `mv o w/o; cd w; ${made}; mkfifo end`);
+  const created = (await until(changes, "w/end")).filter((change) => change.startsWith("created"));
+  const expected = ["w/o", "w/o/f", "w/o/d", "w/o/d/g", "w/n"];
+  for (let i = 0; i < 100; i += 1) {
+    expected.push(...["", "/a", "/a/b", "/a/b/f", "/g"].map((path) => `w/n/${i}${path}`));
+  }
+  expect(created.sort()).toEqual(expected.map((path) => `created ${path}`).sort());
+});
+
 test("without recursive, what is below a directory in it is not told", async () => {
   const agent = await newVm();
   await agent.mkdir("w/d", { recursive: true });

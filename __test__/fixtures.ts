@@ -16,7 +16,12 @@ import {
 } from "agentvm";
 import { expect, inject, onTestFinished } from "vitest";
 import { pi } from "./agents/pi.js";
-import { type ModelServer, type Script, startModelServer } from "./model-server.js";
+import {
+  type ModelServer,
+  type ModelServerOptions,
+  type Script,
+  startModelServer,
+} from "./model-server.js";
 
 export const ROOT = resolve(import.meta.dirname, "..");
 
@@ -33,7 +38,7 @@ export async function newDirectory(): Promise<string> {
 }
 
 /** The kernel keeps directories of mode 0 in a VM's layers, which only root can just remove. */
-async function remove(path: string): Promise<void> {
+export async function remove(path: string): Promise<void> {
   if (!isRoot) await openUp(path);
   await rm(path, { recursive: true, force: true });
 }
@@ -60,8 +65,11 @@ export async function newVm(options: ClientOptions = {}): Promise<Agent> {
   return (await newClient(options)).vm.getOrCreate("vm");
 }
 
-export async function newModel(script: Script): Promise<ModelServer> {
-  const model = await startModelServer({ script });
+export async function newModel(
+  script: Script,
+  options: Omit<ModelServerOptions, "script"> = {},
+): Promise<ModelServer> {
+  const model = await startModelServer({ script, ...options });
   onTestFinished(() => model.close());
   return model;
 }

@@ -5,6 +5,7 @@ import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { promisify } from "node:util";
+import type { ImageProgress } from "agentvm";
 import { expect, onTestFinished, test } from "vitest";
 import { newClient, newDirectory } from "./fixtures.js";
 import { makeLayout, makeRootfs } from "./image-files.js";
@@ -80,6 +81,24 @@ test.skipIf(missing.length > 0)(
     await agent.sleep();
     expect((await release("one")).stdout).toBe("ID=of-the-image\n");
     expect((await release("two")).stdout).toBe("ID=newer\n");
+
+    const names = (await client.images.list()).map(({ references, vms }) => [
+      references,
+      vms[0]?.key,
+    ]);
+    expect(names).toEqual([
+      [[image], ["two"]],
+      [[], ["one"]],
+    ]);
+    await client.vm.getOrCreate("two").destroy();
+    expect((await client.images.remove(image)).untagged).toEqual([image]);
+    steps.clear();
+    const onProgress = ({ step }: ImageProgress) => steps.add(step);
+    const pulled = await client.images.pull(image, { onProgress });
+    // Fast enough, a download is over before it is told of.
+    expect(steps).toContain("unpacking");
+    expect(await client.images.list()).toContainEqual(pulled);
+    expect((await client.images.prune()).removed).toEqual([pulled]);
 
     const none = client.vm.getOrCreate("three", { image: image.replace("v1", "v2") });
     await expect(none.exec("true")).rejects.toMatchObject({

@@ -1,6 +1,6 @@
-import { mkdir, rm, writeFile } from "node:fs/promises";
+import { mkdir, rm, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { ClientOptions } from "agentvm";
+import type { ClientOptions, ImageProgress } from "agentvm";
 import { expect, test } from "vitest";
 import { pi } from "./agents/pi.js";
 import { envOf, newClient, newDirectory, newModel } from "./fixtures.js";
@@ -48,7 +48,9 @@ test("a VM refuses another image until it is destroyed", async () => {
   const agent = client.vm.getOrCreate("vm", { image: { rootfs } });
   await expect(agent.exec("true")).rejects.toMatchObject({
     code: "IMAGE_MISMATCH",
-    message: expect.stringMatching(/made with sha256:.* root file system .*destroy\(\)/),
+    message: expect.stringMatching(
+      /made with the image in .* \(sha256:.* root file system .*destroy\(\)/,
+    ),
   });
   await agent.destroy();
   expect((await agent.exec("echo none$OF")).stdout).toBe("none\n");
@@ -73,13 +75,82 @@ test("one VM may have the host's programs though the client has an image", async
   expect((await agent.exec("ls /usr/share")).exitCode).toBe(0);
 });
 
+test("a VM of an image refuses the host's programs", async () => {
+  const { ociLayout, options } = await newImage();
+  const client = await newClient(options);
+  await client.vm.getOrCreate("vm", { image: { ociLayout, tag: "v1" } }).exec("true");
+  await client.vm.getOrCreate("vm").sleep();
+  await expect(client.vm.getOrCreate("vm", { image: false }).exec("true")).rejects.toMatchObject({
+    code: "IMAGE_MISMATCH",
+    message: expect.stringMatching(/tagged "v1" \(sha256:.* the host's programs/),
+  });
+});
+
+test("a layout's image tells how far it is unpacked", async () => {
+  const { ociLayout, options } = await newImage();
+  const client = await newClient({ ...options, image: { ociLayout, tag: "v1" } });
+  const agent = client.vm.getOrCreate("vm");
+  const told: ImageProgress[] = [];
+  agent.on("imageProgress", (progress) => void told.push(progress));
+  await agent.exec("true");
+  expect(told[0]).toMatchObject({ image: `oci:${ociLayout}:v1`, step: "unpacking" });
+  expect(told[0]?.totalBytes).toBeGreaterThan(0);
+  const second = client.vm.getOrCreate("second");
+  second.on("imageProgress", (progress) => void told.push(progress));
+  const before = told.length;
+  await second.exec("true");
+  expect(told.length).toBe(before);
+});
+
+test("a root file system that would show other VMs is refused", async () => {
+  const { options, rootfs } = await newImage();
+  const dataDir = options.dataDir as string;
+  await mkdir(join(dataDir, "own"), { recursive: true });
+  await symlink(dataDir, join(rootfs, "../link"));
+  for (const [shown, relation] of [
+    ["/", "is the root of this host"],
+    [dataDir, "is agentvm's own"],
+    [join(rootfs, "../link"), "is agentvm's own"],
+    [join(dataDir, ".."), "holds agentvm's own"],
+    [join(dataDir, "own"), "is in agentvm's own"],
+  ] as const) {
+    const client = await newClient(options);
+    const agent = client.vm.getOrCreate("vm", { image: { rootfs: shown } });
+    await expect(agent.exec("true")).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+      message: expect.stringMatching(new RegExp(`image.rootfs: .*${relation}`)),
+    });
+  }
+});
+
+test("an image that could not be booted does not stay with the VM", async () => {
+  const { ociLayout, options } = await newImage();
+  const bad = join(await newDirectory(), "bad");
+  await mkdir(bad);
+  await symlink("/nowhere", join(bad, "etc"));
+  const client = await newClient(options);
+  await expect(
+    client.vm.getOrCreate("vm", { image: { rootfs: bad } }).exec("true"),
+  ).rejects.toMatchObject({
+    code: "IMAGE_INVALID",
+    message: expect.stringContaining("its /etc is a symbolic link"),
+  });
+  const agent = client.vm.getOrCreate("vm", { image: { ociLayout } });
+  expect((await agent.exec("echo $OF")).stdout).toBe("the image\n");
+});
+
 test("an image that is not there is an error that names it", async () => {
   const { ociLayout, options } = await newImage();
   const client = await newClient(options);
   for (const [image, named] of [
     [{ ociLayout, tag: "v2" }, /no tag "v2".*it has v1/],
     [{ ociLayout: "/nowhere" }, /\/nowhere is no OCI image layout/],
-    [{ rootfs: "/nowhere" }, /\/nowhere is no directory/],
+    [
+      { rootfs: "/nowhere" },
+      /^image\.rootfs: "\/nowhere" does not exist on this host.*debootstrap/,
+    ],
+    [{ rootfs: "nowhere" }, /"\/.*\/nowhere" does not exist/],
+    [{ rootfs: "/etc/hostname" }, /"\/etc\/hostname" is no directory/],
   ] as const) {
     const agent = client.vm.getOrCreate("vm", { image });
     await expect(agent.exec("true")).rejects.toMatchObject({

@@ -75,12 +75,15 @@ test("a VM is open in one process at a time", async () => {
   const program = `
     import { createClient } from "agentvm";
     const client = createClient({ dataDir: process.argv[1] });
-    const wake = client.vm.getOrCreate("vm").wake();
-    console.log(await wake.then(() => "awake", ({ code }) => code));
+    const vm = client.vm.getOrCreate("vm");
+    console.log(await vm.stats().then(({ running }) => running, ({ message }) => message));
+    console.log(await vm.wake().then(() => "awake", ({ code }) => code));
   `;
-  expect((await runNode(program, dataDir)).stdout).toBe("VM_BUSY\n");
+  const busy = await runNode(program, dataDir);
+  expect(busy.stdout).toMatch(/VM \["vm"\] is open in another process \(pid \d+\).*\nVM_BUSY\n$/);
+  expect(busy.stdout).toContain(`(pid ${process.pid})`);
   await agent.sleep();
-  expect((await runNode(program, dataDir)).stdout).toBe("awake\n");
+  expect((await runNode(program, dataDir)).stdout).toBe("false\nawake\n");
 });
 
 test("destroy deletes files and sessions; the key then names an empty VM", async () => {

@@ -53,6 +53,29 @@ test.runIf(hasCgroups)("a command killed for want of memory is an event and an e
   expect(await told).toMatchObject({ limit: "memoryBytes" });
 });
 
+test.runIf(hasCgroups)("files in memory take a part of it at most", async () => {
+  const agent = await newVm({ limits: { memoryBytes: 100e6 } });
+  const filled = await agent.exec("head -c 400000000 /dev/zero > /tmp/x");
+  expect(filled.stderr).toContain("No space left on device");
+  expect((await agent.exec("ls /tmp")).stdout).toBe("x\n");
+});
+
+test.runIf(hasCgroups)("whatever is killed for want of memory, the limit is named", async () => {
+  const agent = await newVm({ limits: { memoryBytes: 64e6 } });
+  // Memory that no process holds: nothing that is killed frees it.
+  const take =
+    "perl -e 'my $id = shmget(0, 100e6, 0600) // die; shmwrite($id, q(x) x 1e6, $_ * 1e6, 1e6) for 0..99'";
+  await expect(agent.exec(take)).rejects.toMatchObject({ code: "VM_LIMIT" });
+  for (let call = 0; call < 10; call++) {
+    await agent.exec("true").catch((error) => {
+      expect(error).toMatchObject({
+        code: "VM_LIMIT",
+        message: expect.stringContaining("memoryBytes"),
+      });
+    });
+  }
+});
+
 test.runIf(!isRoot && !hasCgroups)("a limit that can't be enforced is refused", async () => {
   const agent = await newVm({ limits: { cpus: 0.5 } });
   await expect(agent.exec("true")).rejects.toMatchObject({
@@ -65,4 +88,25 @@ test.runIf(!isRoot && !hasCgroups)("a limit that can't be enforced is refused", 
 test("a wrong limit is named", async () => {
   await expect(newClient({ limits: { cpus: 0 } })).rejects.toThrow(/limits\.cpus: must be/);
   await expect(newClient({ limits: { pids: 1.5 } })).rejects.toThrow(/limits\.pids: must be/);
+});
+
+test("what was too much on the disk is not allowed again once it was deleted", async () => {
+  const agent = await newVm({ limits: { diskBytes: 20e6 } });
+  const fill = "head -c 60000000 /dev/zero > big; sleep 100";
+  const full = { code: "VM_LIMIT", message: expect.stringContaining("limits.diskBytes") };
+  await expect(agent.exec(fill)).rejects.toMatchObject(full);
+  await agent.exec("rm big; sleep 3");
+  await expect(agent.exec(fill)).rejects.toMatchObject(full);
+  // With too much it may boot, to be rid of it.
+  await agent.sleep();
+  expect((await agent.exec("sleep 2; rm big; echo removed")).stdout).toBe("removed\n");
+});
+
+test("deleted files that a program still writes to count", async () => {
+  const agent = await newVm({ limits: { diskBytes: 20e6 } });
+  const hidden = "exec 3>hidden; rm hidden; head -c 60000000 /dev/zero >&3; sleep 100";
+  await expect(agent.exec(hidden)).rejects.toMatchObject({
+    code: "VM_LIMIT",
+    message: expect.stringContaining("limits.diskBytes"),
+  });
 });

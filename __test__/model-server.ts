@@ -15,6 +15,7 @@
  */
 
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { anthropicMessages } from "./model-server/anthropic-messages.js";
@@ -33,6 +34,8 @@ export interface ModelServerOptions {
   script: Script;
   /** Default: a free port. */
   port?: number;
+  /** To be `https://localhost`. As PEM. */
+  tls?: { key: string; cert: string };
 }
 
 export interface ModelServer {
@@ -58,13 +61,14 @@ export async function startModelServer(options: ModelServerOptions): Promise<Mod
   const unexpected: string[] = [];
   const arrivals = new Set<() => void>();
 
-  const server = createServer((incoming, response) => {
+  const handle = (incoming: IncomingMessage, response: ServerResponse) => {
     serve(incoming, response).catch((error: unknown) => {
       // A script that throws is a mistake in the test: tell the agent, which tells the test.
       if (!response.headersSent) response.writeHead(400, { "content-type": "text/plain" });
       response.end(`model server: ${error instanceof Error ? error.stack : String(error)}`);
     });
-  });
+  };
+  const server = options.tls ? createTlsServer(options.tls, handle) : createServer(handle);
 
   async function serve(incoming: IncomingMessage, response: ServerResponse): Promise<void> {
     const path = new URL(incoming.url ?? "/", "http://localhost").pathname;
@@ -116,9 +120,10 @@ export async function startModelServer(options: ModelServerOptions): Promise<Mod
       server.closeAllConnections();
     });
 
+  const url = options.tls ? `https://localhost:${port}` : `http://127.0.0.1:${port}`;
   return {
-    url: `http://127.0.0.1:${port}`,
-    openaiUrl: `http://127.0.0.1:${port}/v1`,
+    url,
+    openaiUrl: `${url}/v1`,
     port,
     requests,
     unexpected,

@@ -1,4 +1,4 @@
-import { mkdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { newClient, newDirectory, newVm } from "./fixtures.js";
@@ -110,4 +110,27 @@ test("file calls reach what is mounted, and make nothing setuid there", async ()
     await expect(made).rejects.toMatchObject({ code: "EPERM" });
   }
   expect((await stat(join(host, "tool"))).mode & 0o7777).toBe(0o755);
+});
+
+test("a link that a VM has left decides nothing of what the host does later", async () => {
+  const [work, secret] = [await newDirectory(), await newDirectory()];
+  await writeFile(join(secret, "file"), "secret");
+  const client = await newClient();
+  const agent = client.vm.getOrCreate("vm", { mounts: [{ path: "/work", hostPath: work }] });
+  await agent.exec(`ln -s ${secret} /work/out; echo agent > agent`);
+  const link = join(work, "out");
+  const elsewhere = { code: "ELOOP", message: expect.stringContaining(link) };
+  await expect(agent.uploadFile(join(link, "file"), "file")).rejects.toMatchObject(elsewhere);
+  await expect(agent.downloadFile("agent", join(link, "agent"))).rejects.toMatchObject(elsewhere);
+  expect(await readdir(secret)).toEqual(["file"]);
+  for (const [options, named] of [
+    [{ mounts: [{ path: "/secret", hostPath: link }] }, "mounts[0].hostPath"],
+    [{ image: { rootfs: link } }, "image.rootfs"],
+    [{ image: { ociLayout: link } }, "image.ociLayout"],
+  ] as const) {
+    await expect(client.vm.getOrCreate(named, options).exec("true")).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+      message: expect.stringContaining(named),
+    });
+  }
 });

@@ -70,6 +70,27 @@ describe.runIf(isRoot && hasDpkg)("as root in the VM", () => {
     expect(await run(again, "command -v vm-daemon || echo gone")).toBe("gone");
   });
 
+  test("what is not the distribution's goes to /opt and /srv, and accounts to /home, to stay there", async () => {
+    const tool = {
+      name: "vm-tool",
+      version: "1",
+      files: { "/opt/vm-tool/run": "#!/bin/sh\necho runs\n", "/srv/vm-tool/data": "data\n" },
+      fields: { Depends: "adduser" },
+      scripts: { postinst: "adduser --quiet --disabled-password --gecos '' somebody" },
+    };
+    const repository = await newAptRepository([tool]);
+    const agent = await newVm({ loopbackExemptPorts: [repository.port] });
+    await run(agent, "rm -rf /etc/apt/sources.list*", "root");
+    await agent.writeFile("/tmp/source", repository.source);
+    await run(agent, "install -m 644 /tmp/source /etc/apt/sources.list", "root");
+    await run(agent, "apt-get update && apt-get install -y vm-tool", "root");
+    await run(agent, "su - somebody -c 'echo mine > own'", "root");
+    await agent.sleep();
+    const there = "sh /opt/vm-tool/run; cat /srv/vm-tool/data; stat -c %U /home/*";
+    expect(await run(agent, there)).toBe("runs\ndata\nsomebody\nuser");
+    expect(await run(agent, "cat /home/somebody/own", "root")).toBe("mine");
+  });
+
   test("a VM's packages are its own", async () => {
     const client = await newClient();
     const [one, other] = [client.vm.getOrCreate("one"), client.vm.getOrCreate("other")];
@@ -153,6 +174,37 @@ test("a login shell keeps the PATH that it was started with", async () => {
     env: { PATH: "/usr/bin:/bin:/opt/tools" },
   });
   expect(stdout).toBe("/usr/bin:/bin:/opt/tools\n");
+});
+
+test("a login shell of bash reads ~/.bashrc, unless there is a profile that says otherwise", async () => {
+  const agent = await newVm();
+  await agent.writeFile(".bashrc", "OWN=bashrc\n. /etc/profile\n");
+  const shown = "bash -lc 'echo $OWN'; bash -c 'echo $OWN'; sh -lc 'echo $OWN'";
+  expect(await run(agent, shown)).toBe("bashrc");
+  await agent.writeFile(".profile", "OWN=profile\n");
+  expect(await run(agent, shown)).toBe("profile\n\nprofile");
+  await agent.writeFile(".bash_profile", "echo of bash: $OWN\n");
+  expect(await run(agent, "bash -lc true")).toBe("of bash:");
+});
+
+test("what installers append to ~/.bashrc and to a new ~/.profile is found by every login shell", async () => {
+  const agent = await newVm();
+  await agent.exec(`printf '\\necho bashrc\\nPATH=$PATH:/of-bashrc' >> ~/.bashrc
+    echo 'export PATH="$PATH:/of-profile"' >> ~/.profile`);
+  expect(await run(agent, "sh -lc 'echo $PATH'")).toMatch(/bin:\/of-profile$/);
+  const { stdout, stderr } = await agent.exec("line=own bash -lc 'echo $PATH $line; declare -F'");
+  expect({ stdout, stderr }).toEqual({
+    stdout: expect.stringMatching(/^bashrc\n.*:\/of-bashrc:\/of-profile own\n$/),
+    stderr: "",
+  });
+});
+
+test("a ~/.profile that reads ~/.bashrc itself has it read once", async () => {
+  const agent = await newVm();
+  await agent.writeFile(".bashrc", "echo read\n");
+  const debians = 'if [ -n "$BASH_VERSION" ]; then\n  . "$HOME/.bashrc"\nfi';
+  await agent.writeFile(".profile", debians);
+  expect(await run(agent, "bash -lc true")).toBe("read");
 });
 
 /** The build tools are those of the base: there is no network. */

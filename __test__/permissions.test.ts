@@ -167,6 +167,7 @@ test("every listener is told every request once, whenever it came", async () => 
 
   const first = await told(agent, "permissionRequest");
   agent.on("permissionRequest", note(last));
+  await told(agent, "permissionRequest");
   // Nothing to wait for would tell that something does not happen: a whole call in between.
   await agent.exec("true");
   expect([early, late, last]).toEqual(Array(3).fill([first.request.permissionId]));

@@ -74,6 +74,8 @@ const http = () => {
   return server;
 };
 
+const CLOSE_FRAME = 8;
+
 const web = http();
 web.on("upgrade", (request, socket) => {
   const key = `${request.headers["sec-websocket-key"]}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`;
@@ -90,7 +92,11 @@ web.on("upgrade", (request, socket) => {
     const payload = frame
       .subarray(6, 6 + length)
       .map((byte, index) => byte ^ (mask[index % 4] ?? 0));
-    socket.write(Buffer.concat([Buffer.from([first, length]), payload]));
+    const said = Buffer.from(payload).toString();
+    if (said === "end") socket.end();
+    else if (said === "destroy") socket.destroy();
+    else socket.write(Buffer.concat([Buffer.from([first, length]), payload]));
+    if ((first & 0x0f) === CLOSE_FRAME) socket.end();
   });
 });
 

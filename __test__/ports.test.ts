@@ -97,7 +97,10 @@ test("a redirect is followed as `redirect` says, and never out of the VM", async
   expect(manual.status).toBe(302);
   expect(manual.headers.get("location")).toBe("/hello");
   const refused = await failureOf(() => agent.vmFetch(3000, "/redirect", { redirect: "error" }));
-  expect(refused.message).toContain("redirect");
+  expect(refused).toMatchObject({
+    code: "REDIRECTED",
+    message: expect.stringContaining('`redirect: "error"`'),
+  });
   const out = await failureOf(() => agent.vmFetch(3000, "/to-host"));
   expect(out.code).toBe("NETWORK_DENIED");
   expect(out.message).toContain("192.0.2.7");
@@ -210,10 +213,68 @@ test("a WebSocket talks to a server in the VM", async () => {
     socket.addEventListener("error", reject);
   });
   expect(answer).toBe("hello");
-  socket.close();
-  const nobody = agent.vmWebSocket(8123, "/");
-  await new Promise((resolve) => nobody.addEventListener("error", resolve));
+  const events = eventsOf(socket);
+  socket.close(3000, "enough");
+  expect(await events).toEqual(["close 3000 enough clean"]);
 });
+
+test("a WebSocket that can't be made fails with error and close", async () => {
+  const agent = await newServers();
+  for (const [port, path] of [
+    [8123, "/"], // nothing listens
+    [3001, "/hello"], // no WebSocket
+    [3002, "/"], // closes the connection
+    [6000, "/"], // a port that fetch refuses
+  ] as const) {
+    const socket = agent.vmWebSocket(port, path);
+    let state: number | undefined;
+    socket.onerror = () => {
+      state = socket.readyState;
+    };
+    expect(await eventsOf(socket)).toEqual(["error", "close 1006"]);
+    expect(state).toBe(socket.CLOSED);
+    socket.close();
+    socket.send("nobody hears it");
+  }
+});
+
+test("a WebSocket that is closed while it connects is closed", async () => {
+  const agent = await newServers();
+  const socket = agent.vmWebSocket(3000, "/socket");
+  const events = eventsOf(socket);
+  socket.close();
+  expect(await events).toEqual(["error", "close 1006"]);
+  // What the connection ends with later is not told again.
+  const later = eventsOf(socket);
+  await agent.vmFetch(3000, "/hello");
+  expect(await Promise.race([later, "nothing"])).toBe("nothing");
+});
+
+test.each(["end", "destroy", "sleep"])(
+  "a WebSocket whose connection breaks is closed: %s",
+  async (how) => {
+    const agent = await newServers();
+    const socket = agent.vmWebSocket(3000, "/socket");
+    await new Promise((resolve) => socket.addEventListener("open", resolve));
+    const events = eventsOf(socket);
+    if (how === "sleep") await agent.sleep();
+    else socket.send(how);
+    expect(await events).toEqual(["close 1006"]);
+    expect(socket.readyState).toBe(socket.CLOSED);
+  },
+);
+
+/** What a WebSocket tells until it is closed. */
+function eventsOf(socket: ReturnType<Agent["vmWebSocket"]>): Promise<string[]> {
+  const events: string[] = [];
+  socket.addEventListener("error", () => events.push("error"));
+  return new Promise((resolve) =>
+    socket.addEventListener("close", ({ code, reason, wasClean }) => {
+      events.push(["close", code, reason, wasClean && "clean"].filter(Boolean).join(" "));
+      resolve(events);
+    }),
+  );
+}
 
 test("connect is a stream with two directions that end apart", async () => {
   const agent = await newServers();

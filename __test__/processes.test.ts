@@ -216,6 +216,7 @@ test("processes are listed while they run and after they have ended", async () =
     running: true,
     exitCode: null,
     signal: null,
+    ...OVER,
   };
   expect(await agent.listProcesses()).toEqual([running]);
   await agent.closeProcessStdin(pid);
@@ -227,6 +228,22 @@ test("processes are listed while they run and after they have ended", async () =
     code: "PROCESS_NOT_FOUND",
     message: expect.stringContaining("99999"),
   });
+});
+
+test("a record tells that its process had no more time; a VM that is destroyed has none", async () => {
+  const agent = await newVm();
+  const { pid } = await agent.spawn("sleep", ["1000"], { timeoutMs: 1 });
+  await agent.waitProcess(pid);
+  expect(await agent.getProcess(pid)).toMatchObject({ timedOut: true, signal: "SIGKILL" });
+  const { pid: other } = await agent.spawn("sleep", ["1000"]);
+  await agent.sleep();
+  expect(await agent.getProcess(other)).toMatchObject({ vmEnded: true, signal: "SIGTERM" });
+  const { shellId } = await agent.openShell();
+  const waited = agent.waitShell(shellId);
+  await agent.destroy();
+  expect(await waited).toMatchObject({ vmEnded: true });
+  expect(await agent.listProcesses()).toEqual([]);
+  expect(await agent.listShells()).toEqual([]);
 });
 
 test("everything in the VM is listed, and is a tree of PID 1", async () => {
@@ -273,6 +290,15 @@ test("a program or directory that is not there is an error", async () => {
   expect(missing).toMatchObject({
     code: "ENOENT",
     message: expect.stringContaining("no-such-program"),
+  });
+  await agent.writeFile("script", "#!/no/such/interpreter\n", { mode: 0o755 });
+  expect(await failureOf(() => agent.spawn("./script"))).toMatchObject({
+    code: "ENOENT",
+    message: expect.stringContaining("interpreter"),
+  });
+  expect(await failureOf(() => agent.spawn("true", ["x".repeat(200_000)]))).toMatchObject({
+    code: "E2BIG",
+    message: expect.stringContaining("128 KiB"),
   });
   expect((await failureOf(() => agent.spawn("true", [], { cwd: "/none" }))).code).toBe("ENOENT");
   expect((await failureOf(() => agent.spawn("/etc/passwd"))).code).toBe("EACCES");
@@ -427,4 +453,41 @@ test("a closed client says so", async () => {
     expect(error).toBeInstanceOf(AgentVmError);
     expect(error.code).toBe("CLIENT_CLOSED");
   }
+});
+
+test("who listens after the end is told of the output before waitProcess resolves", async () => {
+  const agent = await newVm();
+  for (let turn = 0; turn < 20; turn += 1) {
+    const { pid } = await agent.spawn("echo", ["hello"]);
+    await agent.exec("true");
+    let said = "";
+    const off = agent.on("processOutput", (output) => {
+      if (output.pid === pid) said += Buffer.from(output.data);
+    });
+    await agent.waitProcess(pid);
+    off();
+    expect(said).toBe("hello\n");
+  }
+});
+
+test("who stops every process that has not begun yet keeps nobody waiting", async () => {
+  const agent = await newVm();
+  const options = process.getuid?.() === 0 ? { user: "root" as const } : {};
+  const stopping = `import os, signal
+while True:
+    for pid in os.listdir("/proc"):
+        if pid.isdigit() and int(pid) not in (1, os.getpid()):
+            try: os.kill(int(pid), signal.SIGSTOP)
+            except OSError: pass`;
+  await agent.spawn("python3", ["-c", stopping], options);
+  for (let turn = 0; turn < 20; turn += 1) {
+    const ran = agent.exec("echo", { timeoutMs: 500, ...options });
+    const end = await ran.then(
+      () => "ran",
+      (error) => error.code,
+    );
+    // It ran before it could be stopped, was stopped as a program, or was killed before it was one.
+    expect(["ran", "TIMEOUT", "EINTR"]).toContain(end);
+  }
+  await agent.sleep();
 });

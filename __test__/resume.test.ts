@@ -185,7 +185,7 @@ test("locks that a killed Pi has left are gone at the next start, and those of a
   // As after a SIGKILL of the host process: nothing of the VM runs any more, its files stay.
   await agent.sleep();
   // Files are dated by the tick of the kernel's clock, and this may still be that of the boot.
-  await agent.exec(`until mkdir ${dir}/mine.lock && [ ${dir}/mine.lock -nt /opt/agentvm ]
+  await agent.exec(`until mkdir ${dir}/mine.lock && [ ${dir}/mine.lock -nt /run/user ]
     do rmdir ${dir}/mine.lock; done`);
   await session();
   const { stdout } = await agent.exec(`ls ${dir}`);

@@ -114,6 +114,36 @@ test("shells are several, each on its own terminal", async () => {
   expect(one.seen()).not.toContain("two");
 });
 
+test("shells are listed while they run and after they have ended", async () => {
+  const agent = await newVm();
+  expect(await agent.listShells()).toEqual([]);
+  const { shellId } = await agent.openShell({ command: "cat", args: ["-"], cwd: "/tmp" });
+  const running = {
+    shellId,
+    command: "cat",
+    args: ["-"],
+    cwd: "/tmp",
+    user: "user",
+    startedAt: expect.any(Number),
+    running: true,
+    exitCode: null,
+    signal: null,
+    vmEnded: false,
+  };
+  expect(await agent.listShells()).toEqual([running]);
+  await agent.writeShell(shellId, "\u0004");
+  await agent.waitShell(shellId);
+  expect(await agent.listShells()).toEqual([{ ...running, running: false, exitCode: 0 }]);
+});
+
+test("a program that has closed its terminal ends as it wants", async () => {
+  const agent = await newVm();
+  const script = "exec <&- >&- 2>&-; sleep 0.2; echo still > /dev/tty; exit 7";
+  const { shellId, ...shell } = await open(agent, { command: "sh", args: ["-c", script] });
+  await shell.until("still");
+  expect(await agent.waitShell(shellId)).toMatchObject({ exitCode: 7, signal: null });
+});
+
 test("closeShell hangs up, and kills who does not mind", async () => {
   const agent = await newVm();
   const mind = "trap 'exit 5' HUP; echo ready; while :; do sleep 0.05; done";

@@ -119,10 +119,12 @@ async fn booted(data: &Path, agents: &Path) -> DynVm {
         base_cache: data.join("base"),
         agents: agents.to_owned(),
         policy: Arc::new(Policy::new(&[])),
+        denials: None,
         limits: agentvm::vm::Limits::default(),
         mounts: Vec::new(),
         private: Vec::new(),
         image: None,
+        secrets: agentvm::net::secrets::Secrets::default(),
     };
     boot(options).await.unwrap().vm
 }

@@ -159,7 +159,8 @@ fn calls_that_find_no_room_for_a_descriptor_leave_the_vm_and_what_runs_in_it() {
         block_on(async {
             let data = tempfile::tempdir().unwrap();
             let vm = booted(data.path(), "a").await;
-            stdout(&vm, "echo content > file; setsid sleep 1000 & true").await;
+            let begun = "echo content > file; setsid sleep 1000 & until pgrep sleep; do :; done";
+            stdout(&vm, begun).await;
             let path = GuestPath::new("file").unwrap();
             assert_eq!(
                 file::read(&*vm, &path, User::User).await.unwrap(),

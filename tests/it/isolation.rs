@@ -12,11 +12,13 @@ use std::path::Path;
 use agentvm::vm::exec::{ExecEnd, ExecOptions, ExecOutput, exec};
 use agentvm::vm::{DynVm, Exit, User};
 
-use super::child::{block_on, in_child};
+use super::child::{block_on, in_child, unshare};
 use super::vm::{booted, sh, stdout};
 
+pub(super) mod system_calls;
+
 /// Who can act in a VM of this host: there is no root where one id only can be mapped.
-fn users() -> Vec<User> {
+pub(super) fn users() -> Vec<User> {
     if nix::unistd::geteuid().is_root() {
         vec![User::User, User::Root]
     } else {
@@ -24,7 +26,7 @@ fn users() -> Vec<User> {
     }
 }
 
-async fn sh_as(vm: &DynVm, user: User, command: &str) -> ExecOutput {
+pub(super) async fn sh_as(vm: &DynVm, user: User, command: &str) -> ExecOutput {
     let options = ExecOptions {
         user,
         ..ExecOptions::default()
@@ -228,13 +230,13 @@ async fn loopback_and_local_sockets_of_the_host_are_unreachable() {
 }
 
 /// System V objects of this process, removed at the end.
-struct SystemV {
+pub(super) struct SystemV {
     memory: i32,
     queue: i32,
 }
 
 impl SystemV {
-    fn make(key: i32) -> Self {
+    pub(super) fn make(key: i32) -> Self {
         let flags = libc::IPC_CREAT | libc::IPC_EXCL | 0o666;
         // SAFETY: integers.
         let (memory, queue) = unsafe { (libc::shmget(key, 4096, flags), libc::msgget(key, flags)) };
@@ -372,10 +374,12 @@ async fn mounts_of_the_host_are_invisible() {
         "/proc",
         "/sys/devices/system/cpu",
     ];
+    // Of the VM's own layer, or the root itself: nothing below them but what is named here.
+    let own = ["/", "/home", "/opt", "/opt/agentvm", "/srv"];
     for point in points.lines() {
         let of_ours = |known: &&str| point == *known || point.starts_with(&format!("{known}/"));
         assert!(
-            point == "/" || known.iter().any(of_ours),
+            own.contains(&point) || known.iter().any(of_ours),
             "{point} in {points}"
         );
     }
@@ -383,7 +387,11 @@ async fn mounts_of_the_host_are_invisible() {
 }
 
 /// A system call for perl's `syscall`, by the name that tells about it.
-fn attempt(name: &'static str, number: i64, arguments: &[&str]) -> (&'static str, String) {
+pub(super) fn attempt(
+    name: &'static str,
+    number: i64,
+    arguments: &[&str],
+) -> (&'static str, String) {
     let mut call = format!("syscall({number}");
     for argument in arguments {
         let is_number = argument
@@ -401,7 +409,7 @@ fn attempt(name: &'static str, number: i64, arguments: &[&str]) -> (&'static str
 }
 
 /// Does each in one process, and says how it went: "done" or the name of the error.
-async fn outcomes(
+pub(super) async fn outcomes(
     vm: &DynVm,
     user: User,
     attempts: &[(&'static str, String)],
@@ -549,14 +557,6 @@ async fn neither_user_nor_root_can_change_the_machine() {
         for (name, outcome) in outcomes(&vm, user, &denied).await {
             assert_eq!(outcome, "EPERM", "{name} as {user:?}");
         }
-        // seccomp can't see the flags of clone3: the count of namespaces is what stops it.
-        let arguments = format!(
-            "pack(\"Q8\", {}, 0, 0, 0, 17, 0, 0, 0)",
-            libc::CLONE_NEWUSER
-        );
-        let clone3 = attempt("clone3", libc::SYS_clone3, &[&arguments, "64"]);
-        let outcome = outcomes(&vm, user, &[clone3]).await;
-        assert_eq!(outcome, [owned(("clone3", "ENOSPC"))], "{user:?}");
     }
     vm.shutdown().await;
 }
@@ -649,6 +649,40 @@ async fn kernel_settings_are_read_only() {
 }
 
 #[tokio::test]
+async fn of_the_kernels_files_only_those_of_processes_can_be_written() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let open = "perl -MFcntl -nle \"print if -f && sysopen(F, \\$_, O_WRONLY)\"";
+    for user in users() {
+        let command = format!(
+            "find /proc /sys -path '/proc/[0-9]*' -prune -o -type f -print 2>/dev/null | tee /tmp/all \
+             | {open}; wc -l < /tmp/all; rm /tmp/all"
+        );
+        let output = sh_as(&vm, user, &command).await;
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut lines: Vec<&str> = text.lines().collect();
+        let count: u32 = lines.pop().unwrap().parse().unwrap();
+        assert!(count > 500, "{count} files");
+        // Anybody may ask to be told of pressure.
+        lines.retain(|path| !path.starts_with("/proc/pressure/"));
+        assert_eq!(lines, Vec::<&str>::new(), "{user:?}");
+        // What tells of the whole machine is empty.
+        let masked = "cd /proc; cat interrupts kallsyms kcore keys latency_stats sched_debug timer_list \
+                      timer_stats 2>/dev/null | wc -c; ls -A acpi asound scsi 2>/dev/null | grep -v :";
+        let output = sh_as(&vm, user, masked).await;
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.trim_end(), "0", "{user:?}");
+        // Whom the kernel ends first when memory is short.
+        let lower =
+            "echo 1 > /proc/self/oom_score_adj && echo raised; echo -1 > /proc/self/oom_score_adj";
+        let output = sh_as(&vm, user, lower).await;
+        assert_eq!(output.stdout, b"raised\n", "{user:?}");
+        assert_ne!(output.exit, Exit::Code(0), "{user:?}");
+    }
+    vm.shutdown().await;
+}
+
+#[tokio::test]
 async fn set_uid_programs_gain_nothing() {
     let data = tempfile::tempdir().unwrap();
     let vm = booted(data.path(), "a").await;
@@ -682,6 +716,26 @@ async fn a_core_dump_is_written_nowhere() {
     assert_eq!(output.exit, Exit::Signal(libc::SIGABRT));
     assert_eq!(stdout(&vm, "ls -A | wc -l").await, "0\n");
     vm.shutdown().await;
+}
+
+/// A hard limit of 0 does not keep the kernel from running a `core_pattern` that is a pipe.
+#[test]
+fn a_host_that_dumps_no_cores_has_vms_that_dump_none_into_a_pipe() {
+    const TEST: &str = "isolation::a_host_that_dumps_no_cores_has_vms_that_dump_none_into_a_pipe";
+    in_child(&["prlimit", "--core=0:0"], TEST, || {
+        block_on(async {
+            let data = tempfile::tempdir().unwrap();
+            let vm = booted(data.path(), "a").await;
+            let status = fs::read_to_string("/proc/self/status").unwrap();
+            let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+            let effective = u64::from_str_radix(effective.unwrap().trim(), 16).unwrap();
+            // CAP_SYS_RESOURCE
+            let raises = effective & (1 << 24) != 0;
+            let bytes = stdout(&vm, "awk '/core/ {print $5, $6}' /proc/self/limits").await;
+            assert_eq!(bytes, if raises { "1 1\n" } else { "0 0\n" });
+            vm.shutdown().await;
+        });
+    });
 }
 
 #[tokio::test]
@@ -785,4 +839,79 @@ async fn bytes_can_not_be_pushed_into_a_terminal() {
         );
     }
     vm.shutdown().await;
+}
+
+#[test]
+fn no_signal_leaves_the_vm() {
+    // The host's processes are those of a namespace, lest a failure ends all that this machine runs.
+    let wrapper = unshare(&["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    in_child(&wrapper, "isolation::no_signal_leaves_the_vm", || {
+        let mut host = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        block_on(async {
+            let data = tempfile::tempdir().unwrap();
+            let vm = booted(data.path(), "a").await;
+            for user in users() {
+                // To all that there are, but PID 1 and the sender.
+                let all = "sleep 1000 & exec perl -e 'print kill(9, -1)'";
+                let output = sh_as(&vm, user, all).await;
+                assert_eq!(output.stdout, b"1", "{user:?}");
+            }
+            assert_eq!(stdout(&vm, "echo alive").await, "alive\n");
+            vm.shutdown().await;
+        });
+        drop(host.stdin.take());
+        assert!(host.wait().unwrap().success(), "the host's was ended");
+    });
+}
+
+/// An overlay takes instructions from attributes of its layers' files, one of which is the VM's.
+#[tokio::test]
+async fn the_vms_root_can_not_instruct_the_overlay() {
+    const NAMES: [&str; 3] = [
+        "user.overlay.redirect",
+        "user.overlay.metacopy",
+        "trusted.overlay.redirect",
+    ];
+    if !users().contains(&User::Root) {
+        return; // There is no overlay.
+    }
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    sh_as(&vm, User::Root, "mkdir /usr/instructed").await;
+    let instruct = NAMES.map(|name| {
+        let (file, name) = ("\"/usr/instructed\"", format!("\"{name}\""));
+        attempt(
+            "set",
+            libc::SYS_setxattr,
+            &[file, &name, "\"/etc\"", "4", "0"],
+        )
+    });
+    // Refused, or kept under another name: that is the kernel's to say.
+    outcomes(&vm, User::Root, &instruct).await;
+    // What is not for the overlay is kept as it is.
+    let plain = [
+        "\"/usr/instructed\"",
+        "\"user.plain\"",
+        "\"/etc\"",
+        "4",
+        "0",
+    ];
+    let plain = [attempt("set", libc::SYS_setxattr, &plain)];
+    let kept = outcomes(&vm, User::Root, &plain).await;
+    vm.shutdown().await;
+    let layer = data.path().join("vms/a/layers/upper/instructed");
+    assert!(layer.is_dir());
+    let has = |name: &str| {
+        let path = std::ffi::CString::new(layer.to_str().unwrap()).unwrap();
+        let name = std::ffi::CString::new(name).unwrap();
+        // SAFETY: both strings outlive the call, which is to write nothing.
+        unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) >= 0 }
+    };
+    assert_eq!(has("user.plain"), kept[0].1 == "done");
+    for name in NAMES {
+        assert!(!has(name), "{name}");
+    }
 }

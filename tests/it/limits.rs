@@ -1,5 +1,6 @@
 //! What a VM may take of the host, and what happens when it takes more.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use agentvm::vm::namespace::{boot, disk_usage};
 use agentvm::vm::{DynVm, Exit, Limit, Limits};
 use tokio::time::timeout;
 
+use super::child::{block_on, in_child};
 use super::vm::{booted, options, sh, stdout};
 
 const LONG: Duration = Duration::from_mins(1);
@@ -105,7 +107,12 @@ async fn memory_in_tmp_counts() {
         ..Limits::default()
     };
     let vm = limited(data.path(), "a", limits).await;
-    let error = fails(&vm, "exec head -c 200M /dev/zero > /tmp/file").await;
+    let large = "exec perl -e 'my $x; read STDIN, $x, 45 << 20' < /dev/zero";
+    assert_eq!(sh(&vm, large).await.exit, Exit::Code(0));
+    // Of which it takes half.
+    let full = "head -c 200M /dev/zero > /tmp/file";
+    assert_eq!(sh(&vm, full).await.exit, Exit::Code(1));
+    let error = fails(&vm, large).await;
     assert_eq!(error.code.as_str(), "VM_LIMIT", "{error}");
     vm.shutdown().await;
 }
@@ -226,11 +233,106 @@ async fn a_process_may_open_as_many_files_as_it_is_given() {
 async fn what_the_kernel_counts_per_user_of_the_host_is_capped_for_each_vm() {
     let data = tempfile::tempdir().unwrap();
     let vm = booted(data.path(), "a").await;
-    let hosts = fs::read_to_string("/proc/sys/fs/inotify/max_user_instances").unwrap();
-    let hosts: u64 = hosts.trim().parse().unwrap();
-    let own = stdout(&vm, "cat /proc/sys/user/max_inotify_instances").await;
-    assert_eq!(own.trim().parse::<u64>().unwrap(), (hosts / 4).max(16));
+    for what in ["instances", "watches"] {
+        let hosts = fs::read_to_string(format!("/proc/sys/fs/inotify/max_user_{what}")).unwrap();
+        let hosts: u64 = hosts.trim().parse().unwrap();
+        let own = stdout(&vm, &format!("cat /proc/sys/user/max_inotify_{what}")).await;
+        assert_eq!(
+            own.trim().parse::<u64>().unwrap(),
+            (hosts / 4).max(16),
+            "{what}"
+        );
+    }
     vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn who_takes_all_terminals_takes_those_of_one_vm() {
+    const TAKE: &str = r"
+        my @taken;
+        while (open(my $terminal, q(+<), q(/dev/ptmx))) { push @taken, $terminal }
+        $| = 1;
+        print scalar(@taken), qq( $!\n);
+        sleep 1000";
+    let data = tempfile::tempdir().unwrap();
+    let (vm, other) = (
+        booted(data.path(), "a").await,
+        booted(data.path(), "b").await,
+    );
+    let take = format!("perl -e '{TAKE}' > taken & until [ -s taken ]; do sleep 0.01; done");
+    stdout(&vm, &take).await;
+    let taken = stdout(&vm, "cat taken").await;
+    assert_eq!(taken, "256 No space left on device\n");
+    stdout(&other, "exec 3<> /dev/ptmx").await;
+    let mut ptmx = fs::File::options();
+    ptmx.read(true).write(true).open("/dev/ptmx").unwrap();
+    vm.shutdown().await;
+    other.shutdown().await;
+}
+
+#[tokio::test]
+async fn files_without_content_end_where_memory_is_theirs() {
+    const FILL: &str = r#"
+        for (my $i = 0; open(my $file, ">", "/dev/shm/$i"); $i++) {}
+        print "$!\n""#;
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let full = stdout(&vm, &format!("perl -e '{FILL}'; ls -U /dev/shm | wc -l")).await;
+    // The directory is one.
+    assert_eq!(full, "No space left on device\n65535\n");
+    let bounds = stdout(&vm, "df --output=itotal /tmp /run /dev | tail -n 3").await;
+    for bound in bounds.split_whitespace() {
+        let most = 1 << 20;
+        assert!(
+            (1..=most).contains(&bound.parse::<u64>().unwrap()),
+            "{bounds}"
+        );
+    }
+    vm.shutdown().await;
+}
+
+/// A VM is started by a thread that is another user for the moment.
+#[test]
+fn starting_a_vm_leaves_the_host_process_as_it_was() {
+    let test = "limits::starting_a_vm_leaves_the_host_process_as_it_was";
+    in_child(&[], test, || {
+        let before = identities();
+        block_on(async {
+            let data = tempfile::tempdir().unwrap();
+            let vm = booted(data.path(), "a").await;
+            assert_eq!(identities(), before);
+            let starter = threads().find(|(name, _)| name == "agentvm-starter");
+            let blocked = line_of(&starter.unwrap().1, "SigBlk:");
+            assert_eq!(blocked, Some("0000000000000000".to_owned()));
+            vm.shutdown().await;
+        });
+    });
+}
+
+/// Who the threads of this process are, and whether its memory may be dumped.
+fn identities() -> (BTreeSet<String>, i32) {
+    const LINES: [&str; 5] = ["Uid:", "Gid:", "CapPrm:", "CapEff:", "CapBnd:"];
+    let identity = |(_, status): (String, String)| {
+        let lines = LINES.map(|name| line_of(&status, name).unwrap());
+        lines.join(" ")
+    };
+    let of_threads = threads().map(identity).collect();
+    // SAFETY: no pointers.
+    (of_threads, unsafe { libc::prctl(libc::PR_GET_DUMPABLE) })
+}
+
+/// Name and status of each thread of this process that has not ended meanwhile.
+fn threads() -> impl Iterator<Item = (String, String)> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    tasks.filter_map(|task| {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).ok()?;
+        Some((line_of(&status, "Name:")?, status))
+    })
+}
+
+fn line_of(status: &str, name: &str) -> Option<String> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(value.trim().to_owned())
 }
 
 #[tokio::test]

@@ -14,3 +14,5 @@ mod session;
 mod store;
 mod unsupported;
 mod vm;
+#[cfg(feature = "weaken")]
+mod weakened;

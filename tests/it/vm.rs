@@ -28,10 +28,12 @@ pub(super) fn options(data: &Path, name: &str) -> BootOptions {
         base_cache: data.join("base"),
         agents: data.join("agents"),
         policy: Arc::new(Policy::new(&[])),
+        denials: None,
         limits: agentvm::vm::Limits::default(),
         mounts: Vec::new(),
         private: Vec::new(),
         image: None,
+        secrets: agentvm::net::secrets::Secrets::default(),
     }
 }
 

@@ -1,17 +1,21 @@
 //! The network of a VM, as programs in it meet it.
 
+mod policy;
+mod secrets;
+mod tls_server;
 mod world;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agentvm::net::Policy;
+use agentvm::net::{Denial, Policy};
 use agentvm::vm::exec::{ExecEnd, ExecOptions, ExecOutput, exec};
 use agentvm::vm::namespace::{BootOptions, boot};
 use agentvm::vm::{DynVm, Exit, GuestPath, User, file};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::UnboundedSender;
 
 use self::world::{COUNT, ECHO, HOST_V4, HOST_V6, SERVER_V4, SERVER_V6, in_a_world, ip};
 use super::child::{block_on, in_child};
@@ -40,18 +44,43 @@ waitpid($pid, 0);
 exit($? != 0);
 "#;
 
-async fn booted(data: &Path, exempt_ports: &[u16]) -> DynVm {
-    let options = BootOptions {
+fn options(data: &Path, exempt_ports: &[u16]) -> BootOptions {
+    options_under(data, Policy::new(exempt_ports), None)
+}
+
+fn options_under(
+    data: &Path,
+    policy: Policy,
+    denials: Option<UnboundedSender<Denial>>,
+) -> BootOptions {
+    BootOptions {
         dir: data.join("vms/a"),
         key: r#"["a"]"#.to_owned(),
         base_cache: data.join("base"),
         agents: data.join("agents"),
-        policy: Arc::new(Policy::new(exempt_ports)),
+        policy: Arc::new(policy),
+        denials,
         limits: agentvm::vm::Limits::default(),
         mounts: Vec::new(),
         private: Vec::new(),
         image: None,
-    };
+        secrets: agentvm::net::secrets::Secrets::default(),
+    }
+}
+
+async fn booted(data: &Path, exempt_ports: &[u16]) -> DynVm {
+    booted_with(options(data, exempt_ports)).await
+}
+
+async fn booted_under(
+    data: &Path,
+    policy: Policy,
+    denials: Option<UnboundedSender<Denial>>,
+) -> DynVm {
+    booted_with(options_under(data, policy, denials)).await
+}
+
+async fn booted_with(options: BootOptions) -> DynVm {
     let vm = boot(options).await.unwrap().vm;
     let path = GuestPath::new("duplex.pl").unwrap();
     file::write(&*vm, &path, DUPLEX.into(), User::User)

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 
 use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -19,6 +19,10 @@ use tokio::sync::watch;
 /// Public addresses of the internet's server.
 pub(super) const SERVER_V4: &str = "1.2.3.4";
 pub(super) const SERVER_V6: &str = "2606:4700::1";
+/// Another server, and one in a private network.
+pub(super) const OTHER_V4: &str = "1.2.3.5";
+pub(super) const OTHER_V6: &str = "2606:4700::2";
+pub(super) const PRIVATE: &str = "10.9.9.9";
 /// Public addresses of the host.
 pub(super) const HOST_V4: &str = "5.6.7.8";
 pub(super) const HOST_V6: &str = "2600:5::8";
@@ -27,6 +31,10 @@ pub(super) const HOST_V6: &str = "2600:5::8";
 pub(super) const ECHO: u16 = 7;
 /// Says how many bytes came, once the stream has ended.
 pub(super) const COUNT: u16 = 9;
+
+/// Greets before anybody has said anything, and then sends back what it gets.
+pub(super) const GREET: u16 = 25;
+pub(super) const GREETING: &str = "220 hello\n";
 
 const RESOLVER: &str = "1.2.3.53";
 
@@ -61,7 +69,11 @@ pub(super) fn in_a_world<F: Future<Output = ()>>(name: &str, test: impl FnOnce(W
 pub(super) struct World {
     /// Echo connections that are open at this moment.
     pub(super) open: watch::Receiver<usize>,
+    /// Names that the internet's resolver was asked for.
+    pub(super) asked: Asked,
 }
+
+pub(super) type Asked = Arc<Mutex<Vec<String>>>;
 
 impl World {
     fn make() -> Self {
@@ -69,6 +81,8 @@ impl World {
         let (wired, go) = mpsc::channel();
         let (up, ready) = mpsc::channel();
         let (open_sender, open) = watch::channel(0);
+        let asked = Asked::default();
+        let hears = Arc::clone(&asked);
         std::thread::spawn(move || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             number.send(nix::unistd::gettid()).unwrap();
@@ -81,6 +95,9 @@ impl World {
                 format!("addr add {SERVER_V4}/32 dev lo"),
                 format!("addr add {RESOLVER}/32 dev lo"),
                 format!("addr add {SERVER_V6}/128 dev lo"),
+                format!("addr add {OTHER_V4}/32 dev lo"),
+                format!("addr add {OTHER_V6}/128 dev lo"),
+                format!("addr add {PRIVATE}/32 dev lo"),
             ] {
                 ip(&command);
             }
@@ -88,7 +105,7 @@ impl World {
                 .enable_all()
                 .build()
                 .unwrap()
-                .block_on(internet(open_sender, up));
+                .block_on(internet(open_sender, hears, up));
         });
         let thread = thread.recv().unwrap();
         ip("link set lo up");
@@ -103,7 +120,7 @@ impl World {
         ip("route add default via 5.6.7.1");
         ip("route add default via 2600:5::1");
         use_resolver(RESOLVER);
-        Self { open }
+        Self { open, asked }
     }
 }
 
@@ -130,9 +147,10 @@ fn use_resolver(address: &str) {
     .unwrap();
 }
 
-async fn internet(open: watch::Sender<usize>, up: mpsc::Sender<()>) {
+async fn internet(open: watch::Sender<usize>, asked: Asked, up: mpsc::Sender<()>) {
     let echo = TcpListener::bind(("::", ECHO)).await.unwrap();
     let count = TcpListener::bind(("::", COUNT)).await.unwrap();
+    let greet = TcpListener::bind(("::", GREET)).await.unwrap();
     let dns_udp = UdpSocket::bind((RESOLVER, 53)).await.unwrap();
     let dns_tcp = TcpListener::bind((RESOLVER, 53)).await.unwrap();
     up.send(()).unwrap();
@@ -151,9 +169,16 @@ async fn internet(open: watch::Sender<usize>, up: mpsc::Sender<()>) {
             let count = count.unwrap();
             drop(stream.write_all(format!("{count}\n").as_bytes()).await);
         }),
-        answer_datagrams(dns_udp),
-        serve(dns_tcp, |stream| async move {
-            drop(answer_stream(stream).await);
+        serve(greet, |mut stream| async move {
+            drop(stream.write_all(GREETING.as_bytes()).await);
+            drop(send_back(stream).await);
+        }),
+        answer_datagrams(dns_udp, &asked),
+        serve(dns_tcp, |stream| {
+            let asked = Arc::clone(&asked);
+            async move {
+                drop(answer_stream(stream, &asked).await);
+            }
         }),
     );
 }
@@ -174,11 +199,11 @@ async fn send_back(mut stream: TcpStream) -> std::io::Result<()> {
     to.shutdown().await
 }
 
-async fn answer_datagrams(socket: UdpSocket) {
+async fn answer_datagrams(socket: UdpSocket, asked: &Asked) {
     let mut buffer = [0; 1500];
     loop {
         let (len, from): (usize, SocketAddr) = socket.recv_from(&mut buffer).await.unwrap();
-        let answer = answer(&buffer[..len]);
+        let answer = answer(&buffer[..len], asked);
         let mut bytes = answer.to_vec().unwrap();
         if bytes.len() > 1232 {
             bytes = answer.truncate().to_vec().unwrap();
@@ -187,12 +212,12 @@ async fn answer_datagrams(socket: UdpSocket) {
     }
 }
 
-async fn answer_stream(mut stream: TcpStream) -> std::io::Result<()> {
+async fn answer_stream(mut stream: TcpStream, asked: &Asked) -> std::io::Result<()> {
     loop {
         let len = stream.read_u16().await?;
         let mut message = vec![0; usize::from(len)];
         stream.read_exact(&mut message).await?;
-        let answer = answer(&message).to_vec().unwrap();
+        let answer = answer(&message, asked).to_vec().unwrap();
         stream
             .write_u16(u16::try_from(answer.len()).unwrap())
             .await?;
@@ -210,6 +235,10 @@ fn zone() -> HashMap<(&'static str, RecordType), RData> {
     HashMap::from([
         (("site.example.", RecordType::A), address(SERVER_V4)),
         (("site.example.", RecordType::AAAA), address(SERVER_V6)),
+        (("a.b.example.", RecordType::A), address(SERVER_V4)),
+        (("b.example.", RecordType::A), address(SERVER_V4)),
+        (("other.example.", RecordType::A), address(OTHER_V4)),
+        (("other.example.", RecordType::AAAA), address(OTHER_V6)),
         (("long.example.", RecordType::TXT), RData::TXT(long)),
         (("private.example.", RecordType::A), address("10.0.0.5")),
         (
@@ -219,15 +248,42 @@ fn zone() -> HashMap<(&'static str, RecordType), RData> {
     ])
 }
 
-fn answer(message: &[u8]) -> Message {
+fn alias(name: &str) -> Option<&'static str> {
+    match name {
+        "to-private.example." => Some("private.example."),
+        "to-other.example." => Some("other.example."),
+        _ => None,
+    }
+}
+
+fn answer(message: &[u8], heard: &Asked) -> Message {
     let asked = Message::from_vec(message).unwrap();
     let mut answer = Message::response(asked.metadata.id, asked.metadata.op_code);
     answer.metadata.recursion_desired = true;
     answer.metadata.recursion_available = true;
     let query = asked.queries[0].clone();
     let name = query.name.to_ascii().to_lowercase();
+    if name != "rebind.example." || query.query_type == RecordType::A {
+        heard.lock().unwrap().push(name.clone());
+    }
     let zone = zone();
-    if let Some(data) = zone.get(&(name.as_str(), query.query_type)) {
+    if name == "rebind.example." {
+        // Public at first, and then private.
+        let heard = heard.lock().unwrap();
+        let before = heard.iter().filter(|own| **own == name).count();
+        let address = if before > 1 { PRIVATE } else { SERVER_V4 };
+        if query.query_type == RecordType::A {
+            let data = RData::A(A(address.parse().unwrap()));
+            answer.add_answer(Record::from_rdata(query.name.clone(), 0, data));
+        }
+    } else if let Some(target) = alias(&name) {
+        let to = Name::from_ascii(target).unwrap();
+        let data = RData::CNAME(CNAME(to.clone()));
+        answer.add_answer(Record::from_rdata(query.name.clone(), 60, data));
+        if let Some(data) = zone.get(&(target, query.query_type)) {
+            answer.add_answer(Record::from_rdata(to, 60, data.clone()));
+        }
+    } else if let Some(data) = zone.get(&(name.as_str(), query.query_type)) {
         let name: Name = query.name.clone();
         answer.add_answer(Record::from_rdata(name, 60, data.clone()));
     } else if !zone.keys().any(|(known, _)| *known == name) {

@@ -15,6 +15,7 @@ async fn names(world: &World) -> Vec<String> {
     let task = Task::List {
         path: GuestPath::home(),
         recursive: false,
+        skip_unreadable: false,
     };
     let mut records = within(world.vm.file_records(task, User::User))
         .await

@@ -12,6 +12,9 @@ use agentvm::vm::exec::ExecOptions;
 use super::fixture::{Listener, World, within};
 use crate::child::{block_on, in_child, unshare};
 
+/// What a store does that finds no room: nothing else makes some.
+const NO_FLOOR: Option<u64> = Some(0);
+
 /// A file system of so many MiB, until this process ends. It is in a mount namespace of its own.
 fn small_disk(at: &Path, mib: u64) {
     fs::create_dir(at).unwrap();
@@ -56,7 +59,9 @@ fn a_full_disk_suspends_a_session_which_goes_on_when_there_is_room() {
         let data = directory.path().join("data");
         small_disk(&data, 64);
         let ballast = data.join("ballast");
-        let world = World::at(directory, data).await;
+        let mut world = World::at(directory, data).await;
+        world.settings.vm.limits.min_free_disk_bytes = NO_FLOOR;
+        let world = world.beside();
         let session = world.session().await;
         world.run(session, "say first").await.unwrap();
         let file = world.directory().join("vm.db");
@@ -117,7 +122,9 @@ fn a_session_that_a_full_disk_keeps_from_being_made_leaves_nothing() {
         let data = directory.path().join("data");
         small_disk(&data, 64);
         let ballast = data.join("ballast");
-        let world = World::at(directory, data).await;
+        let mut world = World::at(directory, data).await;
+        world.settings.vm.limits.min_free_disk_bytes = NO_FLOOR;
+        let world = world.beside();
         // From nothing at all up to enough.
         for kib in [0, 8, 16, 32, 48, 64, 128] {
             within(world.vm.wake()).await.unwrap();

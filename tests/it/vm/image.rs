@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use agentvm::error::Error;
+use agentvm::net::secrets::{Secret, SecretOptions, Secrets};
 use agentvm::vm::exec::{ExecOptions, exec};
 use agentvm::vm::mount::HostMount;
 use agentvm::vm::namespace::boot;
@@ -194,24 +195,76 @@ async fn a_vm_boots_on_no_other_image_than_it_was_made_with() {
 }
 
 #[tokio::test]
-async fn a_link_of_the_image_leads_nothing_of_the_boot_to_the_host() {
+async fn a_link_leads_nothing_of_the_boot_to_the_host() {
     for link in [
         "etc", "home", "opt", "proc", "dev", "tmp", "run", "var", "var/lib",
     ] {
         let data = tempfile::tempdir().unwrap();
-        let root = rootfs(data.path(), "rootfs");
         let victim = data.path().join("victim");
         fs::create_dir(&victim).unwrap();
         fs::set_permissions(&victim, Permissions::from_mode(0o777)).unwrap();
-        let _ = fs::remove_dir_all(root.join(link));
-        symlink(&victim, root.join(link)).unwrap();
-        let error = try_boot(data.path(), "a", Some(image(root)))
-            .await
-            .err()
-            .unwrap();
-        assert!(error.message.contains("symbolic links"), "{link}: {error}");
-        assert_eq!(fs::read_dir(&victim).unwrap().count(), 0, "{link}");
+        let put = |at: PathBuf| {
+            let _ = fs::remove_dir_all(&at);
+            fs::create_dir_all(at.parent().unwrap()).unwrap();
+            symlink(&victim, at).unwrap();
+        };
+        // Of the image, and written over it by the VM.
+        let bad = rootfs(data.path(), "bad");
+        put(bad.join(link));
+        let good = rootfs(data.path(), "good");
+        on(data.path(), "b", &good).await.shutdown().await;
+        put(options(data.path(), "b")
+            .dir
+            .join("layers/upper")
+            .join(link));
+        for (key, root) in [("a", bad), ("b", good)] {
+            let booted = try_boot(data.path(), key, Some(image(root))).await;
+            let error = booted.err().unwrap();
+            assert_eq!(error.code.as_str(), "IMAGE_INVALID", "{link}: {error}");
+            assert!(error.message.contains("symbolic link"), "{link}: {error}");
+            assert!(
+                error.message.contains(&format!("/{link}")),
+                "{link}: {error}"
+            );
+            assert_eq!(fs::read_dir(&victim).unwrap().count(), 0, "{link}");
+        }
     }
+}
+
+#[tokio::test]
+async fn an_image_that_has_never_booted_does_not_stay_with_the_vm() {
+    let data = tempfile::tempdir().unwrap();
+    // The boot comes as far as the accounts, and has files of the VM in the layer by then.
+    let bad = rootfs(data.path(), "bad");
+    fs::remove_file(bad.join("etc/passwd")).unwrap();
+    fs::create_dir(bad.join("etc/passwd")).unwrap();
+    let error = try_boot(data.path(), "a", Some(image(bad))).await;
+    let error = error.err().unwrap();
+    assert_eq!(error.code.as_str(), "IMAGE_INVALID", "{error}");
+    assert!(error.message.contains("/etc/passwd"), "{error}");
+    let good = rootfs(data.path(), "good");
+    let vm = on(data.path(), "a", &good).await;
+    assert_eq!(stdout(&vm, "id -un").await, "user\n");
+    vm.shutdown().await;
+
+    let mut other = options(data.path(), "b");
+    other.image = Some(image(data.path().join("bad")));
+    assert!(boot(other).await.is_err());
+    super::booted(data.path(), "b").await.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_ordinary_user_is_told_to_own_the_files_of_an_image() {
+    if nix_is_root() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    // Root's, as what debootstrap makes.
+    let error = try_boot(data.path(), "a", Some(image("/usr".into()))).await;
+    let error = error.err().unwrap();
+    assert_eq!(error.code.as_str(), "IMAGE_INVALID", "{error}");
+    assert!(error.message.contains("belongs to uid 0"), "{error}");
+    assert!(error.message.contains("chown"), "{error}");
 }
 
 #[tokio::test]
@@ -229,6 +282,47 @@ async fn a_file_of_the_vms_replaces_a_link_of_the_image() {
     );
     vm.shutdown().await;
     assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+}
+
+#[tokio::test]
+async fn a_vm_with_secrets_trusts_whom_its_image_trusts_and_one_more() {
+    let data = tempfile::tempdir().unwrap();
+    let secret = SecretOptions {
+        value: "the value".to_owned().into(),
+        hosts: vec!["api.example.com".to_owned()],
+        headers: None,
+        query: Vec::new(),
+        placeholder: None,
+    };
+    let secret = Secret::new("KEY", secret).unwrap();
+    let secrets = Secrets::new(vec![secret]).unwrap();
+    let bundle = "etc/ssl/certs/ca-certificates.crt";
+    for (name, content) in [("own", Some("of the image")), ("none", None)] {
+        let root = rootfs(data.path(), name);
+        if let Some(content) = content {
+            fs::create_dir_all(root.join("etc/ssl/certs")).unwrap();
+            fs::write(root.join(bundle), content).unwrap();
+        }
+        let options = agentvm::vm::namespace::BootOptions {
+            image: Some(image(root)),
+            secrets: secrets.clone(),
+            ..options(data.path(), name)
+        };
+        let vm: DynVm = boot(options).await.unwrap().vm;
+        let own = stdout(&vm, "cat $NODE_EXTRA_CA_CERTS").await;
+        assert!(own.starts_with("-----BEGIN CERTIFICATE-----"), "{own}");
+        let all = stdout(&vm, "cat $SSL_CERT_FILE").await;
+        let others = all.strip_suffix(&own).unwrap();
+        match content {
+            Some(content) => assert_eq!(others, format!("{content}\n")),
+            // The host's.
+            None => assert_eq!(
+                others,
+                fs::read_to_string(Path::new("/").join(bundle)).unwrap()
+            ),
+        }
+        vm.shutdown().await;
+    }
 }
 
 #[tokio::test]

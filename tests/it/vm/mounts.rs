@@ -439,3 +439,181 @@ async fn a_symlink_that_the_vm_could_have_made_decides_nothing() {
     assert_eq!(error.code.as_str(), "INVALID_ARGUMENT");
     assert!(error.message.contains("mounts[1].hostPath"), "{error}");
 }
+
+/// A VM that can write to `work` plants a link to `target` there, and has ended.
+async fn planted(data: &Path, work: &Path, target: &Path) {
+    let vm = booted(data, vec![mount("/work", work)]).await;
+    let plant = format!("ln -s {} /work/config", target.display());
+    stdout(&vm, &plant).await;
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_symlink_that_a_vm_has_left_decides_no_later_mount() {
+    let (host, data) = world();
+    let (work, secret) = (host.path().join("work"), host.path().join("secret"));
+    fs::create_dir(&work).unwrap();
+    fs::create_dir(&secret).unwrap();
+    planted(data.path(), &work, &secret).await;
+    let link = work.join("config");
+    for name in ["a", "another"] {
+        let options = BootOptions {
+            mounts: vec![read_only("/config", &link)],
+            ..options(data.path(), name)
+        };
+        let error = refused(options).await;
+        assert_eq!(error.code.as_str(), "INVALID_ARGUMENT");
+        for named in ["mounts[0].hostPath", "work/config", "pass the path"] {
+            assert!(error.message.contains(named), "{error}");
+        }
+    }
+    // What it leads to is the caller's to mount.
+    let vm = booted(data.path(), vec![read_only("/config", &secret)]).await;
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn another_name_of_a_writable_mount_is_no_way_around_its_symlinks() {
+    let (host, data) = world();
+    let (work, secret) = (host.path().join("work"), host.path().join("secret"));
+    fs::create_dir(&work).unwrap();
+    fs::create_dir(&secret).unwrap();
+    planted(data.path(), &work, &secret).await;
+    symlink("work", host.path().join("alias")).unwrap();
+    let through_alias = host.path().join("alias/config");
+    let error = refused(with(
+        data.path(),
+        vec![read_only("/config", &through_alias)],
+    ))
+    .await;
+    assert_eq!(error.code.as_str(), "INVALID_ARGUMENT");
+    fs::rename(&work, host.path().join("renamed")).unwrap();
+    let renamed = host.path().join("renamed/config");
+    let error = refused(with(data.path(), vec![read_only("/config", &renamed)])).await;
+    assert_eq!(error.code.as_str(), "INVALID_ARGUMENT");
+}
+
+#[tokio::test]
+async fn a_symlink_in_a_vms_own_files_decides_no_mount() {
+    let (host, data) = world();
+    let vm = booted(data.path(), Vec::new()).await;
+    stdout(&vm, &format!("ln -s {} link", host.path().display())).await;
+    vm.shutdown().await;
+    let link = data.path().join("vms/a/home/link");
+    let error = refused(with(data.path(), vec![read_only("/work", &link)])).await;
+    assert_eq!(error.code.as_str(), "INVALID_ARGUMENT");
+    assert!(error.message.contains("symlink"), "{error}");
+}
+
+#[tokio::test]
+async fn symlinks_that_no_vm_could_have_made_are_followed() {
+    let (host, data) = world();
+    let (work, shared) = (host.path().join("work"), host.path().join("shared"));
+    fs::create_dir(&work).unwrap();
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("file"), "shared").unwrap();
+    symlink("shared", host.path().join("current")).unwrap();
+    let mounts = || {
+        vec![
+            mount("/work", &work),
+            read_only("/shared", &host.path().join("current")),
+            read_only("/same", &work.join("../shared")),
+        ]
+    };
+    for _ in 0..2 {
+        let vm = booted(data.path(), mounts()).await;
+        let shown = stdout(&vm, "cat /shared/file /same/file").await;
+        assert_eq!(shown, "sharedshared");
+        vm.shutdown().await;
+    }
+}
+
+#[test]
+fn a_vm_neither_unmounts_nor_moves_what_the_host_has_mounted_in_a_mount() {
+    in_child(
+        &unshare(&["--mount"]),
+        "vm::mounts::a_vm_neither_unmounts_nor_moves_what_the_host_has_mounted_in_a_mount",
+        || {
+            let (host, data) = world();
+            let work = host.path().join("work");
+            let point = work.join("deep/point");
+            fs::create_dir_all(&point).unwrap();
+            nix::mount::mount(
+                Some("tmpfs"),
+                &point,
+                Some("tmpfs"),
+                nix::mount::MsFlags::empty(),
+                None::<&str>,
+            )
+            .unwrap();
+            fs::write(point.join("file"), "mounted").unwrap();
+            block_on(async {
+                let vm = booted(data.path(), vec![mount("/work", &work)]).await;
+                assert_eq!(stdout(&vm, "ls -A /work/deep/point").await, "");
+                for attempt in ["rmdir deep/point", "mv deep/point x", "mv deep x"] {
+                    let done = sh(&vm, &format!("cd /work && {attempt}")).await;
+                    assert_ne!(done.exit, Exit::Code(0), "{attempt}");
+                }
+                stdout(&vm, "touch /work/deep/beside").await;
+                vm.shutdown().await;
+            });
+            assert_eq!(fs::read_to_string(point.join("file")).unwrap(), "mounted");
+            nix::mount::umount2(&point, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        },
+    );
+}
+
+#[tokio::test]
+async fn many_hidden_directories_need_few_mounts() {
+    let (host, data) = world();
+    let mut private = vec![data.path().to_owned()];
+    for number in 0..12 {
+        let path = host.path().join(format!("a/b/c/d/{number}"));
+        fs::create_dir_all(&path).unwrap();
+        private.push(path);
+    }
+    let options = BootOptions {
+        private,
+        ..with(data.path(), vec![mount("/work", host.path())])
+    };
+    let vm: DynVm = boot(options).await.unwrap().vm;
+    let mounts = stdout(&vm, "grep -c ' /work' /proc/self/mountinfo").await;
+    // The mount, four directories that lead there, and the covers.
+    assert_eq!(mounts, "17\n");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_link_that_the_vms_root_has_put_into_its_layer_leads_to_nothing_of_the_host() {
+    if !is_root() {
+        return;
+    }
+    for replaced in ["/usr/lib/agentvm/etc", "/usr/lib/agentvm/srv"] {
+        let (host, data) = world();
+        fs::write(host.path().join("of-the-host"), "").unwrap();
+        let vm = booted(data.path(), Vec::new()).await;
+        let target = host.path().display();
+        let replace = format!("mv {replaced} {replaced}.away && ln -s {target} {replaced}");
+        let (exit, output) = as_root(&vm, &replace).await;
+        assert_eq!(exit, Exit::Code(0), "{output}");
+        vm.shutdown().await;
+        let error = refused(with(data.path(), Vec::new())).await;
+        assert!(error.message.contains("symbolic links"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_shown_below_opt_is_not_for_the_vms_root_to_move() {
+    if !is_root() {
+        return;
+    }
+    let (_, data) = world();
+    for _ in 0..2 {
+        let vm = booted(data.path(), Vec::new()).await;
+        let (exit, _) = as_root(&vm, "mv /opt/agentvm /opt/away").await;
+        assert_ne!(exit, Exit::Code(0));
+        let (_, listed) = as_root(&vm, "ls /opt/agentvm; ls -d /var/lib/dpkg/status").await;
+        assert_eq!(listed, "agents\ndpkg\n/var/lib/dpkg/status\n");
+        vm.shutdown().await;
+    }
+}

@@ -1,0 +1,59 @@
+import { expect, test } from "vitest";
+import type { AgentEvents } from "../index.js";
+import { newClient, newVm } from "./fixtures.js";
+
+type Denied = AgentEvents["networkDenied"];
+
+/** Tries to connect, and tells how that went. */
+const connect = (host: string, port: number) =>
+  `timeout 10 bash -c 'exec 3<>/dev/tcp/${host}/${port} && cat <&3' 2>&1; true`;
+
+test("what the rules refuse is an event with the rule", async () => {
+  const agent = await newVm({
+    network: { default: "allowlist", allow: ["*.example.com"] },
+  });
+  const events: Denied[] = [];
+  agent.on("networkDenied", (event) => events.push(event));
+  const toldOf = async (command: string) => {
+    const told = new Promise((resolve) => agent.once("networkDenied", resolve));
+    await agent.exec(command);
+    await told;
+  };
+  await toldOf(connect("10.0.0.1", 5432));
+  await toldOf("getent hosts denied.test; true");
+  expect(events).toEqual([
+    { host: "10.0.0.1", port: 5432, protocol: "tcp", rule: "private", count: 1 },
+    { host: "denied.test", port: 53, protocol: "dns", rule: "allowlist", count: 1 },
+  ]);
+});
+
+test("setNetwork changes the rules of a VM that runs, and of its later boots", async () => {
+  const agent = await newVm();
+  await agent.exec("true");
+  await agent.setNetwork({ default: "none" });
+  const rules = async () => {
+    const told = new Promise<Denied>((resolve) => agent.once("networkDenied", resolve));
+    const output = await agent.exec(connect("1.1.1.1", 443));
+    expect(output.stdout).toContain("refused");
+    return (await told).rule;
+  };
+  expect(await rules()).toBe("none");
+  await agent.sleep();
+  expect(await rules()).toBe("none");
+});
+
+test("a wrong rule is named, and what is wrong with it", async () => {
+  const wrong = { network: { allow: ["example.com", "https://example.org"] } };
+  await expect(newClient(wrong)).rejects.toMatchObject({
+    code: "INVALID_ARGUMENT",
+    message: expect.stringContaining('network.allow[1]: "https://example.org" is a URL'),
+  });
+  const client = await newClient();
+  const agent = client.vm.getOrCreate("vm");
+  await expect(agent.setNetwork({ default: "none", allow: ["example.com"] })).rejects.toMatchObject(
+    { message: expect.stringContaining("allowlist") },
+  );
+  expect(() => client.vm.getOrCreate("vm", { network: { deny: ["127.0.0.1:80"] } })).toThrow(
+    "loopbackExemptPorts",
+  );
+});
