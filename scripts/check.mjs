@@ -5,7 +5,7 @@
 //
 // It stops at the first failure; with CI set it goes on with what the failure leaves meaningful.
 
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, statfsSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { adapters, build, setUp, sourceProjects, tsc } from "./build.mjs";
@@ -17,7 +17,14 @@ import { asOrdinaryUser } from "./ordinary-user.mjs";
 import { checkPackedPackage } from "./packed.mjs";
 import { checkTestPrerequisites } from "./prerequisites.mjs";
 
-/** @typedef {{ name: string, what: string, needs?: string, root?: true, run: () => Promise<void> }} Step */
+/**
+ * @typedef {object} Step
+ * @property {string} name
+ * @property {string} what
+ * @property {string} [needs]
+ * @property {true} [root]
+ * @property {() => Promise<void | string[]>} run resolves to what it had to leave out
+ */
 
 const FUZZ_SECONDS = 5;
 
@@ -99,12 +106,24 @@ const STEPS = [
     },
   },
   {
+    name: "layers",
+    what: "what each layer of the isolation is for, shown without it",
+    async run() {
+      await provide("nextest");
+      await run("cargo", [
+        ...["nextest", "run", "--locked", "--features", "weaken"],
+        ...["--test", "it", "weakened::"],
+      ]);
+    },
+  },
+  {
     name: "vitest",
     what: "the built package",
     needs: "build",
     async run() {
-      await provideDebianPackages();
+      const missing = await provideDebianPackages();
       await runNode(VITEST_PROGRAM, VITEST);
+      return missing.map((name) => `tests with ${name}. Install it: apt-get install ${name}`);
     },
   },
   {
@@ -160,19 +179,34 @@ async function testAsOrdinaryUser() {
 
   await asOrdinaryUser({ "cargo-nextest": nextest }, async ({ checkout, bin }, runAs) => {
     const there = join(checkout, "target", "ordinary-user");
-    await runAs(join(bin, "cargo-nextest"), [
-      ...["nextest", "run"],
-      ...["--binaries-metadata", join(there, "binaries.json")],
-      ...["--cargo-metadata", join(there, "metadata.json")],
-      ...["--workspace-remap", checkout, "--target-dir-remap", join(checkout, "target")],
-    ]);
     const node = join(bin, "node");
-    await runAs(node, [join(checkout, "node_modules", VITEST_PROGRAM), ...VITEST]);
-    await runAs(node, [
-      join(checkout, "node_modules", JEST_PROGRAM),
-      "--config",
-      "jest.config.cjs",
-    ]);
+    const runs = [
+      () =>
+        runAs(join(bin, "cargo-nextest"), [
+          ...["nextest", "run"],
+          ...["--binaries-metadata", join(there, "binaries.json")],
+          ...["--cargo-metadata", join(there, "metadata.json")],
+          ...["--workspace-remap", checkout, "--target-dir-remap", join(checkout, "target")],
+        ]),
+      () => runAs(node, [join(checkout, "node_modules", VITEST_PROGRAM), ...VITEST]),
+      () => {
+        const configured = ["--config", "jest.config.cjs"];
+        return runAs(node, [join(checkout, "node_modules", JEST_PROGRAM), ...configured]);
+      },
+    ];
+    let failure;
+    for (const one of runs) {
+      try {
+        await one();
+      } catch (error) {
+        if (!(error instanceof Failure)) throw error;
+        if (failure) failure.lastOutput += error.lastOutput;
+        else failure = error;
+        // As between steps: with CI set, all failures are told.
+        if (!process.env["CI"]) break;
+      }
+    }
+    if (failure) throw failure;
   });
 }
 
@@ -189,6 +223,12 @@ function capture(program, args) {
 /** @param {string} program */
 function which(program) {
   return capture("sh", ["-c", `command -v ${program}`]).trim();
+}
+
+/** What fills the disk fails tests that have nothing to do with it. */
+function freeDisk() {
+  const { bavail, bsize } = statfsSync(ROOT);
+  return `${((bavail * bsize) / 1e9).toFixed(1)} GB`;
 }
 
 /** @returns {Step[]} */
@@ -211,6 +251,9 @@ await main(async () => {
   const steps = chosenSteps();
   const isRoot = process.getuid?.() === 0;
   const start = performance.now();
+  // Nobody compiles a clean checkout a second time; what that would need is a third of `target`.
+  if (process.env["CI"]) process.env["CARGO_INCREMENTAL"] = "0";
+  console.log(`${freeDisk()} left on the disk; all of it takes about 8`);
   await setUp();
   checkTestPrerequisites();
 
@@ -218,6 +261,8 @@ await main(async () => {
   const results = new Map();
   /** @type {string[]} */
   const notes = [];
+  /** @type {string[]} */
+  const failures = [];
   for (const step of steps) {
     const stopped = !process.env["CI"] && [...results.values()].includes("failed");
     const needed = step.needs === undefined ? "passed" : results.get(step.needs);
@@ -235,17 +280,22 @@ await main(async () => {
     console.log(`\n── ${step.name}: ${step.what}`);
     const stepStart = performance.now();
     try {
-      await step.run();
+      for (const left of (await step.run()) ?? []) notes.push(`NOT RUN: ${left}`);
       results.set(step.name, "passed");
     } catch (error) {
       console.error(error instanceof Failure ? error.message : error);
+      if (error instanceof Failure && error.lastOutput) {
+        failures.push(`\n── the end of ${step.name}:\n${error.lastOutput}`);
+      }
       results.set(step.name, "failed");
     }
-    const summary = `${step.name} ${results.get(step.name)} in ${elapsed(stepStart)}`;
+    const took = `in ${elapsed(stepStart)}, with ${freeDisk()} left on the disk`;
+    const summary = `${step.name} ${results.get(step.name)} ${took}`;
     notes.push(summary);
     console.log(`── ${summary}`);
   }
 
+  for (const failure of failures) console.log(failure);
   const count = (/** @type {string} */ result) =>
     [...results.values()].filter((value) => value === result).length;
   console.log(`\nAll of it, in ${elapsed(start)}:\n${notes.map((note) => `  ${note}`).join("\n")}`);

@@ -2,13 +2,20 @@
 
 import { spawn, spawnSync } from "node:child_process";
 import { dirname, resolve } from "node:path";
+import { setTimeout } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 
 /** The top of the checkout. */
 export const ROOT = resolve(dirname(fileURLToPath(import.meta.url)), "..");
 
 /** A message for the person at the terminal: a stack trace would not help them. */
-export class Failure extends Error {}
+export class Failure extends Error {
+  /** What the program that failed printed last, where somebody reads it later. */
+  lastOutput = "";
+}
+
+/** Nobody scrolls back in what CI keeps: it may cut the middle out. */
+const KEPT_OUTPUT = process.env["CI"] ? 8192 : 0;
 
 /**
  * Runs a program on this terminal, in the checkout.
@@ -21,15 +28,29 @@ export class Failure extends Error {}
  */
 export function run(program, args, { cwd = ROOT, env = {}, log } = {}) {
   return new Promise((done, failed) => {
+    const out = log ?? (KEPT_OUTPUT > 0 ? "pipe" : "inherit");
     const child = spawn(program, args, {
       cwd,
       env: { ...process.env, ...env },
-      stdio: ["ignore", log ?? "inherit", log ?? "inherit"],
+      stdio: ["ignore", out, out],
     });
+    let lastOutput = "";
+    for (const [from, to] of /** @type {const} */ ([
+      [child.stdout, process.stdout],
+      [child.stderr, process.stderr],
+    ])) {
+      from?.setEncoding("utf8").on("data", (text) => {
+        to.write(text);
+        lastOutput = (lastOutput + text).slice(-KEPT_OUTPUT);
+      });
+    }
     child.on("error", (error) => failed(new Failure(`cannot start ${program}: ${error.message}`)));
-    child.on("exit", (code, signal) => {
-      if (code === 0) done();
-      else failed(new Failure(`${program} ${args.join(" ")}: ${signal ?? `exit code ${code}`}`));
+    child.on("exit", async (code, signal) => {
+      if (code === 0) return done();
+      // What is still under way; others may have the pipes open for longer.
+      await setTimeout(200);
+      const failure = new Failure(`${program} ${args.join(" ")}: ${signal ?? `exit code ${code}`}`);
+      failed(Object.assign(failure, { lastOutput }));
     });
   });
 }

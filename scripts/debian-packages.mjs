@@ -4,24 +4,27 @@ import { Failure, output, run, stage } from "./command.mjs";
 
 /** Debian's package of each. */
 const PACKAGES = {
+  debootstrap: "debootstrap",
   "docker-registry": "docker-registry",
   less: "less",
+  "musl-gcc": "musl-tools",
   skopeo: "skopeo",
   tmux: "tmux",
   top: "procps",
+  umoci: "umoci",
   vim: "vim",
 };
 
 /**
- * Installs what is missing where nobody minds: on a machine of CI. Elsewhere the tests that need a program
- * say what to install.
+ * Installs what is missing, where root may: on Debian and its like. Elsewhere the tests that need a program
+ * are left out, which is said.
+ *
+ * @returns {Promise<string[]>} what could not be installed
  */
 export async function provideDebianPackages() {
-  const missing = Object.entries(PACKAGES)
-    .filter(([program]) => output("sh", ["-c", `command -v ${program}`]) === undefined)
-    .map(([, name]) => name);
-  const isCi = Boolean(process.env["CI"]) && process.getuid?.() === 0;
-  if (missing.length === 0 || !isCi || output("apt-get", ["--version"]) === undefined) return;
+  const missing = missingPackages();
+  if (missing.length === 0) return [];
+  if (process.getuid?.() !== 0 || output("apt-get", ["--version"]) === undefined) return missing;
   const env = { DEBIAN_FRONTEND: "noninteractive" };
   const quietly = ["install", "-y", "-qq", "--no-install-recommends"];
   try {
@@ -30,7 +33,15 @@ export async function provideDebianPackages() {
       await run("apt-get", [...quietly, ...missing], { env });
     });
   } catch (error) {
-    if (!(error instanceof Failure)) throw error;
-    console.warn(`${error.message}: what needs them says so`);
+    // In CI nobody reads what was left out.
+    if (!(error instanceof Failure) || process.env["CI"]) throw error;
+    console.warn(error.message);
   }
+  return missingPackages();
+}
+
+function missingPackages() {
+  return Object.entries(PACKAGES)
+    .filter(([program]) => output("sh", ["-c", `command -v ${program}`]) === undefined)
+    .map(([, name]) => name);
 }

@@ -32,7 +32,7 @@ export async function checkPackedPackage() {
     mkdirSync(project);
     writeFileSync(join(project, "package.json"), '{ "private": true }\n');
     const quiet = ["--no-audit", "--no-fund", "--no-save", "--loglevel=error"];
-    await run(...npm(["install", "--offline", ...quiet, ...tarballs]), { cwd: project });
+    await run(...npm(["install", "--prefer-offline", ...quiet, ...tarballs]), { cwd: project });
     await use(project, join(directory, "data"));
   } finally {
     rmSync(directory, { recursive: true, force: true });
