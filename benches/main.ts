@@ -18,6 +18,7 @@ import { native } from "./native";
 import { network } from "./network";
 import { pty } from "./pty";
 import { describe, machine, table } from "./report";
+import { secrets } from "./secrets";
 import { session } from "./session";
 import { requireReleaseBuild } from "./setting";
 
@@ -37,6 +38,7 @@ const BENCHES: Record<string, Bench> = {
   agents: { run: agents, turns: 15 },
   native: { run: native, turns: 15 },
   network: { run: network, turns: 10 },
+  secrets: { run: secrets, turns: 10 },
   events: { run: events, turns: 20 },
 };
 

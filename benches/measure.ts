@@ -47,6 +47,9 @@ const WARM_UP = 3;
  */
 const SETTLE_MS = 30;
 
+/** Of things that are measured one after the other, without a pause. */
+const IN_A_ROW = 20;
+
 /**
  * Measures competitors in turn, each round in a random order, so that what the machine does meanwhile
  * hits all of them alike.
@@ -137,4 +140,11 @@ export async function timed(run: () => Promise<unknown>): Promise<number> {
   const start = performance.now();
   await run();
   return performance.now() - start;
+}
+
+/** The same of each of a few that follow each other at once, as a program in a loop does them. */
+export async function timedInARow(run: () => Promise<unknown>): Promise<number[]> {
+  const times: number[] = [];
+  for (let i = 0; i < IN_A_ROW; i += 1) times.push(await timed(run));
+  return times;
 }

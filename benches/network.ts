@@ -9,7 +9,8 @@ import { type Comparison, compare } from "./measure";
 import { withClient } from "./setting";
 
 const MEBIBYTES = 512;
-const CONNECTIONS = 200;
+/** With all turns fewer than a VM may make at once: beyond those they come at a rate. */
+const CONNECTIONS = 50;
 
 /** In a process of its own, so that it takes nothing from the one that relays for the VM. */
 const SERVER = `
@@ -17,9 +18,10 @@ const SERVER = `
   const { once } = require("node:events");
   const chunk = Buffer.alloc(1 << 20);
   const ports = [];
-  for (const chunks of [${MEBIBYTES}, 0]) {
+  for (const chunks of [${MEBIBYTES}, 0, -1]) {
     const server = createServer(async (socket) => {
       socket.on("error", () => {});
+      if (chunks < 0) return socket.on("data", () => {}).on("end", () => socket.end("!"));
       socket.write("!");
       for (let sent = 0; sent < chunks; sent += 1) {
         if (!socket.write(chunk)) await once(socket, "drain");
@@ -28,17 +30,34 @@ const SERVER = `
     });
     server.listen(0, "127.0.0.1", () => {
       ports.push(server.address().port);
-      if (ports.length === 2) console.log(JSON.stringify(ports));
+      if (ports.length === 3) console.log(JSON.stringify(ports));
     });
   }
 `;
 
-/** Both print milliseconds. */
+/** All print milliseconds. */
 const download = (port: number) => `
   const start = performance.now();
   require("node:net").connect(${port}, "127.0.0.1").on("data", () => {}).on("close", () => {
     console.log(performance.now() - start);
   });
+`;
+
+/** Until the server says that it has all of it. */
+const upload = (port: number) => `
+  const { once } = require("node:events");
+  const chunk = Buffer.alloc(1 << 20);
+  (async () => {
+    const start = performance.now();
+    const socket = require("node:net").connect(${port}, "127.0.0.1");
+    for (let sent = 0; sent < ${MEBIBYTES}; sent += 1) {
+      if (!socket.write(chunk)) await once(socket, "drain");
+    }
+    socket.end();
+    await once(socket, "data");
+    console.log(performance.now() - start);
+    process.exit();
+  })();
 `;
 
 /** Waits for a byte: a VM's connection is established before the host has dialled. */
@@ -73,19 +92,20 @@ export async function network(turns: number): Promise<Comparison[]> {
 }
 
 async function throughProxy(agent: Agent, ports: number[], turns: number): Promise<Comparison[]> {
-  const [bulk = 0, greeting = 0] = ports;
-  const pair = (title: string, script: string, count: number) =>
+  const [bulk = 0, greeting = 0, sink = 0] = ports;
+  const pair = (title: string, script: string) =>
     compare(
       { title, baseline: "plain loopback" },
       [
         { name: "VM", run: () => inVm(agent, script) },
         { name: "plain loopback", run: () => onHost(script) },
       ],
-      count,
+      turns,
     );
   return [
-    await pair(`TCP: download of ${MEBIBYTES} MiB from a loopback server`, download(bulk), turns),
-    await pair("TCP: connect and one byte", connect(greeting), turns),
+    await pair(`TCP: download of ${MEBIBYTES} MiB from a loopback server`, download(bulk)),
+    await pair(`TCP: upload of ${MEBIBYTES} MiB to one`, upload(sink)),
+    await pair("TCP: connect and one byte", connect(greeting)),
   ];
 }
 
