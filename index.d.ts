@@ -284,7 +284,8 @@ export interface VmLimits {
    * What the file system of the data directory keeps free, for the stores of all VMs and for the host. When
    * less is left, every process of a VM that goes on growing is killed: `limitReached`, and what runs
    * rejects with `VM_LIMIT`. It is looked at as often as a fast disk could be filled; who allocates much at
-   * once (`fallocate`) is seen too late. `0`: nothing. Default: a 64th of the file system, 512 MiB at most.
+   * once (`fallocate`) is seen too late. A file system may run out of files (inodes) first: each that is
+   * left counts as 16 KiB, then. `0`: nothing. Default: a 64th of the file system, 512 MiB at most.
    */
   minFreeDiskBytes?: number;
   /** Leave out what this host can't enforce. `stats()` tells what is in force. Default: `false`. */

@@ -19,6 +19,7 @@ pub(super) fn measure(pid: i32, device: u64) -> Measured {
     let mut seen = HashSet::new();
     let mut measured = Measured {
         bytes: 0,
+        files: 0,
         complete: true,
     };
     let mut count = |task: &str, held: &str| {
@@ -26,8 +27,11 @@ pub(super) fn measure(pid: i32, device: u64) -> Measured {
         match names(&directory) {
             Ok(names) => {
                 for name in names {
-                    let bytes = deleted(&format!("{directory}/{name}"), device, &mut seen);
-                    measured.bytes = measured.bytes.saturating_add(bytes);
+                    if let Some(bytes) = deleted(&format!("{directory}/{name}"), device, &mut seen)
+                    {
+                        measured.bytes = measured.bytes.saturating_add(bytes);
+                        measured.files += 1;
+                    }
                 }
             }
             // The kernel closes what ends to all but root, for the instant until it is reaped.
@@ -56,18 +60,16 @@ fn has_ended(task: &str) -> bool {
 }
 
 /// What the file that a link of `/proc` leads to takes of a disk, if it has no name and was not met before.
-fn deleted(link: &str, device: u64, seen: &mut HashSet<(u64, u64)>) -> u64 {
+fn deleted(link: &str, device: u64, seen: &mut HashSet<(u64, u64)>) -> Option<u64> {
     // It opens nothing.
-    let Ok(file) = fs::metadata(link) else {
-        return 0;
-    };
+    let file = fs::metadata(link).ok()?;
     if !file.is_file() || file.nlink() > 0 || !seen.insert((file.dev(), file.ino())) {
-        return 0;
+        return None;
     }
     match statfs(link) {
         // That is memory.
-        Ok(system) if system.filesystem_type() == TMPFS_MAGIC && file.dev() != device => 0,
-        _ => file.blocks().saturating_mul(512),
+        Ok(system) if system.filesystem_type() == TMPFS_MAGIC && file.dev() != device => None,
+        _ => Some(file.blocks().saturating_mul(512)),
     }
 }
 

@@ -59,6 +59,8 @@ pub(super) fn measure(directory: &Path, deadline: Option<Instant>) -> Result<Mea
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Measured {
     pub(super) bytes: u64,
+    /// Files, directories and all else that has an inode.
+    pub(super) files: u64,
     /// Whether all of it was: nothing was closed to this process, too deep, or moved about meanwhile, and
     /// the time sufficed.
     pub(super) complete: bool,
@@ -73,6 +75,7 @@ fn walk(directory: &Path, deadline: Option<Instant>) -> nix::Result<Measured> {
     let mut walk = Walk {
         measured: Measured {
             bytes: 0,
+            files: 0,
             complete: true,
         },
         began: clock_gettime(ClockId::CLOCK_REALTIME_COARSE)?,
@@ -88,6 +91,7 @@ fn walk(directory: &Path, deadline: Option<Instant>) -> nix::Result<Measured> {
     let stat = fstat(&top)?;
     walk.device = stat.st_dev;
     walk.measured.bytes = bytes(&stat);
+    walk.measured.files = 1;
     let mut next = Some(top);
     while let Some(top) = next
         && !walk.is_late()
@@ -183,6 +187,7 @@ impl Walk {
             }
         }
         self.measured.bytes = self.measured.bytes.saturating_add(bytes(&stat));
+        self.measured.files += 1;
         if !is_directory {
             return None;
         }
@@ -317,6 +322,8 @@ mod tests {
         settle();
         let grown = walk(path, None).expect("walked");
         assert!(grown.complete);
+        // The top, two directories, a file with two names and a link.
+        assert_eq!(grown.files, 5);
         let grown = grown.bytes - empty;
         assert!((256 << 10..400 << 10).contains(&grown), "{grown}");
     }

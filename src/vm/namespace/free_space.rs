@@ -1,6 +1,9 @@
 //! Keeps space free on the file systems that VMs lie on, for their stores and for whoever else uses them:
 //! when too little is left, what a VM runs that goes on growing is killed.
 //!
+//! A file system may be full of files before it is full of bytes: it has a fixed number of inodes. Then each
+//! that is free counts as so many bytes ([`PER_FILE`]), and each that a VM takes, too.
+//!
 //! A VM can hide what it takes, from a walk over its files, for a while: by moving files about, or by
 //! having very many. When half of the space is gone, too, and nobody is seen to grow, those that can't be
 //! told are taken to be the ones.
@@ -28,7 +31,11 @@ use crate::vm::limits::Reached;
 const SHARE: u64 = 64;
 const MOST: u64 = 512 << 20;
 
-/// Bytes a second that nothing writes faster than, page cache included. Looking is due when it could have
+/// Bytes for each file that ext4 is made for, unless told otherwise.
+const PER_FILE: u64 = 16 << 10;
+
+/// Bytes a second that nothing writes faster than, page cache included, nor makes as many files as
+/// stand for so many. Looking is due when it could have
 /// used up what is free.
 const FASTEST: u64 = 4 << 30;
 
@@ -74,12 +81,15 @@ pub(super) fn watch(
         return Ok(());
     }
     let device = device(directory)?;
+    // The VM has just made some.
+    let counts_files = statvfs(directory).is_ok_and(|disk| disk.files_available() > 0);
     let mut disks = disks();
     let disk = disks.entry(device).or_default();
     disk.watched.retain(Watched::runs);
     disk.watched.push(Watched {
         directory: directory.to_owned(),
         floor,
+        counts_files,
         pid,
         limiter: Arc::downgrade(limiter),
         control: Arc::downgrade(control),
@@ -102,6 +112,8 @@ struct Disk {
 struct Watched {
     directory: PathBuf,
     floor: u64,
+    /// The file system says how many files it has room for.
+    counts_files: bool,
     /// PID 1.
     pid: i32,
     limiter: Weak<Limiter>,
@@ -151,14 +163,22 @@ async fn look_after(device: u64) {
         };
         let (short, enough): (Vec<_>, Vec<_>) = watched
             .into_iter()
-            .partition(|watched| watched.floor > free);
+            .partition(|watched| watched.floor > free.bytes);
         let pause = if short.is_empty() {
             since = None;
             let floor = enough.iter().map(|watched| watched.floor).max();
-            due(free - floor.unwrap_or(0))
+            due(free.bytes - floor.unwrap_or(0))
         } else {
             let began = Instant::now();
-            stop_growing(short, since.get_or_insert_default()).await;
+            if since
+                .as_ref()
+                .is_none_or(|at: &AtFirst| at.per_file != free.per_file)
+            {
+                since = Some(AtFirst::new(free.per_file));
+            }
+            if let Some(at_first) = &mut since {
+                stop_growing(short, at_first).await;
+            }
             (began.elapsed().saturating_sub(APART) * PART).max(SHORTEST)
         };
         tokio::time::sleep(pause).await;
@@ -172,32 +192,72 @@ fn due(bytes: u64) -> Duration {
     Duration::from_secs_f64(seconds).clamp(SHORTEST, LONGEST)
 }
 
-/// Bytes that an ordinary user could still write.
-async fn free(watched: &[Watched]) -> Option<u64> {
-    let directories: Vec<_> = watched.iter().map(|of| of.directory.clone()).collect();
+/// What is left of a file system, to an ordinary user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Free {
+    /// In bytes, or in files that stand for them if fewer of these are left.
+    bytes: u64,
+    /// What a file counts as: nothing, unless files are what it is short of.
+    per_file: u64,
+}
+
+impl Free {
+    /// `of_files`: how many there are, or 0: any number.
+    fn new(bytes: u64, files: u64, of_files: u64) -> Self {
+        let in_files = files.saturating_mul(PER_FILE);
+        if of_files > 0 && in_files < bytes {
+            Self {
+                bytes: in_files,
+                per_file: PER_FILE,
+            }
+        } else {
+            Self { bytes, per_file: 0 }
+        }
+    }
+}
+
+async fn free(watched: &[Watched]) -> Option<Free> {
+    let watched = watched.to_vec();
     let free = blocking(move || {
-        Ok(directories.iter().find_map(|directory| {
-            let disk = statvfs(directory).ok()?;
-            Some(disk.blocks_available().saturating_mul(disk.fragment_size()))
+        Ok(watched.iter().find_map(|watched| {
+            let disk = statvfs(&watched.directory).ok()?;
+            let bytes = disk.blocks_available().saturating_mul(disk.fragment_size());
+            let of_files = if watched.counts_files {
+                disk.files()
+            } else {
+                0
+            };
+            Some(Free::new(bytes, disk.files_available(), of_files))
         }))
     });
     free.await.ok().flatten()
 }
 
 /// What was taken when too little had just become free.
-#[derive(Default)]
 struct AtFirst {
+    /// What each file counts as.
+    per_file: u64,
     /// By PID 1.
     vms: HashMap<i32, u64>,
     /// Of the file system.
     all: Option<u64>,
 }
 
+impl AtFirst {
+    fn new(per_file: u64) -> Self {
+        Self {
+            per_file,
+            vms: HashMap::new(),
+            all: None,
+        }
+    }
+}
+
 /// Kills what runs in those that go on growing.
 async fn stop_growing(watched: Vec<Watched>, at_first: &mut AtFirst) {
-    let before = measure(watched.clone()).await;
+    let before = measure(watched.clone(), at_first.per_file).await;
     tokio::time::sleep(APART).await;
-    let after = measure(watched.clone()).await;
+    let after = measure(watched.clone(), at_first.per_file).await;
     // Measuring may have taken longer than the lack lasted.
     let Some(free) = self::free(&watched).await else {
         return;
@@ -215,13 +275,13 @@ async fn stop_growing(watched: Vec<Watched>, at_first: &mut AtFirst) {
         };
         let slowly = watched.floor / SLOW;
         let first = *at_first.vms.entry(watched.pid).or_insert(before.bytes);
-        if free >= watched.floor {
+        if free.bytes >= watched.floor {
             continue;
         }
         if grown(before.bytes, after.bytes, first, slowly) {
             seen = true;
             kill(&watched, |reached| reached.free_disk += 1).await;
-        } else if !after.complete && free < watched.floor / 2 {
+        } else if !after.complete && free.bytes < watched.floor / 2 {
             let first = *at_first.all.get_or_insert(before.all);
             hidden_growth |= grown(before.all, after.all, first, slowly);
             hidden.push(watched);
@@ -257,13 +317,13 @@ struct Size {
     all: u64,
 }
 
-async fn measure(watched: Vec<Watched>) -> Vec<Result<Size>> {
-    let sizes = blocking(move || Ok(watched.iter().map(size).collect()));
+async fn measure(watched: Vec<Watched>, per_file: u64) -> Vec<Result<Size>> {
+    let sizes = blocking(move || Ok(watched.iter().map(|of| size(of, per_file)).collect()));
     // It panicked, then; who waits for it is not to.
     sizes.await.unwrap_or_default()
 }
 
-fn size(watched: &Watched) -> Result<Size> {
+fn size(watched: &Watched, per_file: u64) -> Result<Size> {
     let disk = statvfs(&watched.directory).map_err(|errno| {
         host(
             "can't look at the disk of",
@@ -272,17 +332,20 @@ fn size(watched: &Watched) -> Result<Size> {
         )
     })?;
     let deleted = deleted::measure(watched.pid, device(&watched.directory)?);
+    let all = disk.blocks().saturating_sub(disk.blocks_free()) * disk.fragment_size();
+    let all_files = disk.files().saturating_sub(disk.files_free());
+    let with_files = |bytes: u64, files: u64| bytes.saturating_add(files.saturating_mul(per_file));
     let mut size = Size {
-        bytes: deleted.bytes,
+        bytes: with_files(deleted.bytes, deleted.files),
         complete: deleted.complete,
-        all: disk.blocks().saturating_sub(disk.blocks_free()) * disk.fragment_size(),
+        all: with_files(all, all_files),
     };
     let deadline = Instant::now() + LONG;
     for part in PARTS {
         // One that is closed to this process is the VM's own doing.
         match disk::measure(&watched.directory.join(part), Some(deadline)) {
             Ok(part) => {
-                size.bytes = size.bytes.saturating_add(part.bytes);
+                size.bytes = with_files(size.bytes.saturating_add(part.bytes), part.files);
                 size.complete &= part.complete;
             }
             Err(error) => {
@@ -303,6 +366,20 @@ mod tests {
         assert_eq!(due(0), SHORTEST);
         assert_eq!(due(FASTEST / 4), Duration::from_millis(250));
         assert_eq!(due(u64::MAX), LONGEST);
+    }
+
+    #[test]
+    fn files_count_where_they_are_what_is_short() {
+        let free = |bytes, files, of_files| {
+            let free = Free::new(bytes, files, of_files);
+            (free.bytes, free.per_file)
+        };
+        assert_eq!(free(PER_FILE * 9, 10, 100), (PER_FILE * 9, 0));
+        assert_eq!(free(PER_FILE * 11, 10, 100), (PER_FILE * 10, PER_FILE));
+        assert_eq!(free(PER_FILE * 11, 0, 100), (0, PER_FILE));
+        // Any number.
+        assert_eq!(free(PER_FILE * 11, 0, 0), (PER_FILE * 11, 0));
+        assert_eq!(free(u64::MAX, u64::MAX, u64::MAX), (u64::MAX, 0));
     }
 
     #[test]

@@ -17,15 +17,13 @@ const NO_FLOOR: Option<u64> = Some(0);
 
 /// A file system of so many MiB, until this process ends. It is in a mount namespace of its own.
 fn small_disk(at: &Path, mib: u64) {
+    disk_with(at, &format!("size={mib}m"));
+}
+
+fn disk_with(at: &Path, size: &str) {
     fs::create_dir(at).unwrap();
     let mounted = Command::new("mount")
-        .args([
-            "-t",
-            "tmpfs",
-            "-o",
-            &format!("size={mib}m,mode=700"),
-            "tmpfs",
-        ])
+        .args(["-t", "tmpfs", "-o", &format!("{size},mode=700"), "tmpfs"])
         .arg(at)
         .status()
         .unwrap();
@@ -186,6 +184,36 @@ fn what_fills_the_disk_is_ended_while_there_is_room_for_the_stores_of_all() {
         assert_eq!(world.text(session, "say on").await, "on");
         within(other.sleep()).await.unwrap();
         assert!(undisturbed.await.unwrap().is_err());
+        world.close().await;
+    });
+}
+
+#[test]
+fn what_takes_all_files_of_the_disk_is_ended_while_there_are_some_for_the_stores_of_all() {
+    const TEST: &str = "session::full::what_takes_all_files_of_the_disk_is_ended_while_there_are_some_for_the_stores_of_all";
+    const FLOOR: u64 = 512 << 20;
+    // Of 16 KiB.
+    const FILES: u64 = FLOOR >> 14;
+    on_a_small_disk(TEST, async {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().join("data");
+        disk_with(&data, "size=1g,nr_inodes=60000");
+        let mut world = World::at(directory, data.clone()).await;
+        world.settings.vm.limits.min_free_disk_bytes = Some(FLOOR);
+        let world = world.beside();
+        let session = world.session().await;
+
+        // Empty ones take no space.
+        let fill = "i=0; while : > $i; do i=$((i+1)); done";
+        let filled = within(world.vm.exec(fill, ExecOptions::default())).await;
+        let error = filled.unwrap_err();
+        assert_eq!(error.code, Code::VmLimit, "{error}");
+        assert!(error.message.contains("minFreeDiskBytes"), "{error}");
+        let files = nix::sys::statvfs::statvfs(&data).unwrap().files_available();
+        assert!((FILES / 8..FILES).contains(&files), "{files}");
+
+        world.sh("find . -maxdepth 1 -name '[0-9]*' -delete").await;
+        assert_eq!(world.text(session, "say on").await, "on");
         world.close().await;
     });
 }
