@@ -257,7 +257,10 @@ export interface VmLimits {
   cpus?: number;
   /**
    * Processes and threads, at least 8. Beyond it programs can start none (`EAGAIN`, "Cannot fork"), and a
-   * call that has to start one, as `exec`, rejects with `VM_LIMIT`; `sleep()` ends them all.
+   * call that has to start one, as `exec`, rejects with `VM_LIMIT`; `sleep()` ends them all. A fork bomb,
+   * which slows the machine down long before, is ended: hundreds of processes that go on starting others
+   * and end, a hundred orphans of them a second for three seconds. All that runs in the VM is killed then:
+   * `limitReached`, and what runs rejects with `VM_LIMIT`.
    *
    * Default: 4096 for `user`, and as many for each other user of the VM, which needs no cgroup (Linux 5.14)
    * and which the VM's root gets around by acting as others. A number that is given here is for all users

@@ -40,12 +40,16 @@ pub(crate) fn set(spec: &LimitSpec) -> nix::Result<()> {
     spec.rlimits.iter().try_for_each(set_rlimit)
 }
 
+/// How many processes and threads each user of the VM may have.
+pub(crate) fn processes() -> Option<u64> {
+    Some(PROCESSES.load(Ordering::Relaxed)).filter(|processes| *processes > 0)
+}
+
 /// Takes from a process that PID 1 has just started what is PID 1's alone. To be called after the last
 /// change of ids, which is where the kernel first looks at how many processes there are; a lower limit
 /// then is for those that the new process starts. System calls only: it runs on PID 1's memory.
 pub(crate) fn restrict_child() {
-    let processes = PROCESSES.load(Ordering::Relaxed);
-    if processes > 0 {
+    if let Some(processes) = processes() {
         let limit = libc::rlimit {
             rlim_cur: processes,
             rlim_max: processes,

@@ -12,6 +12,7 @@ mod control;
 mod copy;
 mod ending;
 mod files;
+mod fork_bomb;
 mod host_mounts;
 mod image;
 mod landlock;

@@ -180,6 +180,8 @@ pub enum Reply {
         pid: i32,
         status: i32,
     },
+    /// There was a fork bomb in the VM: everything that ran in it is being killed.
+    ForkBomb,
 }
 
 /// One process, for good: its number may be another's when it is gone.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use agentvm_guest::protocol::{FailedAt, Instance, LimitOp, Reply, Request, RequestId, Turn};
 use nix::errno::Errno;
@@ -14,11 +15,16 @@ use nix::unistd::Pid;
 use crate::control::Control;
 use crate::ending;
 use crate::files::{self, Operated};
+use crate::fork_bomb::{self, Orphans};
 use crate::limits;
 use crate::ports;
 use crate::process::{Launch, SpawnError};
 use crate::processes;
 use crate::terminal;
+
+/// How many dead children are reaped before the host is listened to again: a fork bomb leaves orphans as
+/// fast as they can be reaped.
+const REAPED_AT_ONCE: usize = 64;
 
 /// Serves the host until it hangs up, then ends every process of the VM.
 pub(crate) fn serve(control: &Control) {
@@ -26,6 +32,8 @@ pub(crate) fn serve(control: &Control) {
         control,
         spawned: HashSet::new(),
         workers: HashSet::new(),
+        more_to_reap: false,
+        orphans: Orphans::new(Instant::now()),
     };
     if let Some(signals) = signals() {
         while guest.turn(&signals) {}
@@ -47,6 +55,9 @@ struct Guest<'a> {
     spawned: HashSet<i32>,
     /// Processes of our own.
     workers: HashSet<i32>,
+    /// Children may have died that no signal will tell of again.
+    more_to_reap: bool,
+    orphans: Orphans,
 }
 
 impl Guest<'_> {
@@ -56,13 +67,19 @@ impl Guest<'_> {
             PollFd::new(self.control.as_fd(), PollFlags::POLLIN),
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut ready, PollTimeout::NONE) {
+        let wait = if self.more_to_reap {
+            PollTimeout::ZERO
+        } else {
+            PollTimeout::NONE
+        };
+        match poll(&mut ready, wait) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return false,
         }
         let [control, signal] = ready.map(|fd| fd.any().unwrap_or(true));
         if signal {
-            while let Ok(Some(info)) = signals.read_signal() {
+            // One a turn, as who sends them may be faster.
+            if let Ok(Some(info)) = signals.read_signal() {
                 // From outside the VM only: a process inside has no say in this. Its pid is not 0,
                 // unless it makes one up, which the kernel lets it do only under another code.
                 if info.ssi_signo == Signal::SIGTERM as u32
@@ -72,6 +89,9 @@ impl Guest<'_> {
                     return false;
                 }
             }
+            self.more_to_reap = true;
+        }
+        if self.more_to_reap {
             self.reap();
         }
         if control {
@@ -85,11 +105,12 @@ impl Guest<'_> {
 
     fn reap(&mut self) {
         let mut status = 0;
-        loop {
+        for _ in 0..REAPED_AT_ONCE {
             let options = libc::WNOHANG | libc::WUNTRACED;
             // SAFETY: waitpid writes the status. The raw call: nix has no variant for real-time signals.
             let pid = unsafe { libc::waitpid(-1, &raw mut status, options) };
             if pid <= 0 {
+                self.more_to_reap = false;
                 return;
             }
             if libc::WIFSTOPPED(status) {
@@ -99,10 +120,19 @@ impl Guest<'_> {
                 }
                 continue;
             }
-            self.workers.remove(&pid);
             if self.spawned.remove(&pid) {
                 self.control.send(&Reply::Exited { pid, status }, &[]);
+            } else if !self.workers.remove(&pid) && self.orphans.reaped(Instant::now()) {
+                self.end_fork_bomb();
             }
+        }
+    }
+
+    fn end_fork_bomb(&self) {
+        if fork_bomb::are_many().unwrap_or(false) {
+            // First, so that who sees the end of a process finds why.
+            self.control.send(&Reply::ForkBomb, &[]);
+            let _ = limits::kill_all();
         }
     }
 

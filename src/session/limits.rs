@@ -84,6 +84,12 @@ fn news(told: Reached, now: Reached, described: &[String; 4]) -> Vec<(Limit, Str
         );
         news.push((Limit::Pids, detail));
     }
+    if now.fork_bombs > told.fork_bombs {
+        let detail = format!(
+            "a fork bomb ran in the VM, which may have {pids} processes and threads: all of them were killed"
+        );
+        news.push((Limit::Pids, detail));
+    }
     if now.disk > told.disk {
         let detail = format!("the VM had more than {disk} on its disk: its processes were killed");
         news.push((Limit::Disk, detail));

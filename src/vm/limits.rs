@@ -119,6 +119,8 @@ pub struct Reached {
     pub memory: u64,
     /// Processes and threads that could not be started.
     pub pids: u64,
+    /// Times that its processes were killed because they were a fork bomb.
+    pub fork_bombs: u64,
     /// Times that it was found with too much on its disk, and its processes were killed.
     pub disk: u64,
     /// Times that it was found growing when too little of the host's disk was free, and its processes
@@ -168,6 +170,10 @@ pub fn killed(vm: &(impl Limited + ?Sized), what: &str, before: Reached) -> Opti
     let now = vm.reached();
     let (limit, remedy) = if now.memory > before.memory {
         (Limit::Memory, MORE_MEMORY)
+    } else if now.fork_bombs > before.fork_bombs {
+        let remedy = "It was a fork bomb, hundreds of processes that went on starting others and ended: all \
+             that ran in the VM was killed. Start what you need anew";
+        (Limit::Pids, remedy)
     } else if now.disk > before.disk {
         let remedy = "Delete something in it, or give it more with limits.diskBytes of getOrCreate or \
              createClient";

@@ -180,6 +180,32 @@ async fn survives_a_bomb(limits: Limits, mechanism: Mechanism) {
 }
 
 #[tokio::test]
+async fn what_is_told_from_work_as_a_fork_bomb_is_ended() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let mut reached = vm.watch_limits();
+    // Many processes, and a steady stream of orphans.
+    let bomb = "for i in $(seq 300); do sleep 1000 & done
+        for i in 1 2 3; do while :; do (: &); done & done
+        while :; do (: &); done";
+    let error = fails(&vm, bomb).await;
+    assert_eq!(error.code.as_str(), "VM_LIMIT", "{error}");
+    assert!(error.message.contains("pids (4096)"), "{error}");
+    assert!(error.message.contains("fork bomb"), "{error}");
+    assert!(reached.borrow_and_update().fork_bombs > 0);
+    // It goes on, with nothing of that left as soon as all are reaped.
+    timeout(LONG, async {
+        while vm.usage().await.unwrap().pids > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(stdout(&vm, "echo alive").await, "alive\n");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_fork_bomb_is_contained_by_the_default() {
     survives_a_bomb(Limits::default(), Mechanism::Rlimit).await;
 }

@@ -234,8 +234,9 @@ impl Control {
         !hung_up && self.state().ended.is_none()
     }
 
-    /// Handles replies until PID 1 is gone or breaks the protocol; says which.
-    pub(super) async fn run(&self) -> String {
+    /// Handles replies until PID 1 is gone or breaks the protocol; says which. `fork_bomb` is called when
+    /// it ends one.
+    pub(super) async fn run(&self, fork_bomb: impl Fn()) -> String {
         let why = loop {
             let received = tokio::select! {
                 received = self.receive() => received,
@@ -248,6 +249,7 @@ impl Control {
                 }
             };
             match received {
+                Ok(Some((Reply::ForkBomb, _))) => fork_bomb(),
                 Ok(Some((reply, descriptors))) => match self.dispatch(reply, descriptors) {
                     Ok(None) => {}
                     Ok(Some(unwanted)) => self.kill(unwanted).await,
@@ -347,6 +349,8 @@ impl Control {
                 (id, Answer::Failed { errno, at })
             }
             Reply::Ready { .. } | Reply::BootFailed { .. } => return Err("a second boot report"),
+            // Handled by who receives it.
+            Reply::ForkBomb => return Ok(None),
         };
         // A caller that gave up is not there any more: dropping the answer closes its descriptor.
         if let Some(waiting) = state.pending.remove(&id) {

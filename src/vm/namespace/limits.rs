@@ -256,6 +256,11 @@ impl Limiter {
         }
     }
 
+    /// PID 1 kills all that runs in the VM.
+    pub(super) fn ended_fork_bomb(&self) {
+        self.reached.send_modify(|reached| reached.fork_bombs += 1);
+    }
+
     /// Nothing of the VM is left.
     pub(super) async fn end(&self) {
         self.look();

@@ -79,7 +79,7 @@ impl NamespaceVm {
                 limiter.watch_disk(directory.path(), guest.pid(), &control),
             ];
             let mut end = tokio::select! {
-                why = control.run() => VmEnd::Died(why),
+                why = control.run(|| limiter.ended_fork_bomb()) => VmEnd::Died(why),
                 _ = stopped.wait_for(|stop| *stop) => VmEnd::Shutdown,
             };
             control.end("it was shut down");
