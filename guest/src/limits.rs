@@ -21,7 +21,7 @@ const MAX_COUNTED: usize = 20_000;
 /// Before the VM's `/proc/sys` is masked.
 pub(crate) fn write_sysctls(spec: &LimitSpec) -> nix::Result<()> {
     for (name, value) in &spec.sysctls {
-        match fs::write(format!("/proc/sys/{name}"), value.to_string()) {
+        match fs::write(format!("/proc/sys/{name}"), value) {
             Ok(()) => {}
             // A kernel without it, or one that lets only the host's root change it.
             Err(error)

@@ -9,10 +9,11 @@ use agentvm::error::Error;
 use agentvm::vm::exec::{ExecEnd, ExecOptions, exec};
 use agentvm::vm::limits::{InForce, Mechanism};
 use agentvm::vm::namespace::{boot, disk_usage};
-use agentvm::vm::{DynVm, Exit, Limit, Limits};
+use agentvm::vm::{DynVm, Exit, Limit, Limits, User};
 use tokio::time::timeout;
 
 use super::child::{block_on, in_child};
+use super::isolation::{sh_as, users};
 use super::vm::{booted, options, sh, stdout};
 
 const LONG: Duration = Duration::from_mins(1);
@@ -292,6 +293,54 @@ async fn who_takes_all_terminals_takes_those_of_one_vm() {
     stdout(&other, "exec 3<> /dev/ptmx").await;
     let mut ptmx = fs::File::options();
     ptmx.read(true).write(true).open("/dev/ptmx").unwrap();
+    vm.shutdown().await;
+    other.shutdown().await;
+}
+
+/// How many of a kind can be made, and what is in the way of another one.
+async fn takes_all(vm: &DynVm, user: User, call: &str) -> String {
+    // Of 100,000, none is bounded.
+    let take = format!("perl -e 'my $i = 0; $i++ while $i < 1e5 && {call} >= 0; print qq($i $!)'");
+    let output = sh_as(vm, user, &take).await;
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn what_system_v_and_posix_queues_keep_in_memory_is_bounded() {
+    let data = tempfile::tempdir().unwrap();
+    let (vm, other) = (
+        booted(data.path(), "a").await,
+        booted(data.path(), "b").await,
+    );
+    let system_v = |number, arguments: &str| format!("syscall({number}, 0, {arguments}0600)");
+    let user = *users().last().unwrap();
+    let queues = format!("syscall({}, qq(q$i), 0301, 0600, 0)", libc::SYS_mq_open);
+    let mut kinds = vec![(queues, "9 Too many open files")];
+    // These are for the root of the VM's user namespace to set: an ordinary user's has none.
+    if user == User::Root {
+        kinds.extend([
+            (
+                system_v(libc::SYS_shmget, "67108864, "),
+                "16 No space left on device",
+            ),
+            (
+                system_v(libc::SYS_msgget, ""),
+                "1024 No space left on device",
+            ),
+            (
+                system_v(libc::SYS_semget, "100, "),
+                "320 No space left on device",
+            ),
+        ]);
+    }
+    for (call, all) in &kinds {
+        assert_eq!(takes_all(&vm, user, call).await, *all, "{call}");
+    }
+    // They outlive who has made them, and are that VM's.
+    for (call, all) in &kinds {
+        assert!(takes_all(&vm, user, call).await.starts_with("0 "), "{call}");
+        assert_eq!(takes_all(&other, user, call).await, *all, "{call}");
+    }
     vm.shutdown().await;
     other.shutdown().await;
 }

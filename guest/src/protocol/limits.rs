@@ -13,7 +13,7 @@ pub struct LimitSpec {
     pub processes: Option<u64>,
     /// Settings below `/proc/sys` of the VM's own namespaces, as `user/max_inotify_watches`. Those that
     /// the kernel does not have, or does not let a VM change, are left.
-    pub sysctls: Vec<(String, u64)>,
+    pub sysctls: Vec<(String, String)>,
 }
 
 /// Asked of all processes of the VM but PID 1.

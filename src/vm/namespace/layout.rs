@@ -94,6 +94,16 @@ pub(super) struct Table<'a> {
     trees: Vec<OwnedFd>,
 }
 
+/// Of a file system in memory: `size`, and so many parts of the VM's memory at most.
+fn share(memory: Option<u64>, size: u64, part: u64) -> u64 {
+    memory.map_or(size, |memory| size.min((memory / part).max(LEAST_SIZE)))
+}
+
+/// How much of `memory` is for memory that is shared by name.
+pub(super) fn shm_size(memory: Option<u64>) -> u64 {
+    share(memory, SHM_SIZE, 4)
+}
+
 impl<'a> Table<'a> {
     pub(super) fn new(ids: IdMap, namespace: Option<&'a OwnedFd>) -> Self {
         Self {
@@ -121,9 +131,7 @@ impl<'a> Table<'a> {
     /// What no boot keeps, and the kernel's own. `memory`: the VM's limit, of which its files may not take
     /// all: no killed process frees them.
     pub(super) fn volatile(&mut self, memory: Option<u64>) {
-        let share = |size: u64, part: u64| {
-            memory.map_or(size, |memory| size.min((memory / part).max(LEAST_SIZE)))
-        };
+        let share = |size, part| share(memory, size, part);
         self.dir("/tmp", 0o1777);
         self.tmpfs("/tmp", 0o1777, share(TMP_SIZE, 2));
         self.dir("/run", 0o755);
@@ -142,7 +150,7 @@ impl<'a> Table<'a> {
         self.dir("/dev", 0o755);
         self.nodes.push(Node::Dev {
             path: "/dev".to_owned(),
-            shm_size: share(SHM_SIZE, 4),
+            shm_size: shm_size(memory),
         });
         self.dir("/proc", 0o555);
         self.nodes.push(Node::Proc {

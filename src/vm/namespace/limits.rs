@@ -19,6 +19,7 @@ use super::directory::{blocking, host};
 use super::disk::Watch;
 use super::free_space;
 use super::ids::IdMap;
+use super::layout::shm_size;
 use super::running::{NamespaceVm, processes, unexpected};
 use crate::vm::limits::{DEFAULT_PIDS, InForce, Limited, Limits, Mechanism, Reached, Usage};
 use crate::vm::{Limit, Result, VmError};
@@ -465,13 +466,31 @@ pub(super) fn spec(limits: &Limits) -> Result<LimitSpec> {
     Ok(LimitSpec {
         rlimits,
         processes,
-        sysctls: per_user_sysctls()?,
+        sysctls: [per_user_sysctls()?, system_v(limits)].concat(),
     })
+}
+
+/// What System V's calls keep in memory without a process that could be killed for it: the kernel's own
+/// bounds are next to none. (An ordinary user's VM keeps those: they are for the root of its user namespace
+/// to set, and it has none.)
+fn system_v(limits: &Limits) -> Vec<(String, String)> {
+    // SAFETY: sysconf only returns a number.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    let pages = shm_size(limits.memory_bytes) / page;
+    [
+        ("shmall", pages.to_string()),
+        // Queues, of 16 KiB each.
+        ("msgmni", "1024".to_owned()),
+        // In a set, in all, in a call; sets.
+        ("sem", "32000 32000 500 1024".to_owned()),
+    ]
+    .map(|(name, value)| (format!("kernel/{name}"), value))
+    .to_vec()
 }
 
 /// The kernel counts these for the user who runs the host process, over all VMs and what else he runs:
 /// one VM gets a quarter.
-fn per_user_sysctls() -> Result<Vec<(String, u64)>> {
+fn per_user_sysctls() -> Result<Vec<(String, String)>> {
     const FEWEST: u64 = 16;
     let mut sysctls = Vec::new();
     for (own, hosts) in [
@@ -494,7 +513,8 @@ fn per_user_sysctls() -> Result<Vec<(String, u64)>> {
             read => read.map_err(|error| host("can't read", Path::new(&path), error))?,
         };
         if let Ok(most) = text.trim().parse::<u64>() {
-            sysctls.push((format!("user/{own}"), (most / 4).max(FEWEST)));
+            let own = format!("user/{own}");
+            sysctls.push((own, (most / 4).max(FEWEST).to_string()));
         }
     }
     Ok(sysctls)
