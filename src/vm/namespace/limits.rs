@@ -435,7 +435,8 @@ pub(super) fn spec(limits: &Limits) -> Result<LimitSpec> {
         soft: value,
         hard: value,
     };
-    let at_most = |resource: u32, of: Resource, most: u64| both(resource, hard_limit(of).min(most));
+    let at_most =
+        |resource: u32, of: Resource, most: u64| both(resource, (hard_limit(of) / 4).min(most));
     let mut rlimits = vec![
         Rlimit {
             resource: libc::RLIMIT_NOFILE,
@@ -443,7 +444,8 @@ pub(super) fn spec(limits: &Limits) -> Result<LimitSpec> {
             soft: files.min(1024),
             hard: files,
         },
-        // Kernel memory that is counted per user and user namespace: the VM's own.
+        // Kernel memory that is counted for the VM's users, and for who runs the host process: one VM gets
+        // a quarter.
         at_most(libc::RLIMIT_MEMLOCK, Resource::RLIMIT_MEMLOCK, 64 << 20),
         at_most(libc::RLIMIT_MSGQUEUE, Resource::RLIMIT_MSGQUEUE, 800 << 10),
         at_most(
