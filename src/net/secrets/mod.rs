@@ -20,6 +20,7 @@ mod upstream;
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::io::AsyncReadExt;
@@ -32,6 +33,7 @@ use self::stream::Guest;
 use self::upstream::Upstream;
 use super::Traffic;
 use super::hello::{ClientHello, Hello, Inspection};
+use super::sockets;
 
 pub use self::placeholder::PlaceholderKey;
 pub use self::secret::{Secret, SecretOptions, Secrets, Wrong};
@@ -191,7 +193,8 @@ impl Interceptor {
         let name = hello.server_name.clone().unwrap_or_default();
         let own = Arc::clone(&self);
         let Ok(_counted) = own.connections.try_acquire() else {
-            tracing::debug!(%name, "too many connections to hosts of secrets: one is closed");
+            tracing::debug!(%name, "too many connections to hosts of secrets: one is reset");
+            sockets::reset(guest.as_fd());
             return;
         };
         let guest = Guest::new(guest, read, Arc::clone(traffic));

@@ -32,6 +32,8 @@ pub(super) const ECHO: u16 = 7;
 /// Says how many bytes came, once the stream has ended.
 pub(super) const COUNT: u16 = 9;
 
+/// Takes what comes and says nothing; counted as open once something has come.
+pub(super) const HOLD: u16 = 13;
 /// Greets before anybody has said anything, and then sends back what it gets.
 pub(super) const GREET: u16 = 25;
 pub(super) const GREETING: &str = "220 hello\n";
@@ -67,7 +69,7 @@ pub(super) fn in_a_world<F: Future<Output = ()>>(name: &str, test: impl FnOnce(W
 }
 
 pub(super) struct World {
-    /// Echo connections that are open at this moment.
+    /// Connections that are echoed or held at this moment.
     pub(super) open: watch::Receiver<usize>,
     /// Names that the internet's resolver was asked for.
     pub(super) asked: Asked,
@@ -151,10 +153,12 @@ async fn internet(open: watch::Sender<usize>, asked: Asked, up: mpsc::Sender<()>
     let echo = TcpListener::bind(("::", ECHO)).await.unwrap();
     let count = TcpListener::bind(("::", COUNT)).await.unwrap();
     let greet = TcpListener::bind(("::", GREET)).await.unwrap();
+    let hold = TcpListener::bind(("::", HOLD)).await.unwrap();
     let dns_udp = UdpSocket::bind((RESOLVER, 53)).await.unwrap();
     let dns_tcp = TcpListener::bind((RESOLVER, 53)).await.unwrap();
     up.send(()).unwrap();
     let open = Arc::new(open);
+    let held = Arc::clone(&open);
     tokio::join!(
         serve(echo, move |stream| {
             let open = Arc::clone(&open);
@@ -172,6 +176,16 @@ async fn internet(open: watch::Sender<usize>, asked: Asked, up: mpsc::Sender<()>
         serve(greet, |mut stream| async move {
             drop(stream.write_all(GREETING.as_bytes()).await);
             drop(send_back(stream).await);
+        }),
+        serve(hold, move |mut stream| {
+            let open = Arc::clone(&held);
+            async move {
+                if stream.read_u8().await.is_ok() {
+                    open.send_modify(|open| *open += 1);
+                    drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await);
+                    open.send_modify(|open| *open -= 1);
+                }
+            }
         }),
         answer_datagrams(dns_udp, &asked),
         serve(dns_tcp, |stream| {
