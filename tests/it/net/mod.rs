@@ -72,6 +72,14 @@ async fn booted(data: &Path, exempt_ports: &[u16]) -> DynVm {
     booted_with(options(data, exempt_ports)).await
 }
 
+async fn booted_under(
+    data: &Path,
+    policy: Policy,
+    denials: Option<UnboundedSender<Denial>>,
+) -> DynVm {
+    booted_with(options_under(data, policy, denials)).await
+}
+
 async fn booted_with(options: BootOptions) -> DynVm {
     let vm = boot(options).await.unwrap().vm;
     let path = GuestPath::new("duplex.pl").unwrap();

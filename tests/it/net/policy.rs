@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agentvm::net::secrets::{Secret, SecretOptions, Secrets};
 use agentvm::net::{Denial, Otherwise, Policy, Protocol, Rule, Rules};
-use agentvm::vm::namespace::BootOptions;
 use agentvm::vm::{DynVm, Exit, GuestPath, User, file};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
@@ -13,12 +11,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 use super::world::{
-    COUNT, ECHO, GREET, GREETING, HOLD, OTHER_V4, OTHER_V6, PRIVATE, SERVER_V4, SERVER_V6,
-    in_a_world,
+    COUNT, ECHO, GREET, GREETING, OTHER_V4, OTHER_V6, PRIVATE, SERVER_V4, SERVER_V6, in_a_world,
 };
-use super::{AT_ONCE, assert_refused, failure, options_under, sh, stdout};
+use super::{AT_ONCE, assert_refused, booted_under, failure, sh, stdout};
 
-fn rules(otherwise: Otherwise, allow: &[&str], deny: &[&str]) -> Rules {
+pub(super) fn rules(otherwise: Otherwise, allow: &[&str], deny: &[&str]) -> Rules {
     let parse = |texts: &[&str]| {
         texts
             .iter()
@@ -32,7 +29,7 @@ fn rules(otherwise: Otherwise, allow: &[&str], deny: &[&str]) -> Rules {
     }
 }
 
-fn allowing(allow: &[&str]) -> Rules {
+pub(super) fn allowing(allow: &[&str]) -> Rules {
     rules(Otherwise::Allowlist, allow, &[])
 }
 
@@ -43,18 +40,10 @@ struct Ruled {
 }
 
 async fn booted(rules: Rules) -> Ruled {
-    booted_with(rules, Vec::new()).await
-}
-
-async fn booted_with(rules: Rules, secrets: Vec<Secret>) -> Ruled {
     let data = tempfile::tempdir().unwrap();
     let (sender, denials) = unbounded_channel();
     let policy = Policy::new(&[]).with_rules(rules);
-    let options = BootOptions {
-        secrets: Secrets::new(secrets).unwrap(),
-        ..options_under(data.path(), policy, Some(sender))
-    };
-    let vm = super::booted_with(options).await;
+    let vm = booted_under(data.path(), policy, Some(sender)).await;
     Ruled {
         vm,
         denials,
@@ -361,34 +350,6 @@ fn a_change_ends_what_it_no_longer_allows_and_forgets_no_answer() {
         ruled.vm.set_network(Rules::default()).await.unwrap();
         ruled.echoes(SERVER_V4, ECHO).await;
         ruled.echoes(SERVER_V6, ECHO).await;
-        ruled.vm.shutdown().await;
-    });
-}
-
-#[test]
-fn a_change_resets_also_what_is_ended_here_for_a_secret() {
-    let name = "net::policy::a_change_resets_also_what_is_ended_here_for_a_secret";
-    in_a_world(name, |mut world| async move {
-        let secret = SecretOptions {
-            value: "value".to_owned().into(),
-            hosts: vec![format!("site.example:{HOLD}")],
-            headers: None,
-            query: Vec::new(),
-            placeholder: None,
-        };
-        let secret = Secret::new("KEY", secret).unwrap();
-        let ruled = booted_with(allowing(&["site.example"]), vec![secret]).await;
-        ruled.write("hello", hello("site.example")).await;
-        let held = format!("(cat hello; sleep 1000) | perl duplex.pl site.example {HOLD}");
-        let forbid = async {
-            // Of the host's own, in place of the VM's.
-            world.open.wait_for(|open| *open == 1).await.unwrap();
-            let none = rules(Otherwise::None, &[], &[]);
-            ruled.vm.set_network(none).await.unwrap();
-            world.open.wait_for(|open| *open == 0).await.unwrap();
-        };
-        let (said, ()) = tokio::join!(failure(&ruled.vm, &held), forbid);
-        assert_eq!(said, "Connection reset by peer\n");
         ruled.vm.shutdown().await;
     });
 }

@@ -3,16 +3,19 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use agentvm::net::Policy;
 use agentvm::net::secrets::{Misdirected, Place, Secret, SecretOptions, Secrets};
 use agentvm::vm::DynVm;
 use agentvm::vm::namespace::boot;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use super::policy::allowing;
 use super::tls_server::{Pki, Server};
+use super::world::{SERVER_V4, in_a_world};
 use super::{options, sh, stdout};
 use crate::child::{block_on, in_child};
 
@@ -628,4 +631,67 @@ fn secrets_are_exchanged_while_the_vm_runs() {
             without.shutdown().await;
         },
     );
+}
+
+#[test]
+fn a_change_of_the_rules_resets_what_ends_here_as_what_is_relayed() {
+    const NAME: &str =
+        "net::secrets::a_change_of_the_rules_resets_what_ends_here_as_what_is_relayed";
+    in_child(&[], NAME, || {
+        let trusted = tempfile::tempdir().unwrap();
+        let pki = Pki::new();
+        pki.trust(trusted.path());
+        in_a_world(NAME, |world| async move {
+            // One that answers, and one that says nothing in TLS.
+            let config = pki.config(&PROTOCOLS);
+            let address = format!("{SERVER_V4}:443");
+            let at = async move { Server::at(&address, config).await };
+            let mut server = world.outside(at).await;
+            let silent = async { TcpListener::bind((SERVER_V4, 444)).await.unwrap() };
+            let silent = world.outside(silent).await;
+            let data = tempfile::tempdir().unwrap();
+            let hosts = ["site.example", "site.example:444"].map(str::to_owned);
+            let rules = allowing(&["site.example", "a.b.example"]);
+            let vm = boot(agentvm::vm::namespace::BootOptions {
+                secrets: Secrets::new(vec![secret("KEY", VALUE, &hosts)]).unwrap(),
+                policy: Arc::new(Policy::new(&[]).with_rules(rules)),
+                ..options(data.path(), &[])
+            });
+            let vm: DynVm = vm.await.unwrap().vm;
+            let curl = "curl -sS -H \"x-api-key: $KEY\"";
+            let begun = [
+                format!("{curl} --http1.1 https://site.example/hang"),
+                format!("{curl} --http2 https://site.example/hang"),
+                format!("{curl} -N --http1.1 https://site.example/stream"),
+                format!("{curl} -N --http2 https://site.example/stream"),
+                format!("{curl} https://site.example:444/"),
+                // Relayed, as no secret is for this name.
+                format!("{curl} -k https://a.b.example/hang"),
+            ];
+            let mut all = String::new();
+            for (number, command) in begun.iter().enumerate() {
+                write!(all, "{command} > out{number} 2> said{number} & ").unwrap();
+            }
+            let all = all + "wait";
+            let change = async {
+                let hanging = server.hanging.wait_for(|hanging| *hanging == 3);
+                hanging.await.unwrap();
+                let streams = "until test -s out2 && test -s out3; do sleep 0.01; done";
+                stdout(&vm, streams).await;
+                let (mut stream, _) = silent.accept().await.unwrap();
+                stream.read_u8().await.unwrap();
+                vm.set_network(allowing(&["other.example"])).await.unwrap();
+                stream
+            };
+            let (_ended, _silent) = tokio::join!(stdout(&vm, &all), change);
+            for (number, command) in begun.iter().enumerate() {
+                let said = stdout(&vm, &format!("cat said{number}")).await;
+                assert!(
+                    said.contains("Connection reset by peer"),
+                    "{command}: {said}"
+                );
+            }
+            vm.shutdown().await;
+        });
+    });
 }

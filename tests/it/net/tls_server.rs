@@ -44,9 +44,10 @@ impl Pki {
         unsafe { std::env::set_var(variable, path) };
     }
 
-    fn config(&self, protocols: &[&str]) -> ServerConfig {
+    pub(super) fn config(&self, protocols: &[&str]) -> ServerConfig {
         let key = KeyPair::generate().unwrap();
-        let names = vec!["localhost".to_owned(), "other.localhost".to_owned()];
+        let names = ["localhost", "other.localhost", "site.example"];
+        let names = names.map(str::to_owned).to_vec();
         let params = CertificateParams::new(names).unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
@@ -71,9 +72,13 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) async fn start(pki: &Pki, protocols: &[&str]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at("127.0.0.1:0", pki.config(protocols)).await
+    }
+
+    pub(super) async fn at(address: &str, config: ServerConfig) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let acceptor = TlsAcceptor::from(Arc::new(pki.config(protocols)));
+        let acceptor = TlsAcceptor::from(Arc::new(config));
         let (hanging_sender, hanging) = watch::channel(0);
         let seen = Arc::default();
         let service = Arc::new(Service {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::process::Command;
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -14,7 +15,8 @@ use hickory_proto::rr::rdata::{A, AAAA, CNAME, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::watch;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
 
 /// Public addresses of the internet's server.
 pub(super) const SERVER_V4: &str = "1.2.3.4";
@@ -32,8 +34,6 @@ pub(super) const ECHO: u16 = 7;
 /// Says how many bytes came, once the stream has ended.
 pub(super) const COUNT: u16 = 9;
 
-/// Takes what comes and says nothing; counted as open once something has come.
-pub(super) const HOLD: u16 = 13;
 /// Greets before anybody has said anything, and then sends back what it gets.
 pub(super) const GREET: u16 = 25;
 pub(super) const GREETING: &str = "220 hello\n";
@@ -69,13 +69,16 @@ pub(super) fn in_a_world<F: Future<Output = ()>>(name: &str, test: impl FnOnce(W
 }
 
 pub(super) struct World {
-    /// Connections that are echoed or held at this moment.
+    /// Echo connections that are open at this moment.
     pub(super) open: watch::Receiver<usize>,
     /// Names that the internet's resolver was asked for.
     pub(super) asked: Asked,
+    tasks: UnboundedSender<Task>,
 }
 
 pub(super) type Asked = Arc<Mutex<Vec<String>>>;
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl World {
     fn make() -> Self {
@@ -84,6 +87,7 @@ impl World {
         let (up, ready) = mpsc::channel();
         let (open_sender, open) = watch::channel(0);
         let asked = Asked::default();
+        let (tasks, given) = unbounded_channel();
         let hears = Arc::clone(&asked);
         std::thread::spawn(move || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
@@ -107,7 +111,7 @@ impl World {
                 .enable_all()
                 .build()
                 .unwrap()
-                .block_on(internet(open_sender, hears, up));
+                .block_on(internet(open_sender, hears, given, up));
         });
         let thread = thread.recv().unwrap();
         ip("link set lo up");
@@ -122,7 +126,18 @@ impl World {
         ip("route add default via 5.6.7.1");
         ip("route add default via 2600:5::1");
         use_resolver(RESOLVER);
-        Self { open, asked }
+        Self { open, asked, tasks }
+    }
+
+    /// Has the internet do something; what it spawns goes on there.
+    pub(super) async fn outside<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        let (done, result) = oneshot::channel();
+        let task = async { drop(done.send(work.await)) };
+        self.tasks.send(Box::pin(task)).unwrap();
+        result.await.unwrap()
     }
 }
 
@@ -149,16 +164,19 @@ fn use_resolver(address: &str) {
     .unwrap();
 }
 
-async fn internet(open: watch::Sender<usize>, asked: Asked, up: mpsc::Sender<()>) {
+async fn internet(
+    open: watch::Sender<usize>,
+    asked: Asked,
+    mut tasks: UnboundedReceiver<Task>,
+    up: mpsc::Sender<()>,
+) {
     let echo = TcpListener::bind(("::", ECHO)).await.unwrap();
     let count = TcpListener::bind(("::", COUNT)).await.unwrap();
     let greet = TcpListener::bind(("::", GREET)).await.unwrap();
-    let hold = TcpListener::bind(("::", HOLD)).await.unwrap();
     let dns_udp = UdpSocket::bind((RESOLVER, 53)).await.unwrap();
     let dns_tcp = TcpListener::bind((RESOLVER, 53)).await.unwrap();
     up.send(()).unwrap();
     let open = Arc::new(open);
-    let held = Arc::clone(&open);
     tokio::join!(
         serve(echo, move |stream| {
             let open = Arc::clone(&open);
@@ -177,16 +195,11 @@ async fn internet(open: watch::Sender<usize>, asked: Asked, up: mpsc::Sender<()>
             drop(stream.write_all(GREETING.as_bytes()).await);
             drop(send_back(stream).await);
         }),
-        serve(hold, move |mut stream| {
-            let open = Arc::clone(&held);
-            async move {
-                if stream.read_u8().await.is_ok() {
-                    open.send_modify(|open| *open += 1);
-                    drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await);
-                    open.send_modify(|open| *open -= 1);
-                }
+        async {
+            while let Some(task) = tasks.recv().await {
+                tokio::spawn(task);
             }
-        }),
+        },
         answer_datagrams(dns_udp, &asked),
         serve(dns_tcp, |stream| {
             let asked = Arc::clone(&asked);
