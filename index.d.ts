@@ -270,7 +270,7 @@ export interface VmLimits {
   /**
    * Open files of each process, 64 to 1,048,576: its hard limit. The soft one is 1024 at most, as on other
    * Linux systems; who needs more raises it (`ulimit -n`). Default: as many as the host process may have,
-   * 1,048,576 at most.
+   * where it runs as an ordinary user half of that, 1,048,576 at most.
    */
   openFiles?: number;
   /**

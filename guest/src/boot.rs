@@ -37,7 +37,7 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
 
     // The id maps are written by now: act as an id of the VM, no longer as 'overflow'.
     step("become the VM's first process", || {
-        become_first(spec.root_mapped)
+        become_first(spec.real_uid)
     })?;
     // Of which the host has made this process a member meanwhile.
     layer(spec, "see its own cgroup as the root", || {
@@ -81,7 +81,7 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
     // From here on nothing can be mounted or configured any more.
     let setid = spec.program_seccomp.is_empty();
     layer(spec, "drop capabilities", || {
-        capabilities::keep(spec.root_mapped, setid)
+        capabilities::keep(spec.real_uid.is_some(), setid)
     })?;
     layer(spec, "no_new_privs", nix::sys::prctl::set_no_new_privs)?;
     layer(spec, "landlock", landlock::restrict)?;
@@ -114,14 +114,17 @@ fn layer(
     }
 }
 
-fn become_first(root_mapped: bool) -> nix::Result<()> {
-    let id = if root_mapped { 0 } else { USER_ID };
-    let (uid, gid) = (id.into(), id.into());
-    if root_mapped {
+/// What the kernel counts for a real uid it counts over all VMs, whose ids are the same: descriptors that
+/// are on their way through sockets, for one. PID 1 has a real uid of its own, so that no other VM's root
+/// can use up what PID 1 needs to hand out a descriptor.
+fn become_first(real_uid: Option<u32>) -> nix::Result<()> {
+    let id = if real_uid.is_some() { 0 } else { USER_ID };
+    let (real, uid, gid) = (real_uid.unwrap_or(id).into(), id.into(), id.into());
+    if real_uid.is_some() {
         nix::unistd::setgroups(&[])?;
     }
     nix::unistd::setresgid(gid, gid, gid)?;
-    capabilities::across_uid_change(|| nix::unistd::setresuid(uid, uid, uid))?;
+    capabilities::across_uid_change(|| nix::unistd::setresuid(real, uid, uid))?;
     // Otherwise its name would be the number of the descriptor that it was exec'ed from.
     nix::sys::prctl::set_name(c"agentvm-guest")?;
     // A session of its own: Ctrl-C in the terminal of the host process is not for the agents.

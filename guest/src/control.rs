@@ -65,20 +65,25 @@ impl Control {
     }
 
     /// Sends a reply. A host that can't take it is gone: the next [`Control::receive`] says so.
-    pub(crate) fn send(&self, reply: &Reply, descriptors: &[OwnedFd]) {
-        let Some(body) = encode(reply) else { return };
+    pub(crate) fn send(&self, reply: &Reply) {
+        let _ = self.hand_out(reply, &[]);
+    }
+
+    /// Sends a reply with descriptors. It fails with `ETOOMANYREFS` while too many are on their way through
+    /// sockets of who has this real uid (unix(7)): the host has to hear of that in another reply.
+    pub(crate) fn hand_out(&self, reply: &Reply, descriptors: &[OwnedFd]) -> nix::Result<()> {
+        let body = encode(reply).ok_or(Errno::EINVAL)?;
         let fds: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
         let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
         let iov = [IoSlice::new(&[INLINE]), IoSlice::new(&body)];
-        while sendmsg::<UnixAddr>(
-            self.0.as_raw_fd(),
-            &iov,
-            rights,
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        ) == Err(Errno::EINTR)
-        {}
+        loop {
+            let flags = MsgFlags::MSG_NOSIGNAL;
+            match sendmsg::<UnixAddr>(self.0.as_raw_fd(), &iov, rights, flags, None) {
+                Err(Errno::EINTR) => {}
+                sent => return sent.map(drop),
+            }
+        }
     }
 }
 

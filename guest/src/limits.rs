@@ -2,15 +2,15 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
 
-use agentvm_guest::protocol::{LimitSpec, ProcessUsage};
+use agentvm_guest::protocol::{LimitSpec, ProcessUsage, Rlimit};
 use nix::errno::Errno;
 
 use crate::boot::{errno_of, set_rlimit};
 
-/// `RLIMIT_NPROC` of what PID 1 starts; 0: as its own.
-static PROCESSES: AtomicU64 = AtomicU64::new(0);
+/// Of the programs that PID 1 starts; others are as its own.
+static OF_PROGRAMS: OnceLock<Vec<Rlimit>> = OnceLock::new();
 
 /// Of one `/proc/<pid>/stat`.
 const MAX_STAT: u64 = 4096;
@@ -36,26 +36,29 @@ pub(crate) fn write_sysctls(spec: &LimitSpec) -> nix::Result<()> {
 }
 
 pub(crate) fn set(spec: &LimitSpec) -> nix::Result<()> {
-    PROCESSES.store(spec.processes.unwrap_or(0), Ordering::Relaxed);
+    OF_PROGRAMS.get_or_init(|| spec.program_rlimits.clone());
     spec.rlimits.iter().try_for_each(set_rlimit)
 }
 
 /// How many processes and threads each user of the VM may have.
 pub(crate) fn processes() -> Option<u64> {
-    Some(PROCESSES.load(Ordering::Relaxed)).filter(|processes| *processes > 0)
+    let mut limits = of_programs().iter();
+    limits
+        .find(|limit| limit.resource == libc::RLIMIT_NPROC)
+        .map(|limit| limit.hard)
+}
+
+fn of_programs() -> &'static [Rlimit] {
+    OF_PROGRAMS.get().map_or(&[], Vec::as_slice)
 }
 
 /// Takes from a process that PID 1 has just started what is PID 1's alone. To be called after the last
 /// change of ids, which is where the kernel first looks at how many processes there are; a lower limit
 /// then is for those that the new process starts. System calls only: it runs on PID 1's memory.
 pub(crate) fn restrict_child() {
-    if let Some(processes) = processes() {
-        let limit = libc::rlimit {
-            rlim_cur: processes,
-            rlim_max: processes,
-        };
-        // SAFETY: setrlimit reads the struct. Lowering a limit can't fail.
-        unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &raw const limit) };
+    for limit in of_programs() {
+        // Lowering a limit can't fail.
+        let _ = set_rlimit(limit);
     }
 }
 

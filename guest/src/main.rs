@@ -31,6 +31,7 @@ mod worker;
 use std::ffi::c_int;
 
 use agentvm_guest::protocol::{CONTROL_FD, Reply, Request};
+use nix::errno::Errno;
 
 use crate::control::Control;
 
@@ -48,21 +49,27 @@ extern "C" fn main() -> c_int {
     };
     match boot::boot(&spec, descriptors) {
         Ok(booted) => {
-            control.send(&Reply::Ready { net: booted.net }, &booted.sockets);
-            drop(booted.sockets);
-            // The lock goes last: whoever gets it next finds no process of this VM.
-            serve::serve(&control);
+            let ready = Reply::Ready { net: booted.net };
+            match control.hand_out(&ready, &booted.sockets) {
+                Ok(()) => {
+                    drop(booted.sockets);
+                    // The lock goes last: whoever gets it next finds no process of this VM.
+                    serve::serve(&control);
+                }
+                Err(errno) => fail(&control, "hand out sockets", errno),
+            }
             drop(booted.lock);
         }
-        Err(failure) => control.send(
-            &Reply::BootFailed {
-                step: failure.step.into_bytes(),
-                errno: failure.errno as i32,
-            },
-            &[],
-        ),
+        Err(failure) => fail(&control, &failure.step, failure.errno),
     }
     0
+}
+
+fn fail(control: &Control, step: &str, errno: Errno) {
+    control.send(&Reply::BootFailed {
+        step: step.as_bytes().to_vec(),
+        errno: errno as i32,
+    });
 }
 
 /// What the host process ignores (under nohup, say) is not to be ignored in the VM; and with SIGCHLD

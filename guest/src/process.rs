@@ -82,7 +82,10 @@ impl Launch {
             argv: argv.as_ptr(),
             env: env.as_ptr(),
             stdio: [0, 1, 2].map(|i: usize| self.stdio[i].as_raw_fd()),
-            change_ids: self.user == Account::User && nix::unistd::geteuid().is_root(),
+            id: nix::unistd::geteuid().is_root().then_some(match self.user {
+                Account::User => USER_ID,
+                Account::Root => 0,
+            }),
         };
         // Closed by a successful exec.
         let (failure, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
@@ -151,7 +154,8 @@ struct Child<'a> {
     argv: *const *const c_char,
     env: *const *const c_char,
     stdio: [RawFd; 3],
-    change_ids: bool,
+    /// Whose program it is, where PID 1 may decide.
+    id: Option<u32>,
 }
 
 /// Returns only if it failed.
@@ -175,14 +179,15 @@ unsafe fn become_program(child: &Child<'_>) -> (i32, FailedAt) {
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
-        if child.change_ids
+        // PID 1's real uid is not root's either.
+        if let Some(id) = child.id
             && (libc::setgroups(0, ptr::null()) < 0
-                || libc::setresgid(USER_ID, USER_ID, USER_ID) < 0
-                || libc::setresuid(USER_ID, USER_ID, USER_ID) < 0)
+                || libc::setresgid(id, id, id) < 0
+                || libc::setresuid(id, id, id) < 0)
         {
             return failed(FailedAt::Operation);
         }
-        if child.change_ids && libc::prctl(libc::PR_SET_DUMPABLE, 0) < 0 {
+        if child.id.is_some() && libc::prctl(libc::PR_SET_DUMPABLE, 0) < 0 {
             // That is a copy of PID 1's memory, and not its user's to read.
             return failed(FailedAt::Operation);
         }

@@ -231,8 +231,9 @@ pub enum Account {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct BootSpec {
-    /// uid 0 is mapped. Otherwise only [`USER_ID`] is, and PID 1 runs as it.
-    pub root_mapped: bool,
+    /// uid 0 is mapped, and PID 1 acts as it, with this real uid. `None`: only [`USER_ID`] is mapped, and
+    /// PID 1 runs as it.
+    pub real_uid: Option<u32>,
     pub hostname: Bytes,
     /// Made in this order under the new root.
     pub root: Vec<Node>,

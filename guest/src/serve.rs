@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use agentvm_guest::protocol::{FailedAt, Instance, LimitOp, Reply, Request, RequestId, Turn};
+use agentvm_guest::protocol::{
+    FailedAt, Instance, LimitOp, Reply, Request, RequestId, TerminalSpec, Turn,
+};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
@@ -121,7 +123,7 @@ impl Guest<'_> {
                 continue;
             }
             if self.spawned.remove(&pid) {
-                self.control.send(&Reply::Exited { pid, status }, &[]);
+                self.control.send(&Reply::Exited { pid, status });
             } else if !self.workers.remove(&pid) && self.orphans.reaped(Instant::now()) {
                 self.end_fork_bomb();
             }
@@ -131,7 +133,7 @@ impl Guest<'_> {
     fn end_fork_bomb(&self) {
         if fork_bomb::are_many().unwrap_or(false) {
             // First, so that who sees the end of a process finds why.
-            self.control.send(&Reply::ForkBomb, &[]);
+            self.control.send(&Reply::ForkBomb);
             let _ = limits::kill_all();
         }
     }
@@ -154,18 +156,12 @@ impl Guest<'_> {
                 match started {
                     Ok(pid) => {
                         self.spawned.insert(pid);
-                        self.control.send(&Reply::Spawned { id, pid }, &[]);
+                        self.control.send(&Reply::Spawned { id, pid });
                     }
                     Err(SpawnError { errno, at }) => self.fail(id, errno, at),
                 }
             }
-            Request::Terminal { id, spec } => match terminal::start(*spec) {
-                Ok((pid, terminal)) => {
-                    self.spawned.insert(pid);
-                    self.control.send(&Reply::Spawned { id, pid }, &[terminal]);
-                }
-                Err(SpawnError { errno, at }) => self.fail(id, errno, at),
-            },
+            Request::Terminal { id, spec } => self.start_on_terminal(id, *spec),
             Request::Signal { id, pid, signal } => {
                 // A group outlives its leader, and the kernel does not reuse its number meanwhile.
                 // Group 1 and 'all' (0, -1) are not the host's to signal.
@@ -183,7 +179,7 @@ impl Guest<'_> {
             Request::Foreground { id, agent, turn } => match self.look(agent, &turn) {
                 Ok((agent, seen)) => {
                     let reply = Reply::Foreground { id, agent, seen };
-                    self.control.send(&reply, &[]);
+                    self.control.send(&reply);
                 }
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
@@ -196,7 +192,7 @@ impl Guest<'_> {
             } => match ending::end_foreground(agent, &turn, seen, agent_too) {
                 Ok(killed) => {
                     let reply = Reply::ForegroundEnded { id, killed };
-                    self.control.send(&reply, &[]);
+                    self.control.send(&reply);
                 }
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
@@ -219,15 +215,15 @@ impl Guest<'_> {
                 mode,
                 user,
             } => match files::open(&path, flags, mode, user) {
-                Ok(file) => self.control.send(&Reply::Opened { id }, &[file]),
+                Ok(file) => self.hand_out(id, &Reply::Opened { id }, &[file]),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
             Request::Port { id, op } => match ports::answer(id, op) {
-                Ok((reply, descriptors)) => self.control.send(&reply, &descriptors),
+                Ok((reply, descriptors)) => self.hand_out(id, &reply, &descriptors),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
             Request::Process { id, op } => match processes::answer(id, op) {
-                Ok(reply) => self.control.send(&reply, &[]),
+                Ok(reply) => self.control.send(&reply),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
             Request::MakeDirs { id, path, user } => match files::make_dirs(&path, user) {
@@ -241,11 +237,25 @@ impl Guest<'_> {
         }
     }
 
+    fn start_on_terminal(&mut self, id: RequestId, spec: TerminalSpec) {
+        let (pid, terminal) = match terminal::start(spec) {
+            Ok(started) => started,
+            Err(SpawnError { errno, at }) => return self.fail(id, errno, at),
+        };
+        self.spawned.insert(pid);
+        let reply = Reply::Spawned { id, pid };
+        if let Err(errno) = self.control.hand_out(&reply, &[terminal]) {
+            // Nobody will ever hear of it.
+            let _ = ending::end_session(pid);
+            self.fail(id, errno, FailedAt::Operation);
+        }
+    }
+
     fn operated(&mut self, id: RequestId, operated: Operated) {
         match operated {
             Operated::Done(None) => self.done(id),
             Operated::Done(Some(answer)) => {
-                self.control.send(&Reply::File { id, answer }, &[]);
+                self.control.send(&Reply::File { id, answer });
             }
             Operated::Begun(worker) => {
                 self.workers.insert(worker);
@@ -257,7 +267,7 @@ impl Guest<'_> {
     fn apply(&self, id: RequestId, op: LimitOp) {
         let done = match op {
             LimitOp::Usage => match limits::usage() {
-                Ok(usage) => return self.control.send(&Reply::Usage { id, usage }, &[]),
+                Ok(usage) => return self.control.send(&Reply::Usage { id, usage }),
                 Err(errno) => Err(errno),
             },
             LimitOp::Kill => limits::kill_all(),
@@ -278,13 +288,20 @@ impl Guest<'_> {
         Ok(found.map_or_else(Default::default, |(agent, seen)| (Some(agent), seen)))
     }
 
+    /// Or says why it can't.
+    fn hand_out(&self, id: RequestId, reply: &Reply, descriptors: &[OwnedFd]) {
+        if let Err(errno) = self.control.hand_out(reply, descriptors) {
+            self.fail(id, errno, FailedAt::Operation);
+        }
+    }
+
     fn done(&self, id: RequestId) {
-        self.control.send(&Reply::Done { id }, &[]);
+        self.control.send(&Reply::Done { id });
     }
 
     fn fail(&self, id: RequestId, errno: Errno, at: FailedAt) {
         let errno = errno as i32;
-        self.control.send(&Reply::Failed { id, errno, at }, &[]);
+        self.control.send(&Reply::Failed { id, errno, at });
     }
 }
 

@@ -6,6 +6,7 @@ mod agents;
 mod child;
 mod death;
 mod doctor;
+mod exhaustion;
 mod faults;
 mod isolation;
 mod limits;

@@ -8,9 +8,9 @@ use super::Rlimit;
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct LimitSpec {
     pub rlimits: Vec<Rlimit>,
-    /// `RLIMIT_NPROC` of what PID 1 starts: lower than its own, so that there is room for what the host
-    /// asks for when the VM's programs have used up theirs.
-    pub processes: Option<u64>,
+    /// Of the programs that PID 1 starts: lower than its own, so that there is room for what the host asks
+    /// for when the VM's programs have used up theirs.
+    pub program_rlimits: Vec<Rlimit>,
     /// Settings below `/proc/sys` of the VM's own namespaces, as `user/max_inotify_watches`. Those that
     /// the kernel does not have, or does not let a VM change, are left.
     pub sysctls: Vec<(String, String)>,

@@ -106,6 +106,18 @@ impl IdMap {
         }
     }
 
+    /// Who of the VM its PID 1 is, for what the kernel counts by real uid over all VMs: each time another
+    /// one, of those that neither accounts nor systemd's services have, as it is in one VM that programs
+    /// can be anybody.
+    pub(super) fn real_uid_of_pid_1(self) -> Option<u32> {
+        const FIRST: u32 = 10_000;
+        const COUNT: u32 = 50_000;
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // Processes begin at different ones.
+        let number = process::id().wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        self.root_mapped().then(|| FIRST + number % COUNT)
+    }
+
     /// Writes the maps of a fresh user namespace.
     pub(super) fn write(self, pid: i32) -> Result<(), (&'static str, Errno)> {
         let write = |file: &'static str, text: String| {

@@ -79,7 +79,7 @@ impl Limiter {
             Limit::Pids => wanted.pids.is_some(),
             Limit::OpenFiles | Limit::Disk | Limit::FreeDisk => true,
         };
-        let files = open_files(limits);
+        let files = open_files(limits, ids);
         let refused = refused
             .into_iter()
             .filter(|refused| may_refuse(refused.limit))
@@ -386,22 +386,31 @@ fn hard_limit(resource: Resource) -> u64 {
 }
 
 struct OpenFiles {
+    /// Of programs.
     hard: u64,
+    /// That this process can give.
+    most: u64,
     refused: Option<Refused>,
 }
 
-fn open_files(limits: &Limits) -> OpenFiles {
+/// The kernel lets a user have as many descriptors on their way through sockets as each process of his may
+/// open. Where all VMs are the host process's own user, it and PID 1 may have more than programs, which
+/// then can't use up what these need to hand out a descriptor.
+fn open_files(limits: &Limits, ids: IdMap) -> OpenFiles {
     let most = match hard_limit(Resource::RLIMIT_NOFILE) {
         0 => MAX_FILES,
         most => most,
     };
-    let wanted = limits.open_files.unwrap_or(MAX_FILES);
+    let share = if ids.root_mapped() { most } else { most / 2 };
+    let default = MAX_FILES.min(share);
+    let wanted = limits.open_files.unwrap_or(default);
     let refused = (limits.open_files.is_some() && wanted > most).then(|| Refused {
         limit: Limit::OpenFiles,
         why: format!("the host process itself may open {most} files at most"),
     });
     OpenFiles {
         hard: wanted.min(most),
+        most,
         refused,
     }
 }
@@ -428,8 +437,8 @@ pub(super) fn stop_core_dumps(pid: i32) {
 }
 
 /// What PID 1 sets, whatever the host process has.
-pub(super) fn spec(limits: &Limits) -> Result<LimitSpec> {
-    let files = open_files(limits).hard;
+pub(super) fn spec(limits: &Limits, ids: IdMap) -> Result<LimitSpec> {
+    let files = open_files(limits, ids);
     let both = |resource, value| Rlimit {
         resource,
         soft: value,
@@ -438,12 +447,7 @@ pub(super) fn spec(limits: &Limits) -> Result<LimitSpec> {
     let at_most =
         |resource: u32, of: Resource, most: u64| both(resource, (hard_limit(of) / 4).min(most));
     let mut rlimits = vec![
-        Rlimit {
-            resource: libc::RLIMIT_NOFILE,
-            // select(2) breaks above 1024: who can do more raises it.
-            soft: files.min(1024),
-            hard: files,
-        },
+        both(libc::RLIMIT_NOFILE, files.most),
         // Kernel memory that is counted for the VM's users, and for who runs the host process: one VM gets
         // a quarter.
         at_most(libc::RLIMIT_MEMLOCK, Resource::RLIMIT_MEMLOCK, 64 << 20),
@@ -458,16 +462,22 @@ pub(super) fn spec(limits: &Limits) -> Result<LimitSpec> {
     if hard_limit(Resource::RLIMIT_CORE) > 0 {
         rlimits.push(both(libc::RLIMIT_CORE, CORE));
     }
-    let processes = per_vm_nproc().then(|| {
+    let mut program_rlimits = vec![Rlimit {
+        resource: libc::RLIMIT_NOFILE,
+        // select(2) breaks above 1024: who can do more raises it.
+        soft: files.hard.min(1024),
+        hard: files.hard,
+    }];
+    if per_vm_nproc() {
         let hard = hard_limit(Resource::RLIMIT_NPROC);
         let wanted = limits.pids.unwrap_or(DEFAULT_PIDS).min(hard);
         let own = wanted.saturating_add(RESERVED_PIDS).min(hard);
         rlimits.push(both(libc::RLIMIT_NPROC, own));
-        wanted
-    });
+        program_rlimits.push(both(libc::RLIMIT_NPROC, wanted));
+    }
     Ok(LimitSpec {
         rlimits,
-        processes,
+        program_rlimits,
         sysctls: [per_user_sysctls()?, system_v(limits)].concat(),
     })
 }

@@ -245,13 +245,13 @@ fn message(
         layout.nodes.extend(nodes);
     }
     let spec = Box::new(BootSpec {
-        root_mapped: ids.root_mapped(),
+        real_uid: ids.real_uid_of_pid_1(),
         hostname: base::HOSTNAME.as_bytes().to_vec(),
         root: layout.nodes,
         writable_root: matches!(base, Foundation::Image(_)),
         net: options.policy.guest_config(),
         seccomp: seccomp::filter(),
-        limits: limits::spec(&options.limits)?,
+        limits: limits::spec(&options.limits, ids)?,
         program_seccomp: Vec::new(),
         #[cfg(feature = "weaken")]
         without: super::weaken::without(),
