@@ -1530,7 +1530,10 @@ export interface VmProcess {
   memoryBytes: number;
   /** Milliseconds since the epoch. */
   startedAt: number;
-  /** Program and arguments, the first 2 KiB. Of a process without any, its name in brackets. */
+  /**
+   * Program and arguments, the first 2 KiB. Its name in brackets of a process without any, and where reading
+   * them took long, as during a fork bomb.
+   */
   command: string[];
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::time::{Duration, Instant};
 
 use agentvm_guest::protocol::{
     Instance, MAX_COMMAND, MAX_PACKET, ProcessEntry, ProcessOp, Reply, RequestId,
@@ -14,6 +15,10 @@ const ENTRY: usize = 80;
 
 /// Of one `/proc/<pid>/status`; the line that is looked for is among the first.
 const MAX_STATUS: u64 = 2048;
+
+/// How long command lines are read for one answer; what comes later has its name alone. To read one is to
+/// wait for a process that forks, and among those of a fork bomb that can take seconds each.
+const COMMANDS_FOR: Duration = Duration::from_secs(1);
 
 pub(crate) fn answer(id: RequestId, op: ProcessOp) -> nix::Result<Reply> {
     let ProcessOp::List { after } = op;
@@ -31,9 +36,12 @@ fn list(after: i32) -> nix::Result<(Vec<ProcessEntry>, bool)> {
     pids.sort_unstable();
     let mut listed = Vec::new();
     let mut room = MAX_PACKET - 64;
+    let began = Instant::now();
     for pid in pids {
         // One that is not there has ended meanwhile.
-        let Some(entry) = entry(pid) else { continue };
+        let Some(entry) = entry(pid, began.elapsed() < COMMANDS_FOR) else {
+            continue;
+        };
         let size = ENTRY + entry.command.len();
         if size > room {
             return Ok((listed, true));
@@ -44,10 +52,14 @@ fn list(after: i32) -> nix::Result<(Vec<ProcessEntry>, bool)> {
     Ok((listed, false))
 }
 
-fn entry(pid: i32) -> Option<ProcessEntry> {
+fn entry(pid: i32, with_command: bool) -> Option<ProcessEntry> {
     let mut entry = parse(&read_stat(pid)?)?;
     entry.uid = uid(&read(pid, "status", MAX_STATUS)?)?;
-    let command = read(pid, "cmdline", MAX_COMMAND as u64).unwrap_or_default();
+    let command = if with_command {
+        read(pid, "cmdline", MAX_COMMAND as u64).unwrap_or_default()
+    } else {
+        Vec::new()
+    };
     // What a process without arguments has is its name alone, which `parse` has put there.
     if !command.is_empty() {
         entry.command = command;
