@@ -1,13 +1,18 @@
 //! What a VM takes of the kernel until it is refused: what it leaves to the host and to other VMs.
 
+use std::path::Path;
 use std::time::Duration;
 
+use agentvm::error::Error;
+use agentvm::vm::exec::{ExecOptions, exec};
+use agentvm::vm::namespace::boot;
 use agentvm::vm::{DynVm, GuestPath, User, file};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::time::timeout;
 
 use super::isolation::{sh_as, users};
-use super::vm::{booted, stdout};
+use super::limits::{cgroups, has_cgroups};
+use super::vm::{booted, options, stdout};
 
 /// For who would wait for ever.
 const LONG: Duration = Duration::from_secs(20);
@@ -21,7 +26,7 @@ async fn takes(vm: &DynVm, user: User, script: &str) -> String {
             rename "/tmp/taking", "/tmp/taken";
             sleep 1000;
         }"#;
-    let script = format!("use Errno; use Socket;{say}\n{script}");
+    let script = format!("use Errno; use Fcntl; use Socket;{say}\n{script}");
     file::write(&**vm, &path, script.into(), User::User)
         .await
         .unwrap();
@@ -113,4 +118,175 @@ async fn programs_may_have_fewer_descriptors_than_who_hands_them_out() {
     let programs = stdout(&vm, "ulimit -Hn").await;
     assert_eq!(programs, format!("{}\n", most.min(1 << 20)));
     vm.shutdown().await;
+}
+
+/// A VM of 64 MiB.
+async fn small(data: &Path, name: &str) -> DynVm {
+    let mut options = options(data, name);
+    options.limits.memory_bytes = Some(64 << 20);
+    boot(options).await.unwrap().vm
+}
+
+/// Fills buffers until nothing more goes into any, or 256 MiB are in them.
+const FILL: &str = r#"
+    my ($sent, @kept) = (0);
+    my $chunk = "x" x 32768;
+    sub fill {
+        my ($from, @others) = @_;
+        push @kept, $from, @others;
+        fcntl($from, F_SETFL, O_NONBLOCK);
+        while ($sent < 256 << 20) { $sent += syswrite($from, $chunk) || last }
+        return $sent < 256 << 20;
+    }"#;
+
+/// The kernel keeps a pool of memory for the TCP of all, and one for UDP.
+#[tokio::test]
+async fn buffers_of_the_network_are_bounded_with_the_memory() {
+    const TCP: &str = r#"
+        my $any = pack_sockaddr_in(0, INADDR_LOOPBACK);
+        my ($listener, $from, $to);
+        socket($listener, AF_INET, SOCK_STREAM, 0) && bind($listener, $any)
+            && listen($listener, 8) or die $!;
+        for (1..200) {
+            ($from, $to) = ();
+            socket($from, AF_INET, SOCK_STREAM, 0) && connect($from, getsockname($listener))
+                && accept($to, $listener) or die $!;
+            fill($from, $to) or last;
+        }"#;
+    const UDP: &str = r#"
+        my $any = pack_sockaddr_in(0, INADDR_LOOPBACK);
+        my ($from, $to);
+        for (1..2000) {
+            ($from, $to) = ();
+            socket($to, AF_INET, SOCK_DGRAM, 0) && bind($to, $any)
+                && socket($from, AF_INET, SOCK_DGRAM, 0) && connect($from, getsockname($to))
+                or die $!;
+            push @kept, $from, $to;
+            for (1..4) { $sent += syswrite($from, $chunk) || last }
+        }"#;
+    if !has_cgroups() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let other = booted(data.path(), "b").await;
+    for (kind, fill) in [("TCP", TCP), ("UDP", UDP)] {
+        let vm = small(data.path(), "a").await;
+        let script = format!("{FILL}{fill} say_and_keep($sent);");
+        let sent: u64 = takes(&vm, User::User, &script)
+            .await
+            .trim()
+            .parse()
+            .unwrap();
+        // Datagrams are lost, and a connection always gets some more.
+        assert!(kind == "UDP" || sent < 64 << 20, "{sent} bytes over TCP");
+        let held = held_by_network();
+        assert!(
+            (4 << 20..48 << 20).contains(&held),
+            "{held} bytes of {kind}"
+        );
+        works(&vm).await;
+        works(&other).await;
+        vm.shutdown().await;
+    }
+    other.shutdown().await;
+}
+
+/// Bytes in the buffers of the one VM of this process that has a cgroup.
+fn held_by_network() -> u64 {
+    let counter = |cgroup| std::fs::read_to_string(format!("{cgroup}/{COUNTER}"));
+    const COUNTER: &str = "memory.kmem.tcp.usage_in_bytes";
+    let counted = cgroups()
+        .into_iter()
+        .find_map(|cgroup| counter(cgroup).ok());
+    counted.unwrap().trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn buffers_of_local_sockets_are_memory_of_the_vm() {
+    const UNIX: &str = r#"
+        for (1..4000) {
+            socketpair(my $from, my $to, AF_UNIX, SOCK_STREAM, 0) or die $!;
+            fill($from, $to) or last;
+        }"#;
+    if !has_cgroups() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let (vm, other) = (
+        small(data.path(), "a").await,
+        booted(data.path(), "b").await,
+    );
+    let path = GuestPath::new("fill.pl").unwrap();
+    let script = format!("use Fcntl; use Socket;{FILL}{UNIX} print $sent;");
+    file::write(&*vm, &path, script.into(), User::User)
+        .await
+        .unwrap();
+    let fill = "ulimit -n $(ulimit -Hn); exec perl fill.pl";
+    let ended = timeout(LONG, exec(&vm, fill, ExecOptions::default())).await;
+    let error = Error::from(ended.unwrap().unwrap_err());
+    assert_eq!(error.code.as_str(), "VM_LIMIT", "{error}");
+    assert!(error.message.contains("memoryBytes (67108864)"), "{error}");
+    works(&vm).await;
+    works(&other).await;
+    vm.shutdown().await;
+    other.shutdown().await;
+}
+
+/// As many POSIX queues as there may be, each as full as it may be. Says how many there were, and how many
+/// messages.
+fn queues() -> String {
+    let (open, send) = (libc::SYS_mq_open, libc::SYS_mq_timedsend);
+    let flags = libc::O_CREAT | libc::O_WRONLY | libc::O_NONBLOCK;
+    format!(
+        r#"
+        my ($made, $sent, $full, $message) = (0, 0, 0, "x" x 8192);
+        while ($made < 1e4) {{
+            my $queue = syscall({open}, "q$made", {flags}, 0600, 0);
+            last if $queue < 0;
+            $made++;
+            $sent++ while syscall({send}, $queue, $message, length $message, 0, 0) == 0;
+            $full++ if $!{{EAGAIN}};
+        }}
+        say_and_keep($full == $made && $!{{EMFILE}} ? "full $made $sent" : "$made $sent $!");"#
+    )
+}
+
+/// The one test that takes them: of an ordinary user, the kernel counts those of all tests together.
+#[tokio::test]
+async fn full_posix_queues_are_one_vms_and_gone_with_it() {
+    let data = tempfile::tempdir().unwrap();
+    for user in users() {
+        let (vm, other) = (
+            booted(data.path(), "a").await,
+            booted(data.path(), "b").await,
+        );
+        let taken = takes(&vm, user, &queues()).await;
+        assert!(taken.starts_with("full "), "{user:?}: {taken}");
+        works(&vm).await;
+        // The other VM has as many, and the host its own.
+        assert_eq!(takes(&other, user, &queues()).await, taken, "{user:?}");
+        let hosts = format!("/agentvm-test-{}", std::process::id());
+        make_queue(&hosts);
+        vm.shutdown().await;
+        other.shutdown().await;
+        // Nothing of the name is left, nor counted.
+        let vm = booted(data.path(), "a").await;
+        assert_eq!(takes(&vm, user, &queues()).await, taken, "{user:?}");
+        vm.shutdown().await;
+    }
+}
+
+/// Makes and removes one of the host's, in which one small message has room.
+fn make_queue(name: &str) {
+    let name = std::ffi::CString::new(name).unwrap();
+    // SAFETY: a struct of integers.
+    let mut attributes: libc::mq_attr = unsafe { std::mem::zeroed() };
+    (attributes.mq_maxmsg, attributes.mq_msgsize) = (1, 1);
+    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
+    // SAFETY: a string and a struct that outlive the call.
+    let queue = unsafe { libc::mq_open(name.as_ptr(), flags, 0o600, &raw const attributes) };
+    assert!(queue >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: a descriptor of our own, and a string that outlives the call.
+    let gone = unsafe { (libc::mq_close(queue), libc::mq_unlink(name.as_ptr())) };
+    assert_eq!(gone, (0, 0));
 }

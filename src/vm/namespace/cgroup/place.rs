@@ -10,6 +10,9 @@ use crate::vm::limits::Mechanism;
 /// The kernel's default.
 const PERIOD_US: u64 = 100_000;
 
+/// With v1, the buffers of TCP and UDP may take so many parts of a VM's memory, beside it.
+const NETWORK_SHARE: u64 = 4;
+
 /// The leaf that this process moves into where its own cgroup is to have children: with v2, one that
 /// hands out controllers has no processes of its own ("no internal process constraint").
 const HOST: &str = "agentvm-host";
@@ -147,7 +150,10 @@ impl Place {
             (Controller::Memory, Version::V1) => {
                 self.set("memory.limit_in_bytes", &value)?;
                 // Memory and swap together; a kernel without swap accounting has no such file.
-                self.set_if_there("memory.memsw.limit_in_bytes", value)
+                self.set_if_there("memory.memsw.limit_in_bytes", value)?;
+                // What TCP and UDP hold is not part of either (v2 counts it), and else all that the host's
+                // sockets share is this VM's to take. (The kernel logs once that v1's way is deprecated.)
+                self.set_if_there("memory.kmem.tcp.limit_in_bytes", value / NETWORK_SHARE)
             }
             (Controller::Memory, Version::V2) => {
                 self.set("memory.max", &value)?;
