@@ -117,6 +117,35 @@ fn ne32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
+/// How many packets the kernel had no room for, by the numbers of the others.
+#[derive(Debug, Default)]
+struct Lost {
+    /// Of the packet that is to come.
+    next: u32,
+    /// Told before it was known how many there were, and of no gap yet.
+    told: u64,
+}
+
+impl Lost {
+    /// The kernel says that there was no room: at least one is missing, and may be the last for long. How
+    /// many to tell of.
+    const fn overrun(&mut self) -> u64 {
+        let more = 1_u64.saturating_sub(self.told);
+        self.told += more;
+        more
+    }
+
+    /// A packet has come. How many before it to tell of. Those that were waiting when others were lost come
+    /// after the kernel has said so, and before the gap.
+    fn before(&mut self, number: u32) -> u64 {
+        let lost = u64::from(number.saturating_sub(self.next));
+        self.next = number.wrapping_add(1);
+        let known = lost.min(self.told);
+        self.told -= known;
+        lost - known
+    }
+}
+
 /// Reports what is refused, as long as the VM runs.
 pub(super) async fn serve(socket: OwnedFd, proxy: Arc<Proxy>) {
     // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
@@ -131,9 +160,7 @@ pub(super) async fn serve(socket: OwnedFd, proxy: Arc<Proxy>) {
     };
     let reads = Bucket::new(READS, READS);
     let mut buffer = vec![0; CHUNK];
-    let mut next = 0;
-    // Told before it was known how many there were.
-    let mut told = 0;
+    let mut lost = Lost::default();
     loop {
         reads.take().await;
         let received = async {
@@ -149,10 +176,7 @@ pub(super) async fn serve(socket: OwnedFd, proxy: Arc<Proxy>) {
                 let messages = parse(buffer.get(..length).unwrap_or_default());
                 for (packet, number) in messages.packets {
                     if let Some(number) = number {
-                        let lost = u64::from(number.saturating_sub(next));
-                        proxy.report_lost(lost.saturating_sub(told));
-                        told = 0;
-                        next = number.wrapping_add(1);
+                        proxy.report_lost(lost.before(number));
                     }
                     match packet {
                         Some(packet) => proxy.report_packet(packet),
@@ -163,10 +187,7 @@ pub(super) async fn serve(socket: OwnedFd, proxy: Arc<Proxy>) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // The kernel had no room: the number of the next packet tells how many are missing.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                if told == 0 {
-                    told = 1;
-                    proxy.report_lost(told);
-                }
+                proxy.report_lost(lost.overrun());
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
@@ -242,6 +263,20 @@ mod tests {
             (Some(packet("10.0.0.1:0", Protocol::Other)), None),
         ];
         assert_eq!(parse(&bytes).packets, expected);
+    }
+
+    #[test]
+    fn what_is_lost_is_counted_once() {
+        let mut lost = Lost::default();
+        assert_eq!(lost.before(0), 0);
+        assert_eq!((lost.overrun(), lost.overrun()), (1, 0));
+        // These were waiting.
+        assert_eq!((lost.before(1), lost.before(2)), (0, 0));
+        // 3 to 7 are missing, one of which was told.
+        assert_eq!(lost.before(8), 4);
+        assert_eq!(lost.before(9), 0);
+        // The kernel says so only where somebody reads.
+        assert_eq!(lost.before(12), 2);
     }
 
     #[test]

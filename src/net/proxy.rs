@@ -74,9 +74,11 @@ impl Proxy {
         let mut connections = JoinSet::new();
         while let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await {
             self.rate.take().await;
-            let guest = tokio::select! {
-                accepted = accept(&listener) => accepted,
-                Some(_) = connections.join_next() => continue,
+            let guest = loop {
+                tokio::select! {
+                    accepted = accept(&listener) => break accepted,
+                    Some(_) = connections.join_next() => {}
+                }
             };
             match guest {
                 Ok(guest) => {

@@ -148,9 +148,11 @@ pub(super) async fn serve_udp(socket: UdpSocket, server: Arc<Server>) {
     let mut buffer = vec![0; MAX_UDP_QUESTION];
     while let Ok(slot) = Arc::clone(&server.questions).acquire_owned().await {
         server.rate.take().await;
-        let received = tokio::select! {
-            received = socket.recv_from(&mut buffer) => received,
-            Some(_) = lookups.join_next() => continue,
+        let received = loop {
+            tokio::select! {
+                received = socket.recv_from(&mut buffer) => break received,
+                Some(_) = lookups.join_next() => {}
+            }
         };
         match received {
             Ok((len, from)) => {
@@ -177,9 +179,11 @@ pub(super) async fn serve_tcp(listener: TcpListener, server: Arc<Server>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
-        let stream = tokio::select! {
-            accepted = proxy::accept(&listener) => accepted,
-            Some(_) = connections.join_next() => continue,
+        let stream = loop {
+            tokio::select! {
+                accepted = proxy::accept(&listener) => break accepted,
+                Some(_) = connections.join_next() => {}
+            }
         };
         match stream {
             Ok(stream) => {

@@ -1,5 +1,6 @@
 //! The network of a VM, as programs in it meet it.
 
+mod floods;
 mod policy;
 mod secrets;
 mod tls_server;

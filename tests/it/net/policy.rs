@@ -33,13 +33,13 @@ pub(super) fn allowing(allow: &[&str]) -> Rules {
     rules(Otherwise::Allowlist, allow, &[])
 }
 
-struct Ruled {
-    vm: DynVm,
-    denials: UnboundedReceiver<Denial>,
+pub(super) struct Ruled {
+    pub(super) vm: DynVm,
+    pub(super) denials: UnboundedReceiver<Denial>,
     _data: tempfile::TempDir,
 }
 
-async fn booted(rules: Rules) -> Ruled {
+pub(super) async fn booted(rules: Rules) -> Ruled {
     let data = tempfile::tempdir().unwrap();
     let (sender, denials) = unbounded_channel();
     let policy = Policy::new(&[]).with_rules(rules);
@@ -67,7 +67,7 @@ impl Ruled {
         waited.unwrap_or_else(|_| panic!("nothing was told of {host}:{port}"))
     }
 
-    async fn echoes(&self, host: &str, port: u16) {
+    pub(super) async fn echoes(&self, host: &str, port: u16) {
         let command = format!("echo hello | perl duplex.pl {host} {port}");
         assert_eq!(stdout(&self.vm, &command).await, "hello\n", "{host}");
     }
@@ -90,7 +90,7 @@ impl Ruled {
         assert!(start.elapsed() < AT_ONCE, "{name}");
     }
 
-    async fn write(&self, path: &str, content: Vec<u8>) {
+    pub(super) async fn write(&self, path: &str, content: Vec<u8>) {
         let path = GuestPath::new(path).unwrap();
         file::write(&*self.vm, &path, content, User::User)
             .await
