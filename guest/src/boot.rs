@@ -37,7 +37,8 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
 
     // The id maps are written by now: act as an id of the VM, no longer as 'overflow'.
     step("become the VM's first process", || {
-        become_first(spec.real_uid)
+        let real_uid = spec.real_uid;
+        become_first(real_uid.map(|uid| if spec.has("real uid") { uid } else { 0 }))
     })?;
     // Of which the host has made this process a member meanwhile.
     layer(spec, "see its own cgroup as the root", || {

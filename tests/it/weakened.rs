@@ -89,7 +89,7 @@ fn without_seccomp_a_program_can_be_another_kinds() {
 fn without_seccomp_limits_of_pid_1_can_be_changed() {
     shows(
         "without_seccomp_limits_of_pid_1_can_be_changed",
-        ("", "seccomp"),
+        ("real uid", "seccomp"),
         async |vm| {
             let (resource, most) = (libc::RLIMIT_STACK.to_string(), "pack(\"QQ\", 65536, 65536)");
             call(vm, libc::SYS_prlimit64, &["1", &resource, most, "0"]).await
