@@ -63,8 +63,9 @@ test.runIf(hasCgroups)("files in memory take a part of it at most", async () => 
 test.runIf(hasCgroups)("whatever is killed for want of memory, the limit is named", async () => {
   const agent = await newVm({ limits: { memoryBytes: 64e6 } });
   // Memory that no process holds: nothing that is killed frees it.
-  const take =
-    "perl -e 'my $id = shmget(0, 100e6, 0600) // die; shmwrite($id, q(x) x 1e6, $_ * 1e6, 1e6) for 0..99'";
+  const take = `
+    head -c 31000000 /dev/zero > /tmp/file; head -c 15000000 /dev/zero > /dev/shm/file
+    exec perl -e 'my $id = shmget(0, 15e6, 0600) // die; shmwrite($id, q(x) x 15e6, 0, 15e6); q(x) x $_ for 64e6'`;
   await expect(agent.exec(take)).rejects.toMatchObject({ code: "VM_LIMIT" });
   for (let call = 0; call < 10; call++) {
     await agent.exec("true").catch((error) => {
