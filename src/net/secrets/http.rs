@@ -5,9 +5,10 @@
 //! or shared, bodies pass as they come, and the end of either connection is the end of the other.
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::io;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
@@ -51,6 +52,16 @@ const MAX_STREAMS: u32 = 64;
 type GuestTls = tls_server::TlsStream<Guest>;
 type ServerTls = tls_client::TlsStream<TcpStream>;
 type Body = Either<Incoming, Full<Bytes>>;
+
+/// Why a request of HTTP/2 has no answer. Its stream is reset for the reason of the source.
+#[derive(Debug, thiserror::Error)]
+enum Unanswered {
+    /// Its client may send it again.
+    #[error("no server has seen it")]
+    Unseen(#[source] h2::Error),
+    #[error("its server failed")]
+    Failed(#[source] hyper::Error),
+}
 
 /// Answers of our own.
 struct Refusal(StatusCode, String);
@@ -116,10 +127,11 @@ impl Exchange {
             .await
             .map_err(io::Error::other)?;
         let sender = Arc::new(AsyncMutex::new(sender));
+        let no_http = NoHttp::default();
         let upgraded: Arc<Mutex<Option<(OnUpgrade, OnUpgrade)>>> = Arc::default();
         let service = service_fn(|request| {
             let (exchange, sender) = (Arc::clone(&self), Arc::clone(&sender));
-            let upgraded = Arc::clone(&upgraded);
+            let (no_http, upgraded) = (no_http.clone(), Arc::clone(&upgraded));
             async move {
                 let mut request = match exchange.prepare(request) {
                     Ok(request) => request,
@@ -128,10 +140,16 @@ impl Exchange {
                 to_origin_form(request.uri_mut());
                 let guest = hyper::upgrade::on(&mut request);
                 let mut sender = sender.lock().await;
-                sender.ready().await?;
-                let mut response = match sender.send_request(request).await {
-                    Err(error) if error.is_parse() => return Ok(exchange.unreadable(&error)),
-                    answered => answered?,
+                let answered = match sender.ready().await {
+                    Ok(()) => sender.send_request(request).await,
+                    Err(error) => Err(error),
+                };
+                let mut response = match answered {
+                    Ok(response) => response,
+                    Err(error) => match no_http.why(&error) {
+                        Some(why) => return Ok(exchange.unreadable(&why)),
+                        None => return Err(error),
+                    },
                 };
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     let server = hyper::upgrade::on(&mut response);
@@ -155,13 +173,13 @@ impl Exchange {
             let upgraded = upgraded.lock().unwrap_or_else(PoisonError::into_inner);
             upgraded.is_some()
         };
-        let mut connection = pin!(connection.with_upgrades());
-        let mut is_connected = true;
+        let mut connection = Connection::new(connection.with_upgrades());
         let served = loop {
             tokio::select! {
                 served = &mut serving => break served,
-                _ = &mut connection, if is_connected => {
-                    is_connected = false;
+                ended = connection.end(), if connection.is_open() => {
+                    no_http.note(ended);
+                    connection.close();
                     // What it has answered last may be that it is upgraded.
                     tokio::select! {
                         biased;
@@ -182,8 +200,8 @@ impl Exchange {
         let Some((guest, server)) = pair.filter(|_| served.is_ok()) else {
             return served.map_err(io::Error::other);
         };
-        if is_connected {
-            connection.await.map_err(io::Error::other)?;
+        if connection.is_open() {
+            connection.end().await.map_err(io::Error::other)?;
         }
         let (guest, server) = tokio::try_join!(guest, server).map_err(io::Error::other)?;
         tokio::io::copy_bidirectional(&mut TokioIo::new(guest), &mut TokioIo::new(server)).await?;
@@ -199,18 +217,30 @@ impl Exchange {
             .handshake::<_, Incoming>(TokioIo::new(server))
             .await
             .map_err(io::Error::other)?;
+        let no_http = NoHttp::default();
         let service = service_fn(|request| {
             let exchange = Arc::clone(&self);
-            let mut sender = sender.clone();
+            let (no_http, mut sender) = (no_http.clone(), sender.clone());
             async move {
-                match exchange.prepare(request) {
-                    Ok(request) => {
-                        sender.ready().await?;
-                        let response = sender.send_request(request).await?;
-                        Ok::<_, hyper::Error>(response.map(Either::Left))
-                    }
-                    Err(refusal) => Ok(refusal.answer()),
+                let request = match exchange.prepare(request) {
+                    Ok(request) => request,
+                    Err(refusal) => return Ok(refusal.answer()),
+                };
+                let answered = match sender.ready().await {
+                    Ok(()) => sender.send_request(request).await,
+                    Err(error) => Err(error),
+                };
+                let error = match answered {
+                    Ok(response) => return Ok(response.map(Either::Left)),
+                    Err(error) => error,
+                };
+                if let Some(why) = no_http.why(&error) {
+                    return Ok(exchange.unreadable(&why));
                 }
+                if error.is_canceled() || error.is_closed() {
+                    return Err(Unanswered::Unseen(h2::Reason::REFUSED_STREAM.into()));
+                }
+                Err(Unanswered::Failed(error))
             }
         });
         let mut serving = pin!(
@@ -222,13 +252,13 @@ impl Exchange {
                 .auto_date_header(false)
                 .serve_connection(TokioIo::new(guest), service)
         );
-        let mut connection = pin!(connection);
-        let mut is_connected = true;
+        let mut connection = Connection::new(connection);
         loop {
             tokio::select! {
                 served = &mut serving => return served.map_err(io::Error::other),
-                _ = &mut connection, if is_connected => {
-                    is_connected = false;
+                ended = connection.end(), if connection.is_open() => {
+                    no_http.note(ended);
+                    connection.close();
                     serving.as_mut().graceful_shutdown();
                 }
             }
@@ -258,10 +288,10 @@ impl Exchange {
     }
 
     /// Tells the guest of an answer that is none.
-    fn unreadable(&self, error: &hyper::Error) -> Response<Body> {
+    fn unreadable(&self, why: &str) -> Response<Body> {
         let Self { name, port, .. } = self;
-        tracing::warn!(%name, port, %error, "a host of a secret answers with what is no HTTP");
-        let text = format!("agentvm: the answer of {name}:{port} can't be read: {error}\n");
+        tracing::warn!(%name, port, why, "a host of a secret answers with what is no HTTP");
+        let text = format!("agentvm: the answer of {name}:{port} can't be read: {why}\n");
         Refusal(StatusCode::BAD_GATEWAY, text).answer()
     }
 
@@ -379,6 +409,63 @@ impl Refusal {
         let plain = HeaderValue::from_static("text/plain; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, plain);
         response
+    }
+}
+
+/// The connection to a server, until it has ended: what waits for it then hears of it, as it is dropped.
+struct Connection<F>(Option<Pin<Box<F>>>);
+
+impl<F: Future> Connection<F> {
+    fn new(connection: F) -> Self {
+        Self(Some(Box::pin(connection)))
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.is_some()
+    }
+
+    async fn end(&mut self) -> F::Output {
+        match &mut self.0 {
+            Some(connection) => connection.await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn close(&mut self) {
+        self.0 = None;
+    }
+}
+
+/// Why what a server sends is no HTTP, if that ended its connection. Its requests may hear of the end alone.
+#[derive(Clone, Default)]
+struct NoHttp(Arc<OnceLock<String>>);
+
+impl NoHttp {
+    fn note(&self, ended: hyper::Result<()>) {
+        if let Err(error) = ended {
+            self.why(&error);
+        }
+    }
+
+    /// Why a request got no answer, if it is that.
+    fn why(&self, error: &hyper::Error) -> Option<String> {
+        let is_no_http = match error.source() {
+            None => !(error.is_canceled() || error.is_closed() || error.is_incomplete_message()),
+            // What is no HTTP/2. What the server has reset itself is passed on as that.
+            Some(cause) => match cause.downcast_ref::<h2::Error>() {
+                Some(cause) => cause.is_library(),
+                None => error.is_parse(),
+            },
+        };
+        if is_no_http {
+            let why = || {
+                error
+                    .source()
+                    .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+            };
+            return Some(self.0.get_or_init(why).clone());
+        }
+        self.0.get().cloned()
     }
 }
 

@@ -12,6 +12,7 @@ use agentvm::vm::DynVm;
 use agentvm::vm::namespace::boot;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use super::policy::allowing;
 use super::tls_server::{Pki, Server};
@@ -596,7 +597,7 @@ fn a_server_that_the_host_does_not_trust_gets_nothing() {
             let (vm, server) = with_key(&Pki::new(), data.path(), &PROTOCOLS).await;
             for version in ["1.1", "2"] {
                 let command = format!(
-                    "curl -sS --http{version} -w '%{{http_code}}' -H \"x-api-key: $KEY\" {}",
+                    "timeout 5 curl -v --http{version} -w '%{{http_code}}' -H \"x-api-key: $KEY\" {}",
                     server.url("/")
                 );
                 let said = stdout(&vm, &command).await;
@@ -607,6 +608,49 @@ fn a_server_that_the_host_does_not_trust_gets_nothing() {
             }
             assert!(server.seen.lock().unwrap().is_empty());
             vm.shutdown().await;
+        },
+    );
+}
+
+#[test]
+fn an_answer_that_is_no_http_is_a_bad_gateway() {
+    with_pki(
+        "an_answer_that_is_no_http_is_a_bad_gateway",
+        |pki| async move {
+            let data = tempfile::tempdir().unwrap();
+            for (version, protocol, is_first) in [
+                ("1.1", "http/1.1", false),
+                ("1.1", "http/1.1", true),
+                ("2", "h2", false),
+                ("2", "h2", true),
+            ] {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let port = listener.local_addr().unwrap().port();
+                let acceptor = TlsAcceptor::from(Arc::new(pki.config(&[protocol])));
+                let hosts = [format!("localhost:{port}")];
+                let vm = booted(data.path(), &[port], vec![secret("KEY", VALUE, &hosts)]).await;
+                // Of one that speaks first, and of one that has heard its client.
+                let answer = async {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let mut stream = acceptor.accept(stream).await.unwrap();
+                    let mut heard = [0; 1024];
+                    if !is_first {
+                        stream.read_exact(&mut heard[..16]).await.unwrap();
+                    }
+                    let greeting = b"220 mail.example ESMTP\r\n";
+                    stream.write_all(greeting).await.unwrap();
+                    while let Ok(1..) = stream.read(&mut heard).await {}
+                };
+                let curl = format!(
+                    "curl -sS --http{version} -w '%{{http_code}}' https://localhost:{port}/"
+                );
+                let ((), said) = tokio::join!(answer, stdout(&vm, &curl));
+                assert!(
+                    said.contains("can't be read") && said.ends_with("502"),
+                    "HTTP/{version}, {is_first}: {said}"
+                );
+                vm.shutdown().await;
+            }
         },
     );
 }
