@@ -16,13 +16,21 @@ const ENTRY: usize = 80;
 /// Of one `/proc/<pid>/status`; the line that is looked for is among the first.
 const MAX_STATUS: u64 = 2048;
 
-/// How long command lines are read for one answer; what comes later has its name alone. To read one is to
-/// wait for a process that forks, and among those of a fork bomb that can take seconds each.
+/// How long command lines are read for one answer; what comes later has its name alone.
 const COMMANDS_FOR: Duration = Duration::from_secs(1);
 
-pub(crate) fn answer(id: RequestId, op: ProcessOp) -> nix::Result<Reply> {
+/// Command lines are read by a worker: to read one is to wait for a process that forks, and among those of
+/// a fork bomb that can take seconds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Commands {
+    Read,
+    /// Each process has its name alone.
+    Leave,
+}
+
+pub(crate) fn answer(id: RequestId, op: ProcessOp, commands: Commands) -> nix::Result<Reply> {
     let ProcessOp::List { after } = op;
-    let (processes, more) = list(after)?;
+    let (processes, more) = list(after, commands)?;
     Ok(Reply::Processes {
         id,
         processes,
@@ -31,15 +39,19 @@ pub(crate) fn answer(id: RequestId, op: ProcessOp) -> nix::Result<Reply> {
 }
 
 /// By pid, and whether there are more than fit.
-fn list(after: i32) -> nix::Result<(Vec<ProcessEntry>, bool)> {
-    let mut pids: Vec<i32> = pids()?.filter(|pid| *pid > after).collect();
+fn list(after: i32, commands: Commands) -> nix::Result<(Vec<ProcessEntry>, bool)> {
+    // Who lists is not listed, if it is not PID 1.
+    let own = std::process::id().cast_signed();
+    let is_listed = |pid: &i32| *pid > after && (*pid != own || own == 1);
+    let mut pids: Vec<i32> = pids()?.filter(is_listed).collect();
     pids.sort_unstable();
     let mut listed = Vec::new();
     let mut room = MAX_PACKET - 64;
     let began = Instant::now();
     for pid in pids {
         // One that is not there has ended meanwhile.
-        let Some(entry) = entry(pid, began.elapsed() < COMMANDS_FOR) else {
+        let with_command = commands == Commands::Read && began.elapsed() < COMMANDS_FOR;
+        let Some(entry) = entry(pid, with_command) else {
             continue;
         };
         let size = ENTRY + entry.command.len();

@@ -1,11 +1,11 @@
 //! The life of PID 1 after boot: requests, dead children, the end.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use agentvm_guest::protocol::{
-    FailedAt, Instance, LimitOp, Reply, Request, RequestId, TerminalSpec, Turn,
+    FailedAt, Instance, LimitOp, ProcessOp, Reply, Request, RequestId, TerminalSpec, Turn,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,8 +21,9 @@ use crate::fork_bomb::{self, Orphans};
 use crate::limits;
 use crate::ports;
 use crate::process::{Launch, SpawnError};
-use crate::processes;
+use crate::processes::{self, Commands};
 use crate::terminal;
+use crate::worker;
 
 /// How many dead children are reaped before the host is listened to again: a fork bomb leaves orphans as
 /// fast as they can be reaped.
@@ -33,7 +34,7 @@ pub(crate) fn serve(control: &Control) {
     let mut guest = Guest {
         control,
         spawned: HashSet::new(),
-        workers: HashSet::new(),
+        workers: HashMap::new(),
         more_to_reap: false,
         orphans: Orphans::new(Instant::now()),
     };
@@ -55,8 +56,8 @@ struct Guest<'a> {
     control: &'a Control,
     /// Started for the host and not reaped yet; other children are orphans that we inherited.
     spawned: HashSet<i32>,
-    /// Processes of our own.
-    workers: HashSet<i32>,
+    /// Processes of our own, with what is to be answered if one can't.
+    workers: HashMap<i32, Option<(RequestId, ProcessOp)>>,
     /// Children may have died that no signal will tell of again.
     more_to_reap: bool,
     orphans: Orphans,
@@ -117,14 +118,18 @@ impl Guest<'_> {
             }
             if libc::WIFSTOPPED(status) {
                 // A program may stop what it has the uid of. Nobody would make it go on.
-                if self.workers.contains(&pid) {
+                if self.workers.contains_key(&pid) {
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                 }
                 continue;
             }
             if self.spawned.remove(&pid) {
                 self.control.send(&Reply::Exited { pid, status });
-            } else if !self.workers.remove(&pid) && self.orphans.reaped(Instant::now()) {
+            } else if let Some(unanswered) = self.workers.remove(&pid) {
+                if let Some((id, op)) = unanswered.filter(|_| status != 0) {
+                    self.list_processes_here(id, op);
+                }
+            } else if self.orphans.reaped(Instant::now()) {
                 self.end_fork_bomb();
             }
         }
@@ -222,10 +227,7 @@ impl Guest<'_> {
                 Ok((reply, descriptors)) => self.hand_out(id, &reply, &descriptors),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
-            Request::Process { id, op } => match processes::answer(id, op) {
-                Ok(reply) => self.control.send(&reply),
-                Err(errno) => self.fail(id, errno, FailedAt::Operation),
-            },
+            Request::Process { id, op } => self.list_processes(id, op),
             Request::MakeDirs { id, path, user } => match files::make_dirs(&path, user) {
                 Ok(()) => self.done(id),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
@@ -258,9 +260,30 @@ impl Guest<'_> {
                 self.control.send(&Reply::File { id, answer });
             }
             Operated::Begun(worker) => {
-                self.workers.insert(worker);
+                self.workers.insert(worker, None);
                 self.done(id);
             }
+        }
+    }
+
+    fn list_processes(&mut self, id: RequestId, op: ProcessOp) {
+        let started = worker::start_with(self.control.as_fd(), &|| {
+            let reply = processes::answer(id, op, Commands::Read)?;
+            self.control.hand_out(&reply, &[])
+        });
+        match started {
+            Ok(worker) => {
+                self.workers.insert(worker, Some((id, op)));
+            }
+            // There are as many processes as there may be.
+            Err(_) => self.list_processes_here(id, op),
+        }
+    }
+
+    fn list_processes_here(&self, id: RequestId, op: ProcessOp) {
+        match processes::answer(id, op, Commands::Leave) {
+            Ok(reply) => self.control.send(&reply),
+            Err(errno) => self.fail(id, errno, FailedAt::Operation),
         }
     }
 

@@ -1,12 +1,13 @@
 //! Processes of PID 1's own that do what may take long: it never waits for a directory of 100,000 files.
 //!
-//! A worker has nothing but the pipe that it writes to, and PID 1's memory as it was. Its uid stays PID
-//! 1's, so that no program of the VM can trace one that acts as `user`, and none can signal it where they
-//! have other uids; its file system ids are the caller's. Where all have one uid, a program may stop a
-//! worker: PID 1 kills one that is stopped, so that its caller hears of it. Who reads the pipe decides how fast it goes, and ends it by closing the other end.
+//! A worker has nothing but what it writes to, and PID 1's memory as it was. Its uid stays PID 1's, so
+//! that no program of the VM can trace one that acts as `user`, and none can signal it where they have
+//! other uids; its file system ids are the caller's. Where all have one uid, a program may stop a worker:
+//! PID 1 kills one that is stopped, so that its caller hears of it. Of one that writes to a pipe, who reads
+//! decides how fast it goes, and ends it by closing the other end.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agentvm_guest::protocol::files::{FileKind, Record, framed};
 use agentvm_guest::protocol::{Account, Bytes};
@@ -94,26 +95,46 @@ impl Output {
     }
 }
 
-/// Starts a worker as a child that PID 1 reaps like any other. Its pid.
+/// Starts a worker that tells of files in a pipe. Its pid.
 pub(crate) fn start(
     pipe: OwnedFd,
     user: Account,
     run: &dyn Fn(&mut Output) -> Outcome,
 ) -> nix::Result<i32> {
-    // SAFETY: PID 1 has one thread, so that the child may do whatever its parent may.
-    match Errno::result(unsafe { libc::fork() })? {
-        0 => {
-            work(pipe, user, run);
-            end()
+    let Some(worker) = fork()? else {
+        begin(c"agentvm-files", pipe.as_fd());
+        work(pipe, user, run);
+        end()
+    };
+    Ok(worker)
+}
+
+/// Starts one that writes to `kept` what it has to tell, if it can. Its pid.
+pub(crate) fn start_with(kept: BorrowedFd, run: &dyn Fn() -> nix::Result<()>) -> nix::Result<i32> {
+    let Some(worker) = fork()? else {
+        begin(c"agentvm-list", kept);
+        if run().is_err() {
+            fail()
         }
-        child => Ok(child),
+        end()
+    };
+    Ok(worker)
+}
+
+/// A child that PID 1 reaps like any other; `None` in the child itself.
+fn fork() -> nix::Result<Option<i32>> {
+    // SAFETY: PID 1 has one thread, so that the child may do whatever its parent may.
+    let child = Errno::result(unsafe { libc::fork() })?;
+    Ok((child != 0).then_some(child))
+}
+
+fn begin(name: &CStr, kept: BorrowedFd) {
+    if keep_only(kept).is_err() || nix::sys::prctl::set_name(name).is_err() {
+        fail()
     }
 }
 
 fn work(pipe: OwnedFd, user: Account, run: &dyn Fn(&mut Output) -> Outcome) {
-    if keep_only(&pipe).is_err() || nix::sys::prctl::set_name(c"agentvm-files").is_err() {
-        return;
-    }
     let mut output = Output {
         pipe,
         waiting: Vec::new(),
@@ -138,26 +159,30 @@ fn work(pipe: OwnedFd, user: Account, run: &dyn Fn(&mut Output) -> Outcome) {
     }
 }
 
-/// The control socket and the VM's lock among others are not for workers.
-fn keep_only(pipe: &OwnedFd) -> io::Result<()> {
-    let pipe = pipe.as_raw_fd().cast_unsigned();
+/// The VM's lock among others is not for workers.
+fn keep_only(kept: BorrowedFd) -> nix::Result<()> {
+    let kept = kept.as_raw_fd().cast_unsigned();
     let close = |first: u32, last: u32| {
         if first > last {
             return Ok(());
         }
-        // SAFETY: nothing of this process uses a descriptor that it inherited, but the pipe.
+        // SAFETY: nothing of this process uses a descriptor that it inherited, but this one.
         let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
         Errno::result(closed).map(drop)
     };
-    if pipe > 3 {
+    if kept > 3 {
         // Standard streams, whatever they are, keep their numbers.
-        close(3, pipe - 1)?;
+        close(3, kept - 1)?;
     }
-    close(pipe + 1, u32::MAX)?;
-    Ok(())
+    close(kept + 1, u32::MAX)
 }
 
 fn end() -> ! {
     // SAFETY: ends this process, and runs nothing of its parent's.
     unsafe { libc::_exit(0) }
+}
+
+fn fail() -> ! {
+    // SAFETY: see above.
+    unsafe { libc::_exit(1) }
 }

@@ -170,6 +170,7 @@ async fn survives_a_bomb(limits: Limits, mechanism: Mechanism) {
         let pids = vm.usage().await.unwrap().pids as f64;
         // Read from /proc one by one, while others come and go: not what there was at any moment.
         assert!(pids <= most.mul_add(2.0, 40.0), "{pids} processes");
+        timeout(LONG, vm.processes()).await.unwrap().unwrap();
     }
     assert_eq!(stdout(&other, "echo alive").await, "alive\n");
     timeout(LONG, vm.shutdown()).await.unwrap();
@@ -203,6 +204,25 @@ async fn what_is_told_from_work_as_a_fork_bomb_is_ended() {
     .await
     .unwrap();
     assert_eq!(stdout(&vm, "echo alive").await, "alive\n");
+    vm.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_runs_is_listed_where_nothing_more_can_be_started() {
+    let data = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        pids: Some(20),
+        ..Limits::default()
+    };
+    let vm = limited(data.path(), "a", limits).await;
+    // The shell ends when it can't fork.
+    let filled = sh(&vm, "for i in $(seq 30); do sleep 1000 & done").await;
+    assert_eq!(filled.exit, Exit::Code(2), "{filled:?}");
+    let listed = vm.processes().await.unwrap();
+    let sleeps = listed
+        .iter()
+        .filter(|process| process.command.iter().any(|word| word.contains("sleep")));
+    assert!(sleeps.count() >= 15, "{listed:?}");
     vm.shutdown().await;
 }
 

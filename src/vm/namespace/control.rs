@@ -249,12 +249,13 @@ impl Control {
                 }
             };
             match received {
-                Ok(Some((Reply::ForkBomb, _))) => fork_bomb(),
-                Ok(Some((reply, descriptors))) => match self.dispatch(reply, descriptors) {
-                    Ok(None) => {}
-                    Ok(Some(unwanted)) => self.kill(unwanted).await,
-                    Err(problem) => break format!("PID 1 sent {problem}"),
-                },
+                Ok(Some((reply, descriptors))) => {
+                    match self.dispatch(reply, descriptors, &fork_bomb) {
+                        Ok(None) => {}
+                        Ok(Some(unwanted)) => self.kill(unwanted).await,
+                        Err(problem) => break format!("PID 1 sent {problem}"),
+                    }
+                }
                 Ok(None) => break "PID 1 exited".to_owned(),
                 Err(problem) => break format!("PID 1 sent {problem}"),
             }
@@ -294,6 +295,7 @@ impl Control {
         &self,
         reply: Reply,
         descriptors: Descriptors,
+        fork_bomb: &impl Fn(),
     ) -> Result<Option<i32>, &'static str> {
         let mut state = self.state();
         let (id, answer) = match reply {
@@ -349,8 +351,10 @@ impl Control {
                 (id, Answer::Failed { errno, at })
             }
             Reply::Ready { .. } | Reply::BootFailed { .. } => return Err("a second boot report"),
-            // Handled by who receives it.
-            Reply::ForkBomb => return Ok(None),
+            Reply::ForkBomb => {
+                fork_bomb();
+                return Ok(None);
+            }
         };
         // A caller that gave up is not there any more: dropping the answer closes its descriptor.
         if let Some(waiting) = state.pending.remove(&id) {

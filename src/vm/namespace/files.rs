@@ -26,6 +26,8 @@ const MAX_WATCHES: usize = 64;
 pub(super) struct Tasks {
     walks: Arc<Semaphore>,
     watches: Arc<Semaphore>,
+    /// For lists of processes.
+    pub(super) list: Semaphore,
 }
 
 impl Default for Tasks {
@@ -33,6 +35,7 @@ impl Default for Tasks {
         Self {
             walks: Arc::new(Semaphore::new(MAX_WALKS)),
             watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+            list: Semaphore::new(1),
         }
     }
 }

@@ -18,6 +18,8 @@ const TICK_MS: u64 = 10;
 #[async_trait]
 impl Processes for NamespaceVm {
     async fn processes(&self) -> Result<Vec<ProcessInfo>> {
+        // Each is a process in the VM while it is made.
+        let _one_list = self.tasks.list.acquire().await;
         let booted_at = self.machine_booted_at();
         let mut listed: Vec<ProcessInfo> = Vec::new();
         let mut after = 0;
