@@ -1,10 +1,17 @@
+import { spawnSync } from "node:child_process";
 import { once } from "node:events";
+import { existsSync } from "node:fs";
 import { createServer } from "node:http";
+import { createSecureServer, type IncomingHttpHeaders } from "node:http2";
 import { createServer as createTlsServer } from "node:https";
+import { createRequire } from "node:module";
 import type { AddressInfo } from "node:net";
+import { dirname } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
 import { failureOf, newClient, newVm, told } from "./fixtures.js";
 import { newCertificate } from "./tls.js";
+
+const require = createRequire(import.meta.url);
 
 /** Says which key it was sent. */
 async function newServer(tls?: { key: string; cert: string }): Promise<number> {
@@ -45,6 +52,101 @@ test("Node in the VM trusts who stands in for the host of a secret", async () =>
   expect(stderr).toBe("");
   expect(stdout).toBe("the-key\n");
 });
+
+test("HTTP/2 may name its host in a header only", async () => {
+  const seen: IncomingHttpHeaders[] = [];
+  const server = createSecureServer(await newCertificate());
+  server.on("stream", (stream, headers) => {
+    seen.push(headers);
+    stream.respond({ ":status": 200 });
+    stream.end();
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  onTestFinished(() => void server.close());
+  const { port } = server.address() as AddressInfo;
+  const host = `localhost:${port}`;
+  const secrets = { KEY: { value: "the-key", hosts: [host] } };
+  const agent = await newVm({ loopbackExemptPorts: [port], secrets });
+  const ask = (name: string) => {
+    const script = `
+      const session = require("node:http2").connect("https://${host}");
+      const stream = session.request({ host: "${name}", "x-api-key": process.env.KEY });
+      stream.on("response", (headers) => console.log(headers[":status"]));
+      stream.on("close", () => session.close());
+      stream.resume();`;
+    return agent.exec("node", { stdin: script });
+  };
+  expect(await ask(host)).toMatchObject({ stdout: "200\n", stderr: "" });
+  expect(seen).toMatchObject([{ "x-api-key": "the-key" }]);
+  expect(await ask("other.example")).toMatchObject({ stdout: "421\n", stderr: "" });
+  expect(seen).toHaveLength(1);
+});
+
+/** What is needed in a VM, and a command that sends $KEY to $URL in a header. */
+const TOOLS = {
+  git: {
+    needs: "git --version",
+    sends: 'git -c http.extraHeader="x-api-key: $KEY" ls-remote $URL',
+  },
+  "Python's requests": {
+    needs: "/usr/bin/python3 -c 'import requests'",
+    sends: `/usr/bin/python3 -c 'if True:
+      import os, requests
+      requests.get(os.environ["URL"], headers={"x-api-key": os.environ["KEY"]})'`,
+  },
+  Deno: {
+    needs: "/tools/deno/deno --version",
+    sends: `/tools/deno/deno eval --no-lock '
+      await fetch(Deno.env.get("URL"), { headers: { "x-api-key": Deno.env.get("KEY") } })'`,
+  },
+  cargo: {
+    needs: "/tools/rust/bin/cargo --version",
+    // Its registry wants to know who asks.
+    sends:
+      "CARGO_REGISTRIES_OWN_INDEX=sparse+$URL/ CARGO_REGISTRIES_OWN_TOKEN=$KEY \\\n" +
+      "  /tools/rust/bin/cargo search --registry own it",
+  },
+};
+
+const deno = `@deno/linux-${process.arch}-glibc/package.json`;
+const rust = spawnSync("rustc", ["--print", "sysroot"], { encoding: "utf8" }).stdout?.trim();
+
+test.for(Object.keys(TOOLS) as (keyof typeof TOOLS)[])(
+  "%s trusts who stands in for the host of a secret",
+  async (tool, { skip }) => {
+    const sent: unknown[] = [];
+    const server = createTlsServer(await newCertificate());
+    server.on("request", ({ url, headers }, response) => {
+      sent.push(headers["x-api-key"] ?? headers.authorization);
+      const api = `https://${headers.host}`;
+      if (url === "/config.json") {
+        response.end(JSON.stringify({ dl: api, api, "auth-required": true }));
+      } else {
+        response.end(JSON.stringify({ crates: [], meta: { total: 0 } }));
+      }
+    });
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    onTestFinished(() => void server.close());
+    const { port } = server.address() as AddressInfo;
+    const mounts = [{ path: "/tools/deno", hostPath: dirname(require.resolve(deno)) }];
+    if (rust && existsSync(rust)) mounts.push({ path: "/tools/rust", hostPath: rust });
+    const agent = await newVm({
+      loopbackExemptPorts: [port],
+      mounts: mounts.map((mount) => ({ ...mount, readOnly: true })),
+      secrets: { KEY: { value: "the-key", hosts: [`localhost:${port}`] } },
+    });
+    const { needs, sends } = TOOLS[tool];
+    const { exitCode, stderr: lacks } = await agent.exec(needs);
+    if (exitCode !== 0) {
+      console.warn(`NOT RUN: ${tool} and the authority of a VM. ${lacks}`);
+      skip();
+    }
+    const { stderr } = await agent.exec(sends, { env: { URL: `https://localhost:${port}` } });
+    expect(sent, stderr).toContain("the-key");
+  },
+);
 
 test("a placeholder in plain text is told, and is of no use", async () => {
   const port = await newServer();

@@ -2,10 +2,12 @@
 
 import { Failure, output, run, stage } from "./command.mjs";
 
-/** Debian's package of each. */
+/** Debian's package of each program, or of a file. */
 const PACKAGES = {
+  "/usr/lib/python3/dist-packages/requests/__init__.py": "python3-requests",
   debootstrap: "debootstrap",
   "docker-registry": "docker-registry",
+  git: "git",
   less: "less",
   "musl-gcc": "musl-tools",
   skopeo: "skopeo",
@@ -42,6 +44,6 @@ export async function provideDebianPackages() {
 
 function missingPackages() {
   return Object.entries(PACKAGES)
-    .filter(([program]) => output("sh", ["-c", `command -v ${program}`]) === undefined)
+    .filter(([what]) => output("sh", ["-c", `test -e ${what} || command -v ${what}`]) === undefined)
     .map(([, name]) => name);
 }
