@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,6 @@ use super::policy::{Policy, Reason, Terms, Verdict};
 use super::rate::Bucket;
 use super::relay::relay;
 use super::secrets::{Begun, Interceptor};
-use super::sockets;
 
 /// Connections of one VM at a time, where this process may have many descriptors. More wait in the
 /// listener's backlog, as at a busy server.
@@ -307,15 +306,14 @@ impl Proxy {
         let Some(secrets) = self.secrets.clone() else {
             return;
         };
-        // Of its own: when it is used, who serves may have closed the other.
-        let socket = guest.as_fd().try_clone_to_owned();
+        let is_denied = Arc::new(AtomicBool::new(false));
         tokio::select! {
-            () = secrets.serve(guest, begun, &self.traffic) => {}
+            () = secrets.serve(guest, begun, &self.traffic, &is_denied) => {}
             // To the server, TLS that ends without a word is an error anyway.
-            _ = self.denied_later(&judged, Terms::Allowed, &mut changes) => match socket {
-                Ok(socket) => sockets::reset(socket.as_fd()),
-                Err(error) => tracing::debug!(%error, "a connection is closed that was to be reset"),
-            },
+            () = async {
+                self.denied_later(&judged, Terms::Allowed, &mut changes).await;
+                is_denied.store(true, Ordering::Relaxed);
+            } => {}
         }
     }
 

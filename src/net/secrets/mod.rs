@@ -21,6 +21,7 @@ mod upstream;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::io::AsyncReadExt;
@@ -177,12 +178,14 @@ impl Interceptor {
         }
     }
 
-    /// Ends the guest's connection here and goes on in one of its own, until both have ended.
+    /// Ends the guest's connection here and goes on in one of its own, until both have ended. Dropped once
+    /// that is `denied`, it resets the guest's.
     pub(super) async fn serve(
         self: Arc<Self>,
         guest: TcpStream,
         begun: Begun,
         traffic: &Arc<Traffic>,
+        denied: &Arc<AtomicBool>,
     ) {
         let Begun {
             hello,
@@ -197,7 +200,7 @@ impl Interceptor {
             sockets::reset(guest.as_fd());
             return;
         };
-        let guest = Guest::new(guest, read, Arc::clone(traffic));
+        let guest = Guest::new(guest, read, Arc::clone(traffic), Arc::clone(denied));
         if let Err(error) = http::serve(self, guest, server, hello, port).await {
             tracing::debug!(%error, %name, "a connection to a host of a secret ended with an error");
         }

@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -16,15 +17,33 @@ pub(super) struct Guest {
     /// How much of it was taken.
     taken: usize,
     traffic: Arc<Traffic>,
+    /// Whether it is to end as what is relayed does where it is denied.
+    denied: Arc<AtomicBool>,
 }
 
 impl Guest {
-    pub(super) const fn new(stream: TcpStream, read: Vec<u8>, traffic: Arc<Traffic>) -> Self {
+    pub(super) const fn new(
+        stream: TcpStream,
+        read: Vec<u8>,
+        traffic: Arc<Traffic>,
+        denied: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             stream,
             read,
             taken: 0,
             traffic,
+            denied,
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if self.denied.load(Ordering::Relaxed)
+            && let Err(error) = self.stream.set_zero_linger()
+        {
+            tracing::debug!(%error, "a connection is closed that was to be reset");
         }
     }
 }
