@@ -233,14 +233,13 @@ impl Policy {
             }
             return Verdict::Deny(reason);
         }
-        // An address that is known only as that of denied names is theirs.
-        let mut denied = names
+        // An address that is known only as that of denied names is theirs. The last one is told.
+        let denied: Option<Vec<_>> = names
             .iter()
-            .map(|name| self.denied_name(name.as_ref(), port));
-        if let Some(Some(first)) = denied.next()
-            && denied.all(|rule| rule.is_some())
-        {
-            return Verdict::Deny(Reason::Rule(first.text()));
+            .map(|name| self.denied_name(name.as_ref(), port))
+            .collect();
+        if let Some(rule) = denied.as_deref().and_then(<[_]>::last) {
+            return Verdict::Deny(Reason::Rule(rule.text()));
         }
         let looks = self.rules.deny.iter().any(Rule::is_of_a_name);
         Verdict::Allow(if looks {

@@ -115,7 +115,7 @@ fn an_address_is_reached_by_the_name_that_it_was_given_out_for() {
 
 #[test]
 fn denied_names_are_denied_by_what_tls_says_and_by_their_addresses() {
-    let policy = policy(Otherwise::Public, &[], &["*.evil.test"]);
+    let policy = policy(Otherwise::Public, &[], &["*.evil.test", "bad.test"]);
     let evil = Reason::Rule("*.evil.test".into());
     assert_eq!(policy.judge_name("a.evil.test"), Some(evil.clone()));
     assert_eq!(policy.judge_name("a.test"), None);
@@ -123,6 +123,8 @@ fn denied_names_are_denied_by_what_tls_says_and_by_their_addresses() {
     assert_eq!(named, Some(evil.clone()));
     let known = judge_for(&policy, "1.2.3.4:443", &["a.evil.test"]);
     assert_eq!(known, Verdict::Deny(evil));
+    let last = judge_for(&policy, "1.2.3.4:443", &["a.evil.test", "bad.test"]);
+    assert_eq!(last, denied("bad.test"));
     // One that others share is told by TLS.
     let shared = judge_for(&policy, "1.2.3.4:443", &["a.evil.test", "a.test"]);
     assert_eq!(shared, Verdict::Allow(Terms::NotDenied));
