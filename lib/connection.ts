@@ -51,7 +51,9 @@ export class VmConnection extends Duplex implements Api.VmConnection {
 
   override _destroy(error: Error | null, done: (error?: Error | null) => void): void {
     this.#native.destroy(this.readableEnded && this.writableFinished);
-    done(error);
+    // As a socket does, which closes later: undici's fetch never ends a body whose connection fails before
+    // it has handed out the response.
+    setImmediate(done, error);
   }
 }
 

@@ -35,7 +35,8 @@ export async function vmFetch(
   }
   const { body, headers } = standardBody(rest);
   const streamed = isStream(body) ? new StreamedBody(body) : undefined;
-  const dispatcher = loopback(vm);
+  let asked = false;
+  const dispatcher = loopback(vm, { onConnect: () => (asked = true) });
   // Undici leaves a connection open that is established after its request was given up.
   const abort = () => void dispatcher.destroy().catch(() => {});
   signal?.addEventListener("abort", abort, { once: true });
@@ -52,7 +53,7 @@ export async function vmFetch(
     if (signal?.aborted) {
       throw aborted(signal);
     }
-    throw streamed?.failure ?? failure(error, port);
+    throw streamed?.failure ?? failure(error, port, asked);
   } finally {
     // From here on the signal ends the body, which undici sees to.
     signal?.removeEventListener("abort", abort);
@@ -109,7 +110,13 @@ function webSocketClass(): typeof Undici.WebSocket {
 }
 
 /** Connects to servers in the VM and to nothing else, whatever a redirect says. Waits as long as it takes. */
-function loopback(vm: NativeVm, { allowHalfOpen = true } = {}): Undici.Dispatcher {
+function loopback(
+  vm: NativeVm,
+  {
+    allowHalfOpen = true,
+    onConnect = () => {},
+  }: { allowHalfOpen?: boolean; onConnect?: () => void },
+): Undici.Dispatcher {
   return new (undici().Agent)({
     connect: ({ protocol, hostname, port }, callback) => {
       if (protocol !== "http:" || !LOOPBACK.has(hostname)) {
@@ -118,6 +125,7 @@ function loopback(vm: NativeVm, { allowHalfOpen = true } = {}): Undici.Dispatche
       }
       connect(vm, Number(port || 80)).then(
         (connection) => {
+          onConnect();
           connection.allowHalfOpen = allowHalfOpen;
           // A Duplex is all of a socket that undici uses.
           callback(null, connection as unknown as import("node:net").Socket);
@@ -247,27 +255,26 @@ function standard(original: Undici.Response, port: number): Response {
 type ReadableStream = NonNullable<ConstructorParameters<typeof Response>[0]>;
 
 /** What fetch hides behind "fetch failed". */
-function failure(error: unknown, port: number): unknown {
+function failure(error: unknown, port: number, asked: boolean): unknown {
   const { message, cause } = error as Error & { cause?: Error & { code?: string } };
-  if (cause === undefined) {
+  if (!asked && cause === undefined) {
     return invalidArgument("init", message); // fetch refused what it was given
   }
   if (cause instanceof AgentVmError) {
     return cause;
   }
-  if (cause.message === "bad port") {
+  if (cause?.message === "bad port") {
     return invalidArgument("port", `fetch refuses port ${port}: use agent.connect(${port})`);
   }
   const server = `the server on port ${port} in the VM`;
-  if (cause.message === "unexpected redirect") {
+  if (cause?.message === "unexpected redirect") {
     const problem = `${server} answered with a redirect, which \`redirect: "error"\` refuses`;
     return new AgentVmError("REDIRECTED", problem, { cause });
   }
-  if (cause.code === "UND_ERR_SOCKET") {
+  if (cause?.code === "UND_ERR_SOCKET") {
     const problem = `${server} closed the connection before it had answered`;
     return new AgentVmError("ECONNRESET", problem, { cause });
   }
-  return new AgentVmError("EPROTO", `${server} did not answer as HTTP asks: ${cause.message}`, {
-    cause,
-  });
+  const problem = `${server} did not answer as HTTP asks: ${cause?.message ?? message}`;
+  return new AgentVmError("EPROTO", problem, { cause: cause ?? error });
 }
