@@ -771,7 +771,8 @@ export interface Agent extends AsyncDisposable {
    * The same one entry after the other, as fast as it is asked for. It keeps the VM awake from the first
    * `next()` to its end: `break`, `close()`, the end of an `await using`, `signal`, or the last entry.
    *
-   * @throws {AgentVmError} at once `INVALID_ARGUMENT`; the iteration what `readdir` rejects with
+   * @throws {AgentVmError} at once `INVALID_ARGUMENT`; the iteration what `readdir` rejects with, and `EMFILE`
+   * where 256 others are under way in the VM
    */
   walk(path: VmPath, options?: WalkOptions): FileIterator<DirectoryEntry>;
 

@@ -139,6 +139,26 @@ test("entries come with their types, and paths that other calls take", async () 
   expect(walked.sort()).toEqual(["t/d", "t/d/f", "t/l", "t/p"]);
 });
 
+test("who walks may list, and has 256 walks at a time", async () => {
+  const agent = await newVm();
+  await shell(agent, "for i in $(seq 40); do mkdir -p t/$i/d; touch t/$i/d/f; done");
+  const found = Array.from({ length: 40 }, async (_, index) => {
+    let names = "";
+    for await (const { path, type } of agent.walk(`t/${index + 1}`)) {
+      if (type === "directory") names += (await agent.readdir(path)).map(({ name }) => name);
+    }
+    return names;
+  });
+  expect(await Promise.all(found)).toEqual(Array(40).fill("f"));
+  const walks = Array.from({ length: 256 }, () => agent.walk("t"));
+  for (const walk of walks) await walk.next();
+  const oneMore = await failureOf(() => agent.walk("t").next());
+  expect(oneMore).toMatchObject({ code: "EMFILE", message: expect.stringContaining("256") });
+  await walks[0]?.close();
+  expect((await agent.walk("t").next()).done).toBe(false);
+  for (const walk of walks) await walk.close();
+});
+
 test("names that are not UTF-8 are listed, and taken as bytes", async () => {
   const agent = await newVm();
   await shell(agent, "mkdir d; printf 1 > d/$(printf 'b\\377d')");

@@ -279,7 +279,7 @@ export function walk(
   options: Api.WalkOptions,
 ): Api.FileIterator<Api.DirectoryEntry> {
   const { signal, recursive = true, ...rest } = requireOptions(options, OPTIONS.walk);
-  const text = json("options", { ...rest, recursive });
+  const text = json("options", { ...rest, recursive, atLeisure: true });
   callSync(() => vm.checkList(path, text));
   const below = new Below(path);
   return new FileIterator(

@@ -117,6 +117,8 @@ pub(super) struct RawList {
     pub(super) user: RawUser,
     pub(super) recursive: bool,
     pub(super) skip_unreadable: bool,
+    /// By `walk`.
+    pub(super) at_leisure: bool,
 }
 
 #[derive(Default, Deserialize)]

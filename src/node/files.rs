@@ -406,6 +406,7 @@ impl NativeVm {
                     path,
                     recursive: options.recursive,
                     skip_unreadable: options.skip_unreadable,
+                    at_leisure: options.at_leisure,
                 };
                 let listing = vm.file_records(list, options.user.user());
                 unless_aborted(abort, listing)

@@ -74,6 +74,10 @@ pub enum VmError {
         path: String,
         errno: nix::errno::Errno,
     },
+    #[error(
+        "can't walk {path:?} in the VM: 256 other walks are under way. Read one to its end, or close it"
+    )]
+    Walk { path: String },
     /// The path is not a regular file.
     #[error("{path:?} in the VM is {found}, not a regular file{}", not_regular_remedy(.found))]
     NotRegular { path: String, found: &'static str },
@@ -308,6 +312,7 @@ impl From<VmError> for Error {
             } else {
                 "EINVAL"
             }),
+            VmError::Walk { .. } => Code::from(nix::errno::Errno::EMFILE),
             VmError::Uncopyable { .. } => Code::from(nix::errno::Errno::EINVAL),
             VmError::Ended(_) | VmError::NotSent(_) | VmError::Protocol(_) => Code::VmExited,
         };

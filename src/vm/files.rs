@@ -80,6 +80,8 @@ pub enum Task {
         recursive: bool,
         /// Of directories below that can't be read, tells them alone, and does not fail.
         skip_unreadable: bool,
+        /// Who reads it takes all the time that they want, and may wait for another task meanwhile.
+        at_leisure: bool,
     },
     /// Removes a path with everything below it.
     RemoveTree(GuestPath),
@@ -153,8 +155,9 @@ pub trait Files: Send + Sync {
         user: User,
     ) -> Result<()>;
 
-    /// Begins a task beside everything else. 16 of them are under way at a time, others wait; and 64
-    /// watches, one more is `EMFILE`. Dropping what this returns ends the task.
+    /// Begins a task beside everything else. 16 of those that end by themselves are under way at a time, and
+    /// others wait; of those that last as long as their reader likes, 64 watches and 256 lists: one more is
+    /// `EMFILE`. Dropping what this returns ends the task.
     async fn begin(&self, task: Task, user: User) -> Result<Answers>;
 }
 

@@ -19,23 +19,26 @@ use crate::vm::files::{Answers, Change, Files, Stat, Task, Write};
 use crate::vm::{GuestPath, Result, User, VmError};
 
 /// Workers of a VM that may be under way at a time: each is a process in it.
-const MAX_WALKS: usize = 16;
+const MAX_TASKS: usize = 16;
+const MAX_LISTS: usize = 256;
 const MAX_WATCHES: usize = 64;
 
 /// Places for tasks.
 pub(super) struct Tasks {
-    walks: Arc<Semaphore>,
+    /// Of those that end by themselves.
+    short: Arc<Semaphore>,
+    lists: Arc<Semaphore>,
     watches: Arc<Semaphore>,
-    /// For lists of processes.
-    pub(super) list: Semaphore,
+    pub(super) processes: Semaphore,
 }
 
 impl Default for Tasks {
     fn default() -> Self {
         Self {
-            walks: Arc::new(Semaphore::new(MAX_WALKS)),
+            short: Arc::new(Semaphore::new(MAX_TASKS)),
+            lists: Arc::new(Semaphore::new(MAX_LISTS)),
             watches: Arc::new(Semaphore::new(MAX_WATCHES)),
-            list: Semaphore::new(1),
+            processes: Semaphore::new(1),
         }
     }
 }
@@ -145,7 +148,7 @@ impl Files for NamespaceVm {
     async fn begin(&self, task: Task, user: User) -> Result<Answers> {
         let user = self.account(user)?;
         let permit = match &task {
-            // They end when somebody ends them: one more would wait for that.
+            // They end when somebody ends them: one more would wait for that, maybe for itself.
             Task::Watch { path, .. } => {
                 let permit = Arc::clone(&self.tasks.watches).try_acquire_owned();
                 permit.map_err(|_| VmError::Watch {
@@ -153,8 +156,18 @@ impl Files for NamespaceVm {
                     errno: Errno::EMFILE,
                 })?
             }
+            Task::List {
+                path,
+                at_leisure: true,
+                ..
+            } => {
+                let permit = Arc::clone(&self.tasks.lists).try_acquire_owned();
+                permit.map_err(|_| VmError::Walk {
+                    path: path.as_str().to_owned(),
+                })?
+            }
             Task::List { .. } | Task::RemoveTree(_) | Task::Copy { .. } => {
-                let permit = Arc::clone(&self.tasks.walks).acquire_owned().await;
+                let permit = Arc::clone(&self.tasks.short).acquire_owned().await;
                 // Nobody closes it.
                 permit.map_err(|_| VmError::Ended("it was shut down".to_owned()))?
             }
@@ -168,6 +181,7 @@ impl Files for NamespaceVm {
                 path,
                 recursive,
                 skip_unreadable,
+                at_leisure: _,
             } => FileOp::List {
                 path: path.to_bytes(),
                 recursive: *recursive,

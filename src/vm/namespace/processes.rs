@@ -19,7 +19,7 @@ const TICK_MS: u64 = 10;
 impl Processes for NamespaceVm {
     async fn processes(&self) -> Result<Vec<ProcessInfo>> {
         // Each is a process in the VM while it is made.
-        let _one_list = self.tasks.list.acquire().await;
+        let _one_list = self.tasks.processes.acquire().await;
         let booted_at = self.machine_booted_at();
         let mut listed: Vec<ProcessInfo> = Vec::new();
         let mut after = 0;

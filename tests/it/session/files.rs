@@ -16,6 +16,7 @@ async fn names(world: &World) -> Vec<String> {
         path: GuestPath::home(),
         recursive: false,
         skip_unreadable: false,
+        at_leisure: false,
     };
     let mut records = within(world.vm.file_records(task, User::User))
         .await

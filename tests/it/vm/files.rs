@@ -28,6 +28,7 @@ async fn list(vm: &DynVm, at: &str, recursive: bool) -> Result<Vec<(String, File
         path: path(at),
         recursive,
         skip_unreadable: false,
+        at_leisure: false,
     };
     let mut entries = Vec::new();
     for record in all(vm.begin(task, User::User).await?).await? {
@@ -173,6 +174,7 @@ async fn a_name_that_is_not_utf_8_comes_back_as_it_is() {
         path: path("d"),
         recursive: false,
         skip_unreadable: false,
+        at_leisure: false,
     };
     let records = all(vm.begin(task, User::User).await.unwrap())
         .await
@@ -195,6 +197,7 @@ async fn long_work_keeps_nobody_waiting() {
         path: path("d"),
         recursive: false,
         skip_unreadable: false,
+        at_leisure: false,
     };
     // Nobody reads them: their pipes are full.
     let mut waiting = Vec::new();
