@@ -103,7 +103,8 @@ export interface VmOptions {
    * named header or query parameter becomes the value. Anywhere else it stays, and where that is seen
    * there is `secretMisdirected`. A VM with secrets trusts an authority that is made for each of its boots:
    * `NODE_EXTRA_CA_CERTS`, `SSL_CERT_FILE`, `GIT_SSL_CAINFO`, `REQUESTS_CA_BUNDLE`, `CARGO_HTTP_CAINFO` and
-   * `DENO_CERT` name files with it, unless the call sets them. The real servers are verified by the
+   * `DENO_CERT` name files with it, and `npm_config_cafile` where the host's npmrc names a `cafile`, unless
+   * the call sets them. The real servers are verified by the
    * authorities that this host trusts (or those in `SSL_CERT_FILE` and `SSL_CERT_DIR`) and those in
    * `NODE_EXTRA_CA_CERTS`, as they are when the first is needed; who fails is answered for with status 502.
    *
@@ -115,10 +116,10 @@ export interface VmOptions {
 
 /** A value that a VM uses and does not have, and where it may go. */
 export interface SecretOptions {
-  /** Text that can stand in a header: ASCII, without line breaks. */
+  /** Text that can stand in a header: ASCII, 32 KiB at most, without line breaks or space at its ends. */
   value: string;
   /**
-   * Names of the hosts that get it, one at least: `"api.example.com"`, or `"*.example.com"` for every name
+   * Names of the hosts that get it, one at least (the rules of `network` have to allow them, too): `"api.example.com"`, or `"*.example.com"` for every name
    * below (not for itself), with `:port` where that is not 443. No addresses: TLS asks for none.
    */
   hosts: readonly string[];
@@ -213,8 +214,9 @@ export interface RootfsImage {
  * default.
  *
  * What is refused fails at once inside (connection refused, or reset), and is the event `networkDenied`.
- * Other protocols than TCP never leave a VM. New connections beyond 256 a second, and questions to the
- * resolver beyond 128, wait.
+ * Other protocols than TCP never leave a VM. Of new connections 1024 may come at once, and 256 in each second
+ * from then on; of questions to the resolver 256, and 128. More wait, as do connections beyond 1024 that are
+ * open at the same time (fewer where the host process may open few files).
  *
  * @example
  * ```ts
@@ -253,10 +255,10 @@ export interface VmLimits {
    * boots it again. At least 4 MiB. Default: no limit.
    */
   memoryBytes?: number;
-  /** CPUs' worth of time, as `0.5` or `2`; beyond it processes wait. At least 0.01. Default: no limit. */
+  /** CPUs' worth of time, as `0.5` or `2`; beyond it processes wait. 0.01 to 8192. Default: no limit. */
   cpus?: number;
   /**
-   * Processes and threads, at least 8. Beyond it programs can start none (`EAGAIN`, "Cannot fork"), and a
+   * Processes and threads, 8 to 4,194,304. Beyond it programs can start none (`EAGAIN`, "Cannot fork"), and a
    * call that has to start one, as `exec`, rejects with `VM_LIMIT`; `sleep()` ends them all. A fork bomb,
    * which slows the machine down long before, is ended: hundreds of processes that go on starting others
    * and end, a hundred orphans of them a second for three seconds. All that runs in the VM is killed then:
@@ -323,7 +325,7 @@ export interface ClientOptions extends VmOptions {
    * before it is emitted. The death of the process takes back nothing in either. Default: `"normal"`.
    */
   durability?: "normal" | "full";
-  /** Longest line, in bytes, that an agent may send; a longer one ends it. Default: 64 MiB. */
+  /** Longest line, in bytes, that an agent may send; a longer one ends it. 1 KiB to 1 GiB. Default: 64 MiB. */
   maxMessageBytes?: number;
   /**
    * Milliseconds that an agent gets to obey a cancel before it is stopped. Its session is resumed by
@@ -447,6 +449,8 @@ export interface Agent extends AsyncDisposable {
    * commands that it runs are killed, and what it left in the background goes on. An agent that does
    * not obey within `cancelGraceMs` is stopped. Resolves when the turn has ended; with no turn under
    * way in this process, `cancelled` is `false`.
+   *
+   * @throws {AgentVmError} `SESSION_NOT_FOUND`
    */
   cancelPrompt(sessionId: string): Promise<CancelResult>;
 
@@ -462,13 +466,17 @@ export interface Agent extends AsyncDisposable {
 
   /**
    * Ends the session's agent, if it runs in this process, after cancelling its turn. Everything
-   * persisted stays; a later prompt resumes the session. Idempotent.
+   * persisted stays; a later prompt resumes the session. Does nothing to one that is closed.
+   *
+   * @throws {AgentVmError} `SESSION_NOT_FOUND`
    */
   closeSession(sessionId: string): Promise<void>;
 
   /**
    * Ends the session and removes all of it: events, kept environment, the agent's own state. Files that
-   * the agent made stay. Idempotent.
+   * the agent made stay. Does nothing where there is no such session. Wakes the VM for one that there is.
+   *
+   * @throws {AgentVmError} what `wake` rejects with
    */
   destroySession(sessionId: string): Promise<void>;
 
@@ -709,8 +717,8 @@ export interface Agent extends AsyncDisposable {
   waitShell(shellId: string, options?: WaitOptions): Promise<ShellEnd>;
 
   /**
-   * Reads a regular file, or a part of it, of at most 2 GiB (`EFBIG`: `createReadStream` has no such
-   * limit); of `/proc` none.
+   * Reads a regular file, or a part of it, of at most 2 GiB, as text of at most half a billion characters
+   * (`EFBIG`: `createReadStream` has no such limit); of `/proc` none.
    *
    * Of all calls for files: a relative path starts at `/home/user`; it is resolved inside the VM, with the
    * rights of `user`; the magic links of `/proc` are not followed (`ELOOP`).
@@ -961,9 +969,11 @@ export interface Agent extends AsyncDisposable {
   /**
    * Replaces the VM's `network` rules, now if it runs and for the boots to come by this client. New
    * connections and names are judged by the new rules at once, and connections that they do not allow are
-   * reset; those, too, that began when no rule asked which of its names an address was meant for. Like every option it is not kept on disk. Boots nothing.
+   * reset; those, too, that began when no rule asked which of its names an address was meant for. Like every
+   * option it is not kept on disk. Boots nothing.
    *
-   * @throws {AgentVmError} `INVALID_ARGUMENT`, which names the rule
+   * @throws {AgentVmError} `INVALID_ARGUMENT`, which names the rule; `VM_BUSY` where the VM runs in another
+   * process, and keeps the rules that it has there
    */
   setNetwork(network: NetworkRules): Promise<void>;
 
@@ -988,14 +998,23 @@ export interface Agent extends AsyncDisposable {
    * names are in the environment of programs that are started from now on. Boots nothing.
    *
    * @throws {AgentVmError} `INVALID_ARGUMENT`, naming the field and never showing a value; also where the VM
-   * runs and was booted without secrets: `sleep()` it first
+   * runs and was booted without secrets: `sleep()` it first. `VM_BUSY` where it runs in another process
    */
   setSecrets(secrets: Readonly<Record<string, SecretOptions>>): Promise<void>;
 
-  /** Boots the VM if it does not run. */
+  /**
+   * Boots the VM if it does not run.
+   *
+   * @throws {AgentVmError} `VM_BUSY` where it runs in another process; `VM_UNSUPPORTED` where this host
+   * refuses something, with the remedy; `INVALID_ARGUMENT` for a mount that can't be made; codes of images
+   */
   wake(): Promise<void>;
 
-  /** Deletes the VM with all its files and sessions. A later call starts with an empty one. */
+  /**
+   * Deletes the VM with all its files and sessions. A later call starts with an empty one.
+   *
+   * @throws {AgentVmError} `VM_BUSY` where it runs in another process
+   */
   destroy(): Promise<void>;
 
   /**
@@ -1288,9 +1307,23 @@ export interface PersistedEvent {
  */
 export interface JsonRpcNotification {
   jsonrpc: "2.0";
+  /** Also `"_agentvm/retry"`, of the adapters of built-in agents: {@link RetryEvent}. */
   method: string;
   // biome-ignore lint/suspicious/noExplicitAny: agents send fields that no version of ACP knows
   params?: any;
+}
+
+/** `params` of `_agentvm/retry`: a request to the model has failed, and is repeated. */
+export interface RetryEvent {
+  sessionId: string;
+  /** 1 for the first repetition in this turn. */
+  attempt: number;
+  maxAttempts?: number;
+  /** Milliseconds until then. */
+  delayMs?: number;
+  /** The text of this message, as far as it came, is void: it comes again. */
+  discardedMessageId?: string;
+  error: { message: string; /** Of HTTP. */ status?: number; type?: string };
 }
 
 /**
@@ -2179,8 +2212,11 @@ export type ErrorCode =
   | "PERMISSION_NOT_FOUND"
   | "PROCESS_NOT_FOUND"
   | "SHELL_NOT_FOUND"
+  /** The host refuses something that is asked for, or the database is a newer agentvm's. */
   | "VM_UNSUPPORTED"
+  /** It is open in another process. */
   | "VM_BUSY"
+  /** It ended while the call was under way. */
   | "VM_EXITED"
   | "VM_LIMIT"
   | "NETWORK_DENIED"
@@ -2201,6 +2237,7 @@ export type ErrorCode =
   | "STORE_FULL"
   | "CLIENT_CLOSED"
   | "ABORTED"
+  /** A defect of agentvm, or of the host under it: the message says where. */
   | "INTERNAL"
   /** Names of errnos, as `"ENOENT"`, for files and processes. */
   | (string & {});

@@ -31,6 +31,9 @@ const USAGE = `Usage: agentvm <command>
       --memory 512m, --cpus 1.5, --pids 200, --disk 2g
                                 Limits; memory and disk in bytes, or with k, m, g, t.
       --loopback-port <port>    A port of the host's loopback that the VM may reach (any number).
+      --network public|none|allowlist, --allow <rule>, --deny <rule> (any number)
+                                What else it may reach. Like all that says how it is booted, a VM does
+                                not remember it, but for its image.
       --image <name>, --rootfs <directory>
                                 What it is booted from, instead of the host's programs.
       --data-dir <directory>    Default: $AGENTVM_DATA_DIR, else $XDG_DATA_HOME/agentvm, else
@@ -242,11 +245,13 @@ const COMMANDS: Record<string, (args: string[]) => Promise<unknown>> = {
   images,
 };
 
+const HELP = "`agentvm --help` explains all commands";
+
 async function main(args: string[]): Promise<number> {
   const [command, ...rest] = args;
   // What follows a -- is for somebody else.
   const own = args.includes("--") ? args.slice(0, args.indexOf("--")) : args;
-  if (own.some((word) => word === "--help" || word === "-h")) {
+  if (command === "help" || own.some((word) => word === "--help" || word === "-h")) {
     process.stdout.write(USAGE);
     return 0;
   }
@@ -256,8 +261,11 @@ async function main(args: string[]): Promise<number> {
   }
   const run = command !== undefined && Object.hasOwn(COMMANDS, command) && COMMANDS[command];
   if (!run) {
-    const problem = `INVALID_ARGUMENT: there is no command ${command}\n\n`;
-    process.stderr.write(command ? problem + USAGE : USAGE);
+    if (command === undefined) {
+      process.stderr.write(USAGE);
+    } else {
+      tell(`INVALID_ARGUMENT: there is no command ${command}\n${HELP}`);
+    }
     return 2;
   }
   try {
@@ -267,7 +275,7 @@ async function main(args: string[]): Promise<number> {
     if (!(error instanceof UsageError)) {
       throw error;
     }
-    tell(`INVALID_ARGUMENT: agentvm ${error.message}\n\`agentvm --help\` explains all commands`);
+    tell(`INVALID_ARGUMENT: agentvm ${error.message}\n${HELP}`);
     return 2;
   }
 }
@@ -283,6 +291,7 @@ main(process.argv.slice(2)).then(
   },
   (error: unknown) => {
     tell(error instanceof AgentVmError ? `${error.code}: ${error.message}` : String(error));
-    process.exitCode = 1;
+    // Of a command line that nobody here has looked at.
+    process.exitCode = error instanceof AgentVmError && error.code === "INVALID_ARGUMENT" ? 2 : 1;
   },
 );

@@ -17,6 +17,9 @@ export const SHELL_OPTIONS = {
   pids: { type: "string" },
   disk: { type: "string" },
   "loopback-port": { type: "string", multiple: true },
+  network: { type: "string" },
+  allow: { type: "string", multiple: true },
+  deny: { type: "string", multiple: true },
   image: { type: "string" },
   rootfs: { type: "string" },
 } as const satisfies NonNullable<ParseArgsConfig["options"]>;
@@ -33,6 +36,9 @@ export interface ShellValues {
   pids?: string | undefined;
   disk?: string | undefined;
   "loopback-port"?: string[] | undefined;
+  network?: string | undefined;
+  allow?: string[] | undefined;
+  deny?: string[] | undefined;
   image?: string | undefined;
   rootfs?: string | undefined;
 }
@@ -48,14 +54,33 @@ export function vmOptions(values: ShellValues): Api.VmOptions {
     ...(pids !== undefined && { pids: number("--pids", pids) }),
     ...(disk !== undefined && { diskBytes: size("--disk", disk) }),
   };
+  const network = networkRules(values);
   const ports = values["loopback-port"]?.map((port) => number("--loopback-port", port));
   return {
     ...(Object.keys(limits).length > 0 && { limits }),
     ...(ports && { loopbackExemptPorts: ports }),
+    ...(network && { network }),
     ...(mount && { mounts: mount.map(mountOf) }),
     ...(image !== undefined && { image }),
     ...(rootfs !== undefined && { image: { rootfs } }),
   };
+}
+
+function networkRules({ network, allow, deny }: ShellValues): Api.NetworkRules | undefined {
+  switch (network) {
+    case undefined:
+      return allow || deny ? { ...(allow && { allow }), ...(deny && { deny }) } : undefined;
+    case "none":
+      if (allow) {
+        throw new UsageError('shell: --network none allows nothing: with "allowlist" nothing else is');
+      }
+      return { default: network, ...(deny && { deny }) };
+    case "public":
+    case "allowlist":
+      return { default: network, ...(allow && { allow }), ...(deny && { deny }) };
+    default:
+      throw new UsageError(`shell: --network is public, none or allowlist, not ${network}`);
+  }
 }
 
 export function shellOptions({ user, cwd, env }: ShellValues): Api.SpawnOptions & Api.ShellOptions {
@@ -80,7 +105,7 @@ export async function requireVm(
   if (!vms.some((vm) => JSON.stringify(vm.key) === name)) {
     throw new UsageError(
       `shell: there is no VM ${keyText(key)} in ${dataDir}. ` +
-        "--create makes one; `agentvm ls` lists those that there are; -- begins a command",
+        "--create makes one; `agentvm ls` lists those that there are",
     );
   }
 }

@@ -39,6 +39,7 @@ export async function attach(
 ): Promise<number> {
   const { stdin, stdout } = process;
   const signals = new Signals();
+  agent.on("limitReached", ({ detail }) => tell(`VM_LIMIT: ${detail}`));
   // Its failures are not those of the command.
   await agent.wake();
   try {

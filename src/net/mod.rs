@@ -54,6 +54,8 @@ pub struct Network {
     /// Aborted with the set, and with each of them what it serves.
     _servers: JoinSet<()>,
     policy: watch::Sender<Arc<Policy>>,
+    /// The one before.
+    before: watch::Sender<Arc<Policy>>,
     rules: Arc<rules::Rules>,
     traffic: Arc<Traffic>,
 }
@@ -81,6 +83,7 @@ impl Network {
             rules::netlink(log)?;
         }
 
+        let before = watch::Sender::new(Arc::clone(&policy));
         let policy = watch::Sender::new(policy);
         let traffic = Arc::new(Traffic::default());
         let names = Arc::new(names::Names::default());
@@ -96,6 +99,7 @@ impl Network {
         servers.spawn(dns::serve_tcp(dns_tcp, server));
         let proxy = Arc::new(proxy::Proxy::new(
             policy.subscribe(),
+            before.subscribe(),
             names,
             denials,
             Arc::clone(&traffic),
@@ -111,6 +115,7 @@ impl Network {
         Ok(Self {
             _servers: servers,
             policy,
+            before,
             rules: Arc::new(rules),
             traffic,
         })
@@ -120,8 +125,10 @@ impl Network {
     /// no longer allowed are reset. What it returns waits for the kernel: it changes what the VM's own
     /// rules refuse, which can be no more than what comes earlier than the verdict here.
     pub fn set_rules(&self, rules: Rules) -> impl FnOnce() -> io::Result<()> + Send + 'static {
-        self.policy
-            .send_modify(|policy| *policy = Arc::new(policy.with_rules(rules)));
+        self.policy.send_modify(|policy| {
+            let other = Arc::new(policy.with_rules(rules));
+            self.before.send_replace(std::mem::replace(policy, other));
+        });
         let (own, policy) = (Arc::clone(&self.rules), self.policy.subscribe());
         move || {
             own.change(|| {

@@ -41,6 +41,8 @@ const NEW_AT_ONCE: u32 = 1024;
 pub(super) struct Proxy {
     /// As it is now.
     policy: watch::Receiver<Arc<Policy>>,
+    /// As it was before the last change.
+    before: watch::Receiver<Arc<Policy>>,
     names: Arc<Names>,
     denials: Denials,
     slots: Arc<Semaphore>,
@@ -53,6 +55,7 @@ pub(super) struct Proxy {
 impl Proxy {
     pub(super) fn new(
         policy: watch::Receiver<Arc<Policy>>,
+        before: watch::Receiver<Arc<Policy>>,
         names: Arc<Names>,
         denials: Denials,
         traffic: Arc<Traffic>,
@@ -61,6 +64,7 @@ impl Proxy {
         Self {
             secrets,
             policy,
+            before,
             names,
             denials,
             slots: Arc::new(Semaphore::new(max_connections(descriptor_limit()))),
@@ -360,12 +364,20 @@ impl Proxy {
             names: self.names.of(destination.ip(), Instant::now()),
             begun: OnceLock::new(),
         };
-        let policy = Arc::clone(&self.policy.borrow());
-        let reason = match (judged.judge(&policy), protocol) {
-            (Err(reason), _) => reason,
-            // The policy has changed since.
-            (Ok(_), Protocol::Tcp) => Reason::Unknown,
-            (Ok(_), _) => Reason::Protocol,
+        let denied = |policy: &watch::Receiver<Arc<Policy>>| {
+            let policy = Arc::clone(&policy.borrow());
+            judged.judge(&policy).err()
+        };
+        // It was refused some time ago, maybe by other rules.
+        let reason = match (
+            denied(&self.policy).or_else(|| denied(&self.before)),
+            protocol,
+        ) {
+            (Some(reason), Protocol::Tcp) => reason,
+            (None, Protocol::Tcp) => Reason::Unknown,
+            (Some(reason @ (Reason::NotPublic(_) | Reason::Host)), _) => reason,
+            // No rule would let it out.
+            _ => Reason::Protocol,
         };
         self.denials.report(Refused {
             host: judged.host(),

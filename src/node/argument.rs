@@ -1,6 +1,10 @@
 //! From the JSON text of a call's arguments to types, with problems in the words of JavaScript.
 
-use serde::de::{DeserializeOwned, Error as _};
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -63,7 +67,11 @@ fn in_words_of_javascript(problem: &str) -> String {
     } else if let Some(name) = problem.strip_prefix("missing field ") {
         format!("{} is missing", quoted(name))
     } else {
-        problem.to_owned()
+        match problem {
+            // Of who knows names only.
+            "expected value" => "must be a string".to_owned(),
+            problem => problem.to_owned(),
+        }
     }
 }
 
@@ -86,6 +94,31 @@ fn found_value(words: &str) -> &str {
             .strip_prefix("string ")
             .or_else(|| words.split('`').nth(1))
             .unwrap_or(words),
+    }
+}
+
+/// `T`, from an object: serde takes an array for the fields of a struct in their order, and an empty one for
+/// a struct that needs none.
+#[derive(Debug)]
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Map<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_map(Map(PhantomData)).map(Self)
     }
 }
 
@@ -153,7 +186,7 @@ mod tests {
         flag: Option<bool>,
         list: Option<Vec<String>>,
         env: Option<BTreeMap<String, String>>,
-        inner: Option<Inner>,
+        inner: Option<Object<Inner>>,
         kind: Option<Kind>,
         port: Option<Whole<1, 65_535>>,
     }
@@ -191,6 +224,11 @@ mod tests {
             (r#"{"env":[]}"#, "env: must be an object, not an array"),
             (r#"{"env":{"A":1}}"#, "env.A: must be a string, not 1"),
             (r#"{"inner":{}}"#, "inner: \"must\" is missing"),
+            (
+                r#"{"inner":["x"]}"#,
+                "inner: must be an object, not an array",
+            ),
+            (r#"{"kind":true}"#, "kind: must be a string"),
             (
                 r#"{"kind":"deny"}"#,
                 "kind: must be one of \"ask\", \"allow\", \"reject\", not \"deny\"",

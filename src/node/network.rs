@@ -10,7 +10,7 @@ use napi::bindgen_prelude::PromiseRaw;
 use napi_derive::napi;
 use serde::Deserialize;
 
-use super::argument::parse_option;
+use super::argument::{Object, parse_option};
 use super::error::{promise, rejection};
 use super::vm::NativeVm;
 use crate::error::{Error, Result};
@@ -79,8 +79,8 @@ impl NativeVm {
     /// `network`: JSON of the rules. The same VM under these.
     #[napi]
     pub fn with_network(&self, network: String) -> napi::Result<Self> {
-        let rules =
-            parse_option::<RawNetwork>("network", &network).and_then(|raw| raw.rules("network"));
+        let rules = parse_option::<Object<RawNetwork>>("network", &network)
+            .and_then(|raw| raw.0.rules("network"));
         let rules = rules.map_err(rejection)?;
         Ok(Self::new(self.handle.with_network(rules)))
     }
@@ -98,7 +98,9 @@ mod tests {
     use super::*;
 
     fn network(json: &str) -> Result<Rules> {
-        parse_option::<RawNetwork>("network", json)?.rules("network")
+        parse_option::<Object<RawNetwork>>("network", json)?
+            .0
+            .rules("network")
     }
 
     #[test]
@@ -121,6 +123,8 @@ mod tests {
                 r#"{"deny":["https://a.test"]}"#,
                 "network.deny[0]: \"https://a.test\" is a URL: a rule is host[:port[-port]]",
             ),
+            ("[]", "network: must be an object, not an array"),
+            (r#"{"default":true}"#, "network.default: must be a string"),
             (
                 r#"{"default":"none","allow":["a.test"]}"#,
                 "network.allow: is of no use where the default is \"none\": with \"allowlist\" nothing \

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub(super) use super::argument::parse;
-use super::argument::{MAX_SAFE, Whole, WholeOrFalse};
+use super::argument::{MAX_SAFE, Object, Whole, WholeOrFalse};
 use super::images::RawImage;
 use super::limits::RawLimits;
 use super::network::RawNetwork;
@@ -40,15 +40,15 @@ struct RawClientOptions {
     max_message_bytes: Option<Whole<1024, MAX_MESSAGE_BYTES>>,
     /// By name.
     #[serde(default)]
-    agents: BTreeMap<String, RawAgent>,
+    agents: BTreeMap<String, Object<RawAgent>>,
     additional_instructions: Option<String>,
     cancel_grace_ms: Option<Whole<0, MAX_SAFE>>,
     // As below: serde can't flatten into a struct that denies unknown fields.
     loopback_exempt_ports: Option<Vec<Whole<1, 65_535>>>,
-    network: Option<RawNetwork>,
+    network: Option<Object<RawNetwork>>,
     sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
-    limits: Option<RawLimits>,
-    mounts: Option<Vec<RawMount>>,
+    limits: Option<Object<RawLimits>>,
+    mounts: Option<Vec<Object<RawMount>>>,
     image: Option<RawImage>,
     secrets: Option<RawSecrets>,
     /// Root of the image store. Beside the agent store unless it is given.
@@ -60,10 +60,10 @@ struct RawClientOptions {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RawVmOptions {
     loopback_exempt_ports: Option<Vec<Whole<1, 65_535>>>,
-    network: Option<RawNetwork>,
+    network: Option<Object<RawNetwork>>,
     sleep_after_ms: Option<WholeOrFalse<1, MAX_SAFE>>,
-    limits: Option<RawLimits>,
-    mounts: Option<Vec<RawMount>>,
+    limits: Option<Object<RawLimits>>,
+    mounts: Option<Vec<Object<RawMount>>>,
     image: Option<RawImage>,
     secrets: Option<RawSecrets>,
 }
@@ -79,13 +79,13 @@ impl RawVmOptions {
                 ports.filter_map(|port| port.0.try_into().ok()).collect();
         }
         if let Some(network) = self.network {
-            settings.network = network.rules("network")?;
+            settings.network = network.0.rules("network")?;
         }
         if let Some(sleep_after) = self.sleep_after_ms {
             settings.sleep_after = sleep_after.0.map(Duration::from_millis);
         }
         if let Some(limits) = self.limits {
-            settings.limits = limits.over(&settings.limits);
+            settings.limits = limits.0.over(&settings.limits);
         }
         if let Some(raw) = self.mounts {
             settings.mounts = mounts(raw)?;
@@ -114,11 +114,11 @@ struct RawMount {
     read_only: bool,
 }
 
-fn mounts(raw: Vec<RawMount>) -> Result<Vec<HostMount>> {
+fn mounts(raw: Vec<Object<RawMount>>) -> Result<Vec<HostMount>> {
     let invalid = |index: usize, field: &str, problem: String| {
         Error::invalid_argument(&format!("mounts[{index}].{field}"), problem)
     };
-    let mounts = raw.into_iter().enumerate().map(|(index, raw)| {
+    let mounts = raw.into_iter().enumerate().map(|(index, Object(raw))| {
         HostMount::new(&raw.path, &raw.host_path, raw.read_only)
             .map_err(|(field, problem)| invalid(index, field, problem))
     });
@@ -204,10 +204,10 @@ pub(super) fn client_options(json: &str, package: PathBuf, node: PathBuf) -> Res
     })
 }
 
-fn client_agents(raw: BTreeMap<String, RawAgent>) -> Result<ClientAgents> {
+fn client_agents(raw: BTreeMap<String, Object<RawAgent>>) -> Result<ClientAgents> {
     let mut own = Vec::new();
     let mut versions = Vec::new();
-    for (name, raw) in raw {
+    for (name, Object(raw)) in raw {
         let field = format!("agents.{name}");
         match BuiltIn::find(&name) {
             Some(agent) if raw.is_version() => {

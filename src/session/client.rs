@@ -516,7 +516,8 @@ impl VmHandle {
         let settings = self.open()?;
         match self.machine.running_vm().await {
             Some(vm) => Ok(vm.set_network(settings.vm.network.clone()).await?),
-            None => Ok(()),
+            // One that runs elsewhere would keep the rules that it has.
+            None => self.machine.check_not_elsewhere().await,
         }
     }
 

@@ -40,7 +40,7 @@ impl VmHandle {
             },
         };
         if running.is_none() {
-            namespace::check_not_elsewhere(&self.machine.dir, &self.machine.key_json()).await?;
+            self.machine.check_not_elsewhere().await?;
         }
         Ok(Stats {
             running,

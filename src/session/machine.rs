@@ -220,6 +220,11 @@ impl Machine {
         vm.still_runs().await.then_some(vm)
     }
 
+    /// `VM_BUSY` if another process has it open.
+    pub(super) async fn check_not_elsewhere(&self) -> Result<()> {
+        Ok(namespace::check_not_elsewhere(&self.dir, &self.key_json()).await?)
+    }
+
     /// Clears, beside the first boot, what interrupted deletions have left.
     fn sweep(&self) {
         if !self.swept.swap(true, Ordering::Relaxed)

@@ -16,14 +16,16 @@ impl VmHandle {
     /// Exchanges the VM's secrets, also while it runs, and for its next boots by this handle.
     pub async fn set_secrets(&self, secrets: Secrets) -> Result<()> {
         let settings = self.open()?;
-        if let Some(vm) = self.machine.running_vm().await
-            && !vm.set_secrets(&secrets)
-        {
-            return Err(Error::invalid_argument(
-                "secrets",
-                "this VM was booted without any, and trusts nobody to stand in for their hosts: sleep() \
-                 it first",
-            ));
+        match self.machine.running_vm().await {
+            Some(vm) if !vm.set_secrets(&secrets) => {
+                return Err(Error::invalid_argument(
+                    "secrets",
+                    "this VM was booted without any, and trusts nobody to stand in for their hosts: \
+                     sleep() it first",
+                ));
+            }
+            Some(_) => {}
+            None => self.machine.check_not_elsewhere().await?,
         }
         settings.vm.secrets.set(&secrets);
         Ok(())

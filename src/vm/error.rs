@@ -50,7 +50,7 @@ pub enum VmError {
     )]
     Busy { key: String, holder: String },
     /// An operation on a path inside the VM failed.
-    #[error("{op} {path:?} in the VM: {}", file_problem(*.errno))]
+    #[error("{op} {path:?} in the VM: {}", file_problem(.op, *.errno))]
     File {
         op: &'static str,
         path: String,
@@ -62,7 +62,7 @@ pub enum VmError {
     )]
     Interrupted { op: &'static str, path: String },
     /// A path could not be moved or copied to another.
-    #[error("{op} {from:?} to {to:?} in the VM: {}", relocation_problem(*.errno))]
+    #[error("{op} {from:?} to {to:?} in the VM: {}", relocation_problem(.op, *.errno))]
     Relocate {
         op: &'static str,
         from: String,
@@ -186,21 +186,35 @@ fn host_remedy(error: &io::Error) -> String {
     }
 }
 
-fn file_problem(errno: nix::errno::Errno) -> &'static str {
-    match errno {
-        nix::errno::Errno::ENXIO => {
+fn file_problem(op: &str, errno: nix::errno::Errno) -> &'static str {
+    use nix::errno::Errno;
+    match (errno, op) {
+        (Errno::ENXIO, _) => {
             "it is a socket, a FIFO that nobody reads, or a device that is not there: only programs in the VM can use such (exec)"
         }
-        nix::errno::Errno::EAGAIN => "a program in the VM has a lease on it (fcntl(2), F_SETLEASE)",
-        errno => errno.desc(),
+        (Errno::EAGAIN, _) => "a program in the VM has a lease on it (fcntl(2), F_SETLEASE)",
+        (Errno::ENOENT, "can't write") => {
+            "No such directory. mkdir makes one, and writeFiles makes those that are missing"
+        }
+        (Errno::ENOTEMPTY, "can't delete") => {
+            "Directory not empty. With { recursive: true } all that is in it is deleted, too"
+        }
+        (errno, _) => errno.desc(),
     }
 }
 
-fn relocation_problem(errno: nix::errno::Errno) -> &'static str {
-    match errno {
+fn relocation_problem(op: &str, errno: nix::errno::Errno) -> &'static str {
+    use nix::errno::Errno;
+    match (errno, op) {
         // rename(2), and the guest's copy.
-        nix::errno::Errno::EINVAL => "nothing can be put into itself",
-        errno => file_problem(errno),
+        (Errno::EINVAL, _) => "nothing can be put into itself",
+        (Errno::EISDIR, "can't copy") => {
+            "Is a directory. With { recursive: true } it is copied with all that is in it"
+        }
+        (Errno::EXDEV, "can't move") => {
+            "they are on different file systems: copy it there, and delete it here"
+        }
+        (errno, op) => file_problem(op, errno),
     }
 }
 
