@@ -384,7 +384,7 @@ export interface Client extends AsyncDisposable {
 
     /**
      * The VMs that the data directory has, by key: those that anything was asked of that boots a VM, in any
-     * process, also where that boot was refused, and that were not destroyed. Boots nothing.
+     * process, and that were not destroyed. One whose boot was refused may be among them. Boots nothing.
      *
      * @throws {AgentVmError} `CLIENT_CLOSED`, errno names for the data directory
      */

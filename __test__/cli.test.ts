@@ -59,11 +59,11 @@ test.for([
 });
 
 test.for([
-  ["pie", "AGENT_UNKNOWN"],
-  ["pi@latest", "INVALID_ARGUMENT"],
-] as const)("install %s fails with %s", async ([name, expected]) => {
+  ["pie", "AGENT_UNKNOWN", 1],
+  ["pi@latest", "INVALID_ARGUMENT", 2],
+] as const)("install %s fails with %s", async ([name, expected, exitCode]) => {
   const { code, stdout, stderr } = await agentvm("install", name);
-  expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+  expect({ code, stdout }).toEqual({ code: exitCode, stdout: "" });
   expect(stderr).toMatch(new RegExp(`^${expected}: .*${name}.*\n$`));
 });
 

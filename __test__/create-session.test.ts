@@ -84,6 +84,16 @@ test("aborting createSession leaves nothing of the session", async () => {
   await expectNothingLeft(agent, dataDir);
 });
 
+test("a session that fails leaves no lock of Pi's, for which the next would wait", async () => {
+  const { agent, session } = await newPiVm([]);
+  for (let attempt = 0; attempt < 3; attempt++) {
+    const mcpServers = [{ type: "local", command: "/no/such/server" }] as const;
+    const error = await failureOf(() => session({ mcpServers }));
+    expect(error.code).toBe("AGENT_ERROR");
+    expect((await agent.exec("ls -d .pi/agent/*.lock")).stdout).toBe("");
+  }
+});
+
 test("with a signal that is aborted already nothing boots", async () => {
   const dataDir = await newDirectory();
   const agent = await newVm({ dataDir });

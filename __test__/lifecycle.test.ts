@@ -77,13 +77,19 @@ test("a VM is open in one process at a time", async () => {
     const client = createClient({ dataDir: process.argv[1] });
     const vm = client.vm.getOrCreate("vm");
     console.log(await vm.stats().then(({ running }) => running, ({ message }) => message));
-    console.log(await vm.wake().then(() => "awake", ({ code }) => code));
+    for (const call of [
+      () => vm.setNetwork({ default: "none" }),
+      () => vm.setSecrets({ KEY: { value: "x", hosts: ["api.example.com"] } }),
+      () => vm.wake(),
+    ]) {
+      console.log(await call().then(() => "done", ({ code }) => code));
+    }
   `;
   const busy = await runNode(program, dataDir);
-  expect(busy.stdout).toMatch(/VM \["vm"\] is open in another process \(pid \d+\).*\nVM_BUSY\n$/);
+  expect(busy.stdout).toMatch(/VM \["vm"\] is open in another process \(pid \d+\).*\n(VM_BUSY\n){3}$/);
   expect(busy.stdout).toContain(`(pid ${process.pid})`);
   await agent.sleep();
-  expect((await runNode(program, dataDir)).stdout).toBe("false\nawake\n");
+  expect((await runNode(program, dataDir)).stdout).toBe("false\ndone\ndone\ndone\n");
 });
 
 test("destroy deletes files and sessions; the key then names an empty VM", async () => {

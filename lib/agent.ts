@@ -323,6 +323,9 @@ export class Agent implements Api.Agent {
 
   async signalProcess(pid: number, signal: string | number): Promise<void> {
     requirePid(pid);
+    if (typeof signal !== "string" && typeof signal !== "number") {
+      throw invalidArgument("signal", `must be a name or a number, not ${told(signal)}`);
+    }
     await call(this.#vm.signalProcess(pid, String(signal)));
   }
 

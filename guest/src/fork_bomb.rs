@@ -17,7 +17,7 @@ const LASTS: u32 = 3;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Processes and threads that there are at the same time: so many, or half of the VM's limit.
+/// Processes that there are at the same time: so many, or half of the VM's limit.
 const MANY: u64 = 256;
 
 /// The orphans that PID 1 has reaped lately.
@@ -60,7 +60,7 @@ impl Orphans {
 pub(crate) fn are_many() -> nix::Result<bool> {
     let limit = limits::processes();
     let many = limit.map_or(MANY, |limit| MANY.min(limit / 2));
-    Ok(limits::usage()?.tasks >= many)
+    Ok(limits::count()? >= many)
 }
 
 #[cfg(test)]

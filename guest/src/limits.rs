@@ -62,10 +62,11 @@ pub(crate) fn restrict_child() {
     }
 }
 
+/// By a worker: a process may keep it waiting (see [`crate::processes::PATIENCE`]).
 pub(crate) fn usage() -> nix::Result<ProcessUsage> {
     let mut usage = ProcessUsage::default();
     let page = page_size();
-    for pid in pids()?.take(MAX_COUNTED) {
+    for pid in others()?.take(MAX_COUNTED) {
         let Some(stat) = read_stat(pid) else {
             continue; // it has ended meanwhile
         };
@@ -78,6 +79,33 @@ pub(crate) fn usage() -> nix::Result<ProcessUsage> {
         usage.tasks = usage.tasks.saturating_add(counted.threads);
     }
     Ok(usage)
+}
+
+/// What can be told at once: how many processes there are, and what their first threads took.
+pub(crate) fn usage_now() -> nix::Result<ProcessUsage> {
+    let mut usage = ProcessUsage::default();
+    let page = page_size();
+    for pid in pids()?.take(MAX_COUNTED) {
+        usage.tasks += 1;
+        let resident_pages = number_in(pid, "statm", 1).unwrap_or(0);
+        let bytes = resident_pages.saturating_mul(page);
+        usage.resident_bytes = usage.resident_bytes.saturating_add(bytes);
+        // Nanoseconds.
+        let ticks = number_in(pid, "schedstat", 0).unwrap_or(0) / 10_000_000;
+        usage.cpu_ticks = usage.cpu_ticks.saturating_add(ticks);
+    }
+    Ok(usage)
+}
+
+/// How many processes there are.
+pub(crate) fn count() -> nix::Result<u64> {
+    Ok(pids()?.fold(0, |count, _| count + 1))
+}
+
+/// One of the numbers in a file of a process.
+fn number_in(pid: i32, name: &str, at: usize) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/{name}")).ok()?;
+    text.split_ascii_whitespace().nth(at)?.parse().ok()
 }
 
 pub(crate) fn kill_all() -> nix::Result<()> {
@@ -96,6 +124,12 @@ fn signal_all(signal: i32) -> nix::Result<()> {
 pub(crate) fn pids() -> nix::Result<impl Iterator<Item = i32>> {
     let entries = fs::read_dir("/proc").map_err(|error| errno_of(&error))?;
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
+/// All but the worker that asks.
+pub(crate) fn others() -> nix::Result<impl Iterator<Item = i32>> {
+    let own = std::process::id().cast_signed();
+    Ok(pids()?.filter(move |pid| *pid != own || own == 1))
 }
 
 pub(crate) fn read_stat(pid: i32) -> Option<Vec<u8>> {

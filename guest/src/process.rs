@@ -1,23 +1,19 @@
 //! Starting a program.
 //!
 //! The child is a copy of this small process, not one that shares its memory (vfork): then PID 1 would have
-//! to sleep until it has exec'ed, and whoever has its user id can stop it before that, for ever.
+//! to sleep until it has exec'ed. That may take long: whoever has its user id can stop it before that, and
+//! the start of a program waits for locks of the files that it maps.
 
 use std::ffi::{CString, c_char};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 
 use agentvm_guest::protocol::{Account, Bytes, FailedAt, USER_ID};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::setid;
-
-/// How often it is looked whether somebody has stopped a child that has not exec'ed yet.
-const LOOK_MS: u16 = 50;
 
 /// A program to start; everything is laid out before the child exists, which must not allocate.
 pub(crate) struct Launch {
@@ -74,7 +70,7 @@ impl Launch {
     }
 
     /// Starts it as leader of a session and process group of its own.
-    pub(crate) fn start(&self) -> Result<i32, SpawnError> {
+    pub(crate) fn start(&self) -> Result<Starting, SpawnError> {
         let argv = pointers(&self.argv);
         let env = pointers(&self.env);
         let child = Child {
@@ -99,54 +95,49 @@ impl Launch {
                 // SAFETY: no handler of this process runs.
                 unsafe { libc::_exit(127) }
             }
-            pid => {
-                drop(report);
-                let started = begun(pid, &failure);
-                if started.is_err() {
-                    // It never became a program: nobody else must hear of it.
-                    let _ = nix::sys::wait::waitpid(Pid::from_raw(pid), None);
-                }
-                started.map(|()| pid)
-            }
+            pid => Ok(Starting { pid, failure }),
         }
     }
 }
 
-/// Waits until a child has exec'ed, and kills one that somebody has stopped before.
-fn begun(pid: i32, failure: &OwnedFd) -> Result<(), SpawnError> {
-    loop {
-        let mut polled = [PollFd::new(failure.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut polled, LOOK_MS) {
-            Ok(0) if is_stopped(pid) => {
-                kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-                return Err(Errno::EINTR.into());
-            }
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => break,
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    let mut text = [[0; 4]; 2];
-    match nix::unistd::read(failure, text.as_flattened_mut())? {
-        8 => {
-            let [errno, at_cwd] = text.map(i32::from_ne_bytes);
-            Err(SpawnError {
-                errno: Errno::from_raw(errno),
-                at: if at_cwd == 0 {
-                    FailedAt::Operation
-                } else {
-                    FailedAt::Cwd
-                },
-            })
-        }
-        _ => Ok(()),
+/// A child that may not have exec'ed yet.
+pub(crate) struct Starting {
+    pub(crate) pid: i32,
+    failure: OwnedFd,
+}
+
+impl AsFd for Starting {
+    /// Can be read when that is over.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.failure.as_fd()
     }
 }
 
-fn is_stopped(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").map_or("", |(_, after)| after);
-    state.starts_with(['T', 't'])
+impl Starting {
+    /// Whether it has exec'ed, or has failed, or is gone.
+    pub(crate) fn is_over(&self) -> bool {
+        let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Whether it has become the program. To be called when that is over. One that was killed before has.
+    pub(crate) fn outcome(&self) -> Result<(), SpawnError> {
+        let mut text = [[0; 4]; 2];
+        match nix::unistd::read(&self.failure, text.as_flattened_mut())? {
+            8 => {
+                let [errno, at_cwd] = text.map(i32::from_ne_bytes);
+                Err(SpawnError {
+                    errno: Errno::from_raw(errno),
+                    at: if at_cwd == 0 {
+                        FailedAt::Operation
+                    } else {
+                        FailedAt::Cwd
+                    },
+                })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 struct Child<'a> {

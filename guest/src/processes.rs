@@ -8,60 +8,61 @@ use agentvm_guest::protocol::{
     Instance, MAX_COMMAND, MAX_PACKET, ProcessEntry, ProcessOp, Reply, RequestId,
 };
 
-use crate::limits::{page_size, pids, read_stat};
+use crate::limits::{others, page_size, read_stat};
 
 /// Of one entry without its command line, encoded: every number at its longest.
 const ENTRY: usize = 80;
 
-/// Of one `/proc/<pid>/status`; the line that is looked for is among the first.
-const MAX_STATUS: u64 = 2048;
+/// Of one `/proc/<pid>/status`, which has all groups of a process before what is looked for.
+const MAX_STATUS: u64 = 16 * 1024;
 
 /// How long command lines are read for one answer; what comes later has its name alone.
 const COMMANDS_FOR: Duration = Duration::from_secs(1);
 
-/// Command lines are read by a worker: to read one is to wait for a process that forks, and among those of
-/// a fork bomb that can take seconds.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Commands {
-    Read,
-    /// Each process has its name alone.
-    Leave,
+/// Seconds for an answer of a worker. `stat` and `cmdline` of one process may take longer than that, where it
+/// waits itself for the locks of the files that it maps, as all of a fork bomb's do; `status` never does.
+pub(crate) const PATIENCE: u32 = 2;
+
+/// By a worker.
+pub(crate) fn answer(id: RequestId, op: ProcessOp) -> nix::Result<Reply> {
+    let began = Instant::now();
+    listed(id, op, |pid| entry(pid, began.elapsed() < COMMANDS_FOR))
 }
 
-pub(crate) fn answer(id: RequestId, op: ProcessOp, commands: Commands) -> nix::Result<Reply> {
-    let ProcessOp::List { after } = op;
-    let (processes, more) = list(after, commands)?;
+/// What can be told at once: names, and no times.
+pub(crate) fn answer_now(id: RequestId, op: ProcessOp) -> nix::Result<Reply> {
+    listed(id, op, entry_now)
+}
+
+/// By pid, as many as fit.
+fn listed(
+    id: RequestId,
+    ProcessOp::List { after, .. }: ProcessOp,
+    look: impl Fn(i32) -> Option<ProcessEntry>,
+) -> nix::Result<Reply> {
+    let mut pids: Vec<i32> = others()?.filter(|pid| *pid > after).collect();
+    pids.sort_unstable();
+    let mut processes = Vec::new();
+    let mut room = MAX_PACKET - 64;
+    let mut more = false;
+    for pid in pids {
+        // One that is not there has ended meanwhile.
+        let Some(entry) = look(pid) else {
+            continue;
+        };
+        let size = ENTRY + entry.command.len();
+        if size > room {
+            more = true;
+            break;
+        }
+        room -= size;
+        processes.push(entry);
+    }
     Ok(Reply::Processes {
         id,
         processes,
         more,
     })
-}
-
-/// By pid, and whether there are more than fit.
-fn list(after: i32, commands: Commands) -> nix::Result<(Vec<ProcessEntry>, bool)> {
-    // Who lists is not listed, if it is not PID 1.
-    let own = std::process::id().cast_signed();
-    let is_listed = |pid: &i32| *pid > after && (*pid != own || own == 1);
-    let mut pids: Vec<i32> = pids()?.filter(is_listed).collect();
-    pids.sort_unstable();
-    let mut listed = Vec::new();
-    let mut room = MAX_PACKET - 64;
-    let began = Instant::now();
-    for pid in pids {
-        // One that is not there has ended meanwhile.
-        let with_command = commands == Commands::Read && began.elapsed() < COMMANDS_FOR;
-        let Some(entry) = entry(pid, with_command) else {
-            continue;
-        };
-        let size = ENTRY + entry.command.len();
-        if size > room {
-            return Ok((listed, true));
-        }
-        room -= size;
-        listed.push(entry);
-    }
-    Ok((listed, false))
 }
 
 fn entry(pid: i32, with_command: bool) -> Option<ProcessEntry> {
@@ -77,6 +78,48 @@ fn entry(pid: i32, with_command: bool) -> Option<ProcessEntry> {
         entry.command = command;
     }
     Some(entry)
+}
+
+fn entry_now(pid: i32) -> Option<ProcessEntry> {
+    parse_status(pid, &read(pid, "status", MAX_STATUS)?)
+}
+
+/// Of `proc_pid_status(5)`. What is not there is 0.
+fn parse_status(pid: i32, status: &[u8]) -> Option<ProcessEntry> {
+    let mut lines = status.split(|byte| *byte == b'\n');
+    let lines: Vec<(&[u8], &[u8])> = lines
+        .by_ref()
+        .filter_map(|line| {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            Some((&line[..colon], line[colon + 1..].trim_ascii()))
+        })
+        .collect();
+    let value = |name: &str| {
+        let mut lines = lines.iter();
+        lines.find_map(|(own, value)| (*own == name.as_bytes()).then_some(*value))
+    };
+    let first = |name| {
+        str::from_utf8(value(name)?)
+            .ok()?
+            .split_ascii_whitespace()
+            .next()
+    };
+    let number = |name| first(name)?.parse::<u64>().ok();
+    let id = |name| first(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+    Some(ProcessEntry {
+        instance: Instance { pid, started: 0 },
+        parent: id("PPid"),
+        group: id("NSpgid"),
+        session: id("NSsid"),
+        uid: uid(status)?,
+        state: *value("State")?.first()?,
+        threads: number("Threads")
+            .and_then(|count| count.try_into().ok())
+            .unwrap_or(0),
+        cpu_ticks: 0,
+        resident_bytes: number("VmRSS").unwrap_or(0).saturating_mul(1024),
+        command: [b"[", value("Name")?, b"]\0"].concat(),
+    })
 }
 
 fn read(pid: i32, name: &str, most: u64) -> Option<Vec<u8>> {
@@ -124,4 +167,20 @@ fn uid(status: &[u8]) -> Option<u32> {
     let ids = lines.find_map(|line| line.strip_prefix(b"Uid:"))?;
     let effective = str::from_utf8(ids).ok()?.split_ascii_whitespace().nth(1)?;
     effective.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_at_once_is_in_the_status() {
+        let status = b"Name:\ta:\\nb\nUmask:\t0022\nState:\tS (sleeping)\nPid:\t7\nPPid:\t1\n\
+            Uid:\t1000\t1001\t1000\t1000\nNSpgid:\t7\nNSsid:\t6\nVmRSS:\t    2048 kB\nThreads:\t5\n";
+        let entry = parse_status(7, status).expect("valid");
+        assert_eq!(entry.command, b"[a:\\nb]\0");
+        assert_eq!((entry.parent, entry.group, entry.session), (1, 7, 6));
+        assert_eq!((entry.uid, entry.state, entry.threads), (1001, b'S', 5));
+        assert_eq!(entry.resident_bytes, 2 << 20);
+    }
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use agentvm_guest::protocol::{
-    FailedAt, Instance, LimitOp, ProcessOp, Reply, Request, RequestId, TerminalSpec, Turn,
+    FailedAt, Instance, LimitOp, ProcessOp, Reply, Request, RequestId, Turn,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,8 +20,8 @@ use crate::files::{self, Operated};
 use crate::fork_bomb::{self, Orphans};
 use crate::limits;
 use crate::ports;
-use crate::process::{Launch, SpawnError};
-use crate::processes::{self, Commands};
+use crate::process::{Launch, SpawnError, Starting};
+use crate::processes;
 use crate::terminal;
 use crate::worker;
 
@@ -33,6 +33,7 @@ const REAPED_AT_ONCE: usize = 64;
 pub(crate) fn serve(control: &Control) {
     let mut guest = Guest {
         control,
+        starting: Vec::new(),
         spawned: HashSet::new(),
         workers: HashMap::new(),
         more_to_reap: false,
@@ -54,22 +55,66 @@ fn signals() -> Option<SignalFd> {
 
 struct Guest<'a> {
     control: &'a Control,
+    /// Of which the host has not heard yet.
+    starting: Vec<Start>,
     /// Started for the host and not reaped yet; other children are orphans that we inherited.
     spawned: HashSet<i32>,
     /// Processes of our own, with what is to be answered if one can't.
-    workers: HashMap<i32, Option<(RequestId, ProcessOp)>>,
+    workers: HashMap<i32, Option<Question>>,
     /// Children may have died that no signal will tell of again.
     more_to_reap: bool,
     orphans: Orphans,
 }
 
+/// What a worker is to answer to the host.
+#[derive(Clone, Copy)]
+enum Question {
+    Processes(RequestId, ProcessOp),
+    Usage(RequestId),
+}
+
+impl Question {
+    fn answer(self) -> nix::Result<Reply> {
+        match self {
+            Self::Processes(id, op) => processes::answer(id, op),
+            Self::Usage(id) => limits::usage().map(|usage| Reply::Usage { id, usage }),
+        }
+    }
+
+    /// What can be told without waiting for any process.
+    fn answer_now(self) -> nix::Result<Reply> {
+        match self {
+            Self::Processes(id, op) => processes::answer_now(id, op),
+            Self::Usage(id) => limits::usage_now().map(|usage| Reply::Usage { id, usage }),
+        }
+    }
+
+    const fn id(self) -> RequestId {
+        match self {
+            Self::Processes(id, _) | Self::Usage(id) => id,
+        }
+    }
+}
+
+/// A program that the host wants.
+struct Start {
+    id: RequestId,
+    starting: Starting,
+    /// The other end of the terminal that it is on.
+    terminal: Option<OwnedFd>,
+    /// A program of the VM has stopped it before it was one itself.
+    stopped: bool,
+}
+
 impl Guest<'_> {
     /// Waits for something to do and does it. `false`: the VM ends.
     fn turn(&mut self, signals: &SignalFd) -> bool {
-        let mut ready = [
+        let mut ready = vec![
             PollFd::new(self.control.as_fd(), PollFlags::POLLIN),
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
         ];
+        let starting = self.starting.iter();
+        ready.extend(starting.map(|start| PollFd::new(start.starting.as_fd(), PollFlags::POLLIN)));
         let wait = if self.more_to_reap {
             PollTimeout::ZERO
         } else {
@@ -79,7 +124,14 @@ impl Guest<'_> {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return false,
         }
-        let [control, signal] = ready.map(|fd| fd.any().unwrap_or(true));
+        let ready: Vec<bool> = ready.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+        let &[control, signal, ref begun @ ..] = &ready[..] else {
+            return false;
+        };
+        // From the end, as each is taken out.
+        for (at, _) in begun.iter().enumerate().rev().filter(|(_, begun)| **begun) {
+            self.begun(at);
+        }
         if signal {
             // One a turn, as who sends them may be faster.
             if let Ok(Some(info)) = signals.read_signal() {
@@ -118,20 +170,60 @@ impl Guest<'_> {
             }
             if libc::WIFSTOPPED(status) {
                 // A program may stop what it has the uid of. Nobody would make it go on.
-                if self.workers.contains_key(&pid) {
+                let mut starting = self.starting.iter_mut();
+                let start = starting.find(|start| start.starting.pid == pid);
+                let is_ours = match start {
+                    Some(start) => {
+                        start.stopped = !start.starting.is_over();
+                        start.stopped
+                    }
+                    None => self.workers.contains_key(&pid),
+                };
+                if is_ours {
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                 }
                 continue;
             }
+            let mut starting = self.starting.iter();
+            if let Some(at) = starting.position(|start| start.starting.pid == pid) {
+                self.begun(at);
+            }
             if self.spawned.remove(&pid) {
                 self.control.send(&Reply::Exited { pid, status });
             } else if let Some(unanswered) = self.workers.remove(&pid) {
-                if let Some((id, op)) = unanswered.filter(|_| status != 0) {
-                    self.list_processes_here(id, op);
+                if let Some(question) = unanswered.filter(|_| status != 0) {
+                    self.answer_now(question);
                 }
             } else if self.orphans.reaped(Instant::now()) {
                 self.end_fork_bomb();
             }
+        }
+    }
+
+    /// Tells the host of a program that is one now, or will never be.
+    fn begun(&mut self, at: usize) {
+        let Start {
+            id,
+            starting,
+            terminal,
+            stopped,
+        } = self.starting.remove(at);
+        let pid = starting.pid;
+        let outcome = match starting.outcome() {
+            Ok(()) if stopped => Err(Errno::EINTR.into()),
+            outcome => outcome,
+        };
+        if let Err(SpawnError { errno, at }) = outcome {
+            // What is left of it is a process of our own.
+            self.workers.insert(pid, None);
+            return self.fail(id, errno, at);
+        }
+        self.spawned.insert(pid);
+        let reply = Reply::Spawned { id, pid };
+        if let Err(errno) = self.control.hand_out(&reply, terminal.as_slice()) {
+            // Nobody will ever hear of it.
+            let _ = ending::end_session(pid);
+            self.fail(id, errno, FailedAt::Operation);
         }
     }
 
@@ -158,15 +250,12 @@ impl Guest<'_> {
                     .map_err(|_| SpawnError::from(Errno::EBADF))
                     .and_then(|stdio| Launch::new(argv, env, cwd, user, stdio))
                     .and_then(|launch| launch.start());
-                match started {
-                    Ok(pid) => {
-                        self.spawned.insert(pid);
-                        self.control.send(&Reply::Spawned { id, pid });
-                    }
-                    Err(SpawnError { errno, at }) => self.fail(id, errno, at),
-                }
+                self.start(id, started.map(|starting| (starting, None)));
             }
-            Request::Terminal { id, spec } => self.start_on_terminal(id, *spec),
+            Request::Terminal { id, spec } => {
+                let started = terminal::start(*spec);
+                self.start(id, started.map(|(starting, other)| (starting, Some(other))));
+            }
             Request::Signal { id, pid, signal } => {
                 // A group outlives its leader, and the kernel does not reuse its number meanwhile.
                 // Group 1 and 'all' (0, -1) are not the host's to signal.
@@ -227,7 +316,15 @@ impl Guest<'_> {
                 Ok((reply, descriptors)) => self.hand_out(id, &reply, &descriptors),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
-            Request::Process { id, op } => self.list_processes(id, op),
+            Request::Process { id, op } => {
+                let ProcessOp::List { commands, .. } = op;
+                let question = Question::Processes(id, op);
+                if commands {
+                    self.ask_a_worker(question);
+                } else {
+                    self.answer_now(question);
+                }
+            }
             Request::MakeDirs { id, path, user } => match files::make_dirs(&path, user) {
                 Ok(()) => self.done(id),
                 Err(errno) => self.fail(id, errno, FailedAt::Operation),
@@ -239,17 +336,15 @@ impl Guest<'_> {
         }
     }
 
-    fn start_on_terminal(&mut self, id: RequestId, spec: TerminalSpec) {
-        let (pid, terminal) = match terminal::start(spec) {
-            Ok(started) => started,
-            Err(SpawnError { errno, at }) => return self.fail(id, errno, at),
-        };
-        self.spawned.insert(pid);
-        let reply = Reply::Spawned { id, pid };
-        if let Err(errno) = self.control.hand_out(&reply, &[terminal]) {
-            // Nobody will ever hear of it.
-            let _ = ending::end_session(pid);
-            self.fail(id, errno, FailedAt::Operation);
+    fn start(&mut self, id: RequestId, started: Result<(Starting, Option<OwnedFd>), SpawnError>) {
+        match started {
+            Ok((starting, terminal)) => self.starting.push(Start {
+                id,
+                starting,
+                terminal,
+                stopped: false,
+            }),
+            Err(SpawnError { errno, at }) => self.fail(id, errno, at),
         }
     }
 
@@ -266,38 +361,34 @@ impl Guest<'_> {
         }
     }
 
-    fn list_processes(&mut self, id: RequestId, op: ProcessOp) {
-        let started = worker::start_with(self.control.as_fd(), &|| {
-            let reply = processes::answer(id, op, Commands::Read)?;
+    fn ask_a_worker(&mut self, question: Question) {
+        let started = worker::start_with(self.control.as_fd(), processes::PATIENCE, &|| {
+            let reply = question.answer()?;
             self.control.hand_out(&reply, &[])
         });
         match started {
             Ok(worker) => {
-                self.workers.insert(worker, Some((id, op)));
+                self.workers.insert(worker, Some(question));
             }
             // There are as many processes as there may be.
-            Err(_) => self.list_processes_here(id, op),
+            Err(_) => self.answer_now(question),
         }
     }
 
-    fn list_processes_here(&self, id: RequestId, op: ProcessOp) {
-        match processes::answer(id, op, Commands::Leave) {
+    fn answer_now(&self, question: Question) {
+        match question.answer_now() {
             Ok(reply) => self.control.send(&reply),
-            Err(errno) => self.fail(id, errno, FailedAt::Operation),
+            Err(errno) => self.fail(question.id(), errno, FailedAt::Operation),
         }
     }
 
-    fn apply(&self, id: RequestId, op: LimitOp) {
-        let done = match op {
-            LimitOp::Usage => match limits::usage() {
-                Ok(usage) => return self.control.send(&Reply::Usage { id, usage }),
-                Err(errno) => Err(errno),
+    fn apply(&mut self, id: RequestId, op: LimitOp) {
+        match op {
+            LimitOp::Usage => self.ask_a_worker(Question::Usage(id)),
+            LimitOp::Kill => match limits::kill_all() {
+                Ok(()) => self.done(id),
+                Err(errno) => self.fail(id, errno, FailedAt::Operation),
             },
-            LimitOp::Kill => limits::kill_all(),
-        };
-        match done {
-            Ok(()) => self.done(id),
-            Err(errno) => self.fail(id, errno, FailedAt::Operation),
         }
     }
 

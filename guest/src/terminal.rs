@@ -7,13 +7,13 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use crate::process::{Launch, SpawnError};
+use crate::process::{Launch, SpawnError, Starting};
 
 /// The group `tty` on every Linux.
 pub(crate) const TTY_GROUP: u32 = 5;
 
-/// The program's pid, and the terminal's other end.
-pub(crate) fn start(spec: TerminalSpec) -> Result<(i32, OwnedFd), SpawnError> {
+/// The program, and the terminal's other end.
+pub(crate) fn start(spec: TerminalSpec) -> Result<(Starting, OwnedFd), SpawnError> {
     let (master, slave) = pair(&spec)?;
     let stdio = [slave.try_clone(), slave.try_clone(), Ok(slave)];
     let mut descriptors = Vec::new();

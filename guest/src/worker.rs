@@ -109,10 +109,16 @@ pub(crate) fn start(
     Ok(worker)
 }
 
-/// Starts one that writes to `kept` what it has to tell, if it can. Its pid.
-pub(crate) fn start_with(kept: BorrowedFd, run: &dyn Fn() -> nix::Result<()>) -> nix::Result<i32> {
+/// Starts one that writes to `kept` what it has to tell, if it can in so many seconds. Its pid.
+pub(crate) fn start_with(
+    kept: BorrowedFd,
+    seconds: u32,
+    run: &dyn Fn() -> nix::Result<()>,
+) -> nix::Result<i32> {
     let Some(worker) = fork()? else {
         begin(c"agentvm-list", kept);
+        // SAFETY: nothing handles SIGALRM, which ends this process.
+        unsafe { libc::alarm(seconds) };
         if run().is_err() {
             fail()
         }

@@ -373,9 +373,9 @@ impl Proxy {
             denied(&self.policy).or_else(|| denied(&self.before)),
             protocol,
         ) {
-            (Some(reason), Protocol::Tcp) => reason,
+            (Some(reason), Protocol::Tcp)
+            | (Some(reason @ (Reason::NotPublic(_) | Reason::Host)), _) => reason,
             (None, Protocol::Tcp) => Reason::Unknown,
-            (Some(reason @ (Reason::NotPublic(_) | Reason::Host)), _) => reason,
             // No rule would let it out.
             _ => Reason::Protocol,
         };

@@ -133,7 +133,10 @@ fn shell_options(json: &str) -> Result<ShellOptions> {
     let raw: RawShellOptions = parse(json)?;
     check_environment("env", &raw.env)?;
     if raw.command.is_none() && !raw.args.is_empty() {
-        return Err(Error::invalid_argument("args", "are those of a command"));
+        return Err(Error::invalid_argument(
+            "args",
+            "are of no use without a command: give one, as { command, args }",
+        ));
     }
     if raw.command.as_deref() == Some("") {
         return Err(Error::invalid_argument("command", "must not be empty"));

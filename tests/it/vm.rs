@@ -272,3 +272,52 @@ fn a_process_without_core_files_has_vms() {
         },
     );
 }
+
+#[tokio::test]
+async fn a_program_that_can_not_start_yet_keeps_nobody_waiting() {
+    // From fcntl(2).
+    const LEASE: &str = "open my $f, '+<', 'program'; fcntl $f, 1024, 1 or die $!; \
+        $SIG{IO} = 'IGNORE'; open my $r, '>', 'ready'; sleep 1 until -e 'enough'";
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    stdout(
+        &vm,
+        "printf '#!/bin/sh\\necho ran\\n' > program; chmod +x program",
+    )
+    .await;
+    let hold = format!(
+        "perl -e \"{}\" & until test -e ready; do :; done",
+        LEASE.replace('$', "\\$")
+    );
+    stdout(&vm, &hold).await;
+    let command = agentvm::vm::Command {
+        argv: vec!["/home/user/program".to_owned()],
+        env: Vec::new(),
+        cwd: GuestPath::home(),
+        user: User::User,
+    };
+    // Until the lease is given back, or the kernel takes it.
+    let mut starting = Box::pin(vm.spawn(&command));
+    let others = async {
+        assert_eq!(stdout(&vm, "echo alive").await, "alive\n");
+        let path = GuestPath::new("ready").unwrap();
+        vm.stat(&path, true, User::User).await.unwrap();
+    };
+    tokio::select! {
+        biased;
+        _ = &mut starting => panic!("it has started"),
+        () = others => {}
+    }
+    stdout(&vm, "touch enough").await;
+    let mut process = starting.await.unwrap();
+    assert_eq!(
+        agentvm::vm::exited(&mut process.exit).await,
+        Some(Exit::Code(0))
+    );
+    // Given up before it has started, it is killed when it does.
+    stdout(&vm, &format!("rm enough ready; {hold}")).await;
+    let waited = tokio::time::timeout(Duration::from_millis(100), vm.spawn(&command)).await;
+    assert!(waited.is_err(), "it has started");
+    stdout(&vm, "touch enough; while pgrep program; do :; done").await;
+    vm.shutdown().await;
+}

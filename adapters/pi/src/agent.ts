@@ -16,6 +16,8 @@ export class Agent {
   readonly #sessions = new Map<string, Session>();
   /** Stored sessions that are being opened, so that no file is opened twice. */
   readonly #opening = new Map<string, Promise<Session>>();
+  /** All that are being made or opened. */
+  readonly #starting = new Set<Promise<Session>>();
 
   constructor(connection: Connection, env: NodeJS.ProcessEnv) {
     this.#connection = connection;
@@ -44,6 +46,8 @@ export class Agent {
 
   /** Ends all turns and the processes that they run. */
   async close(): Promise<void> {
+    // Pi has locks of files while it opens one.
+    await Promise.allSettled(this.#starting);
     await Promise.all([...this.#sessions.values()].map((session) => session.close()));
   }
 
@@ -146,7 +150,13 @@ export class Agent {
     settings: SessionSettings,
   ): Promise<Session> {
     const [sdk, env, connection] = [await this.#sdk, this.#env, this.#connection];
-    return await Session.open({ sdk, env, manager, connection, settings });
+    const opening = Session.open({ sdk, env, manager, connection, settings });
+    this.#starting.add(opening);
+    try {
+      return await opening;
+    } finally {
+      this.#starting.delete(opening);
+    }
   }
 
   async #files(): Promise<SessionFiles> {

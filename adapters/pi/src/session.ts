@@ -295,11 +295,14 @@ async function createPiSession(
       ? [{ name: "mcp", factory: async (pi) => (await connecting).register(pi), hidden: true }]
       : [],
   });
-  const [modelRuntime] = await Promise.all([
+  const parts = [
     createModelRuntime(sdk, env),
     resourceLoader.reload(),
     connecting, // whose failure must not pass for that of an extension
-  ]);
+  ] as const;
+  // What fails ends this process, which would leave locks of files behind that the others hold.
+  await Promise.allSettled(parts);
+  const [modelRuntime] = await Promise.all(parts);
   applyRetryLimits(settingsManager, env); // after reload(), which reads the settings anew
   for (const { path, error } of resourceLoader.getExtensions().errors) {
     process.stderr.write(`extension ${path}: ${error}\n`);

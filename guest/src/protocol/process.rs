@@ -7,7 +7,11 @@ use super::{Bytes, Instance};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessOp {
     /// Lists processes by pid, from the first one above `after`, as many as fit a reply.
-    List { after: i32 },
+    List {
+        after: i32,
+        /// With command lines, which may take seconds.
+        commands: bool,
+    },
 }
 
 /// A process as `/proc` describes it.

@@ -345,7 +345,10 @@ fn requests() -> Vec<(&'static str, Request)> {
             "processes",
             Request::Process {
                 id,
-                op: ProcessOp::List { after: 1 },
+                op: ProcessOp::List {
+                    after: 1,
+                    commands: true,
+                },
             },
         ),
         (

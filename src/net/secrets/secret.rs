@@ -196,6 +196,9 @@ pub(super) struct Host {
 
 impl Host {
     fn parse(text: &str) -> Result<Self, &'static str> {
+        if text.contains('/') {
+            return Err("is a URL: a host is name[:port]");
+        }
         let (name, port) = match text.rsplit_once(':') {
             Some((name, port)) if !name.contains(':') => {
                 let port = port.parse().ok().filter(|port| *port != 0);

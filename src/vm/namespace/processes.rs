@@ -1,6 +1,6 @@
 //! The list of everything that runs, page by page.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agentvm_guest::protocol::{ProcessEntry, ProcessOp, Request};
 use async_trait::async_trait;
@@ -11,6 +11,10 @@ use crate::vm::{ProcessInfo, ProcessState, Processes, Result, Vm, VmError};
 
 /// Whatever PID 1 says, the host holds no more.
 const MAX_LISTED: usize = 20_000;
+
+/// Pages of a list are asked for with command lines as long as this. One that could not have them takes two
+/// seconds by itself.
+const COMMANDS_FOR: Duration = Duration::from_secs(1);
 
 /// What the kernel calls `USER_HZ`, in milliseconds.
 const TICK_MS: u64 = 10;
@@ -23,9 +27,13 @@ impl Processes for NamespaceVm {
         let booted_at = self.machine_booted_at();
         let mut listed: Vec<ProcessInfo> = Vec::new();
         let mut after = 0;
+        let began = Instant::now();
         while listed.len() < MAX_LISTED {
             let id = self.control.next_id();
-            let op = ProcessOp::List { after };
+            let op = ProcessOp::List {
+                after,
+                commands: began.elapsed() < COMMANDS_FOR,
+            };
             let request = Request::Process { id, op };
             let (page, more) = match self.control.call(id, &request, &[]).await? {
                 Answer::Processes(page, more) => (page, more),
@@ -83,7 +91,11 @@ fn info(entry: &ProcessEntry, booted_at: u64) -> ProcessInfo {
         threads: entry.threads,
         cpu_ms: ms(entry.cpu_ticks),
         memory_bytes: entry.resident_bytes,
-        started_at: booted_at.saturating_add(ms(entry.instance.started)),
+        started_at: match entry.instance.started {
+            // PID 1 could not find it out.
+            0 => 0,
+            started => booted_at.saturating_add(ms(started)),
+        },
         command: command
             .split(|byte| *byte == 0)
             .map(|word| String::from_utf8_lossy(word).into_owned())

@@ -396,11 +396,26 @@ fn what_the_vms_own_rules_refuse_is_told() {
             "perl -e 'use IO::Socket::IP; my $s = IO::Socket::IP->new(PeerHost => \"{SERVER_V6}\", \
              PeerPort => 443, Type => SOCK_DGRAM); $s->send(\"x\")'"
         );
-        stdout(&ruled.vm, &udp).await;
-        assert_eq!(
-            ruled.hears_of(SERVER_V6, 443, Protocol::Udp).await,
-            "protocol"
-        );
+        // No rule would let it out.
+        for rules in [rules(Otherwise::Public, &[], &[]), allowing(&["a.test"])] {
+            ruled.vm.set_network(rules).await.unwrap();
+            stdout(&ruled.vm, &udp).await;
+            assert_eq!(
+                ruled.hears_of(SERVER_V6, 443, Protocol::Udp).await,
+                "protocol"
+            );
+        }
+        // By the rules of that moment, however soon others follow.
+        for _ in 0..10 {
+            ruled.vm.set_network(allowing(&[])).await.unwrap();
+            assert_refused(&ruled.vm, SERVER_V4, 80).await;
+            let open = rules(Otherwise::Public, &[], &[]);
+            ruled.vm.set_network(open).await.unwrap();
+            assert_eq!(
+                ruled.hears_of(SERVER_V4, 80, Protocol::Tcp).await,
+                "allowlist"
+            );
+        }
         ruled.vm.shutdown().await;
     });
 }
