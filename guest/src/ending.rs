@@ -10,7 +10,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant as Time};
 
@@ -20,12 +20,17 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
+use crate::limits;
+
 /// Usually it takes a few milliseconds, and longer only where processes go on starting others on a busy
 /// machine. When it takes so long, what is known by then is killed.
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// Between two looks for something that takes effect at once on an idle machine.
 const PAUSE: Duration = Duration::from_micros(200);
+
+/// Of one `/proc/<pid>/status`, which has all groups of a process before its session.
+const MAX_STATUS: u64 = 1 << 20;
 
 /// Of a command line; one that is longer is none that the host has named.
 const MAX_CMDLINE: u64 = 128 * 1024;
@@ -70,16 +75,83 @@ pub(crate) fn end_foreground(
     Ok(killed)
 }
 
-/// Kills every process in this session, whatever its group.
+/// Kills every process in this session, whatever its group. Looks at nothing that a process could keep it
+/// waiting for: this is what ends a fork bomb.
 pub(crate) fn end_session(session: i32) -> nix::Result<()> {
     let deadline = Time::now() + LONGEST;
-    let mut doomed = Doomed::default();
-    let stopped = stop_all(&mut doomed, None, deadline, |processes| {
-        let members = processes.iter().filter(|p| p.session == session);
-        members.copied().collect()
-    });
-    doomed.kill();
-    stopped
+    // Whether nobody could have started a process since the last look.
+    let mut were_still = false;
+    loop {
+        let mut are_still = true;
+        for member in members(session)? {
+            if !member.is_still {
+                are_still = false;
+                member.signal(libc::SIGSTOP);
+            }
+        }
+        if (are_still && were_still) || Time::now() >= deadline {
+            break;
+        }
+        if !are_still {
+            std::thread::sleep(PAUSE);
+        }
+        were_still = are_still;
+    }
+    // Once more for those that the end of others lets go on.
+    for _ in 0..2 {
+        for member in members(session)? {
+            member.signal(libc::SIGKILL);
+        }
+    }
+    Ok(())
+}
+
+/// A process of a session, by its directory in /proc, which stays its own.
+struct Member {
+    directory: OwnedFd,
+    is_still: bool,
+}
+
+impl Member {
+    fn find(pid: i32, session: i32) -> Option<Self> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = open(format!("/proc/{pid}").as_str(), flags, Mode::empty()).ok()?;
+        let status = openat(&directory, "status", OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        let (own, state) = session_and_state(File::from(status))?;
+        // A dead one starts nothing, and is its parent's to bury.
+        (own == session && !matches!(state, b'Z' | b'X')).then_some(Self {
+            directory,
+            is_still: matches!(state, b'T' | b't'),
+        })
+    }
+
+    fn signal(&self, signal: i32) {
+        // One that has ended needs none.
+        let _ = send(&self.directory, signal);
+    }
+}
+
+/// Children before their parents, as a rule: see [`Doomed::kill`]. Each is looked at when its turn comes.
+fn members(session: i32) -> nix::Result<impl Iterator<Item = Member>> {
+    let mut pids: Vec<i32> = limits::pids()?.collect();
+    pids.sort_unstable_by(|one, other| other.cmp(one));
+    Ok(pids
+        .into_iter()
+        .filter_map(move |pid| Member::find(pid, session)))
+}
+
+fn session_and_state(status: File) -> Option<(i32, u8)> {
+    let (mut session, mut state) = (None, None);
+    for line in BufReader::new(status.take(MAX_STATUS)).split(b'\n') {
+        let line = line.ok()?;
+        if let Some(value) = line.strip_prefix(b"State:") {
+            state = value.trim_ascii().first().copied();
+        } else if let Some(value) = line.strip_prefix(b"NSsid:") {
+            session = str::from_utf8(value).ok()?.trim().parse().ok();
+            break;
+        }
+    }
+    Some((session?, state?))
 }
 
 /// Stops what `select` finds, until it finds no more. `group` was stopped before.
@@ -214,7 +286,10 @@ fn lives(instance: Instance) -> bool {
 
 /// Signals exactly this process: never another one that has got its number.
 fn signal(instance: Instance, signal: i32) -> nix::Result<()> {
-    let directory = find(instance)?;
+    send(&find(instance)?, signal)
+}
+
+fn send(directory: &OwnedFd, signal: i32) -> nix::Result<()> {
     // SAFETY: integers, and no siginfo. A directory in /proc serves as pidfd (pidfd_send_signal(2)).
     let result = unsafe {
         libc::syscall(
