@@ -659,7 +659,11 @@ export interface Agent extends AsyncDisposable {
   /** One of them. @throws {AgentVmError} `PROCESS_NOT_FOUND` */
   getProcess(pid: number): Promise<ProcessRecord>;
 
-  /** Everything that runs in the VM, whoever started it, by pid; at most 20,000. Wakes the VM. */
+  /**
+   * Everything that runs in the VM, whoever started it, by pid; at most 20,000. Wakes the VM. Where a process
+   * lets nobody look at it for two seconds, as those of a fork bomb can, processes have their names alone, and
+   * 0 for times.
+   */
   allProcesses(): Promise<VmProcess[]>;
 
   /** The same as a tree, whose root is PID 1; what has lost its parent meanwhile is a root, too. */
