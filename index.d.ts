@@ -1327,7 +1327,12 @@ export interface RetryEvent {
   delayMs?: number;
   /** The text of this message, as far as it came, is void: it comes again. */
   discardedMessageId?: string;
-  error: { message: string; /** Of HTTP. */ status?: number; type?: string };
+  error: {
+    message: string;
+    /** Of HTTP. */
+    status?: number;
+    type?: string;
+  };
 }
 
 /**

@@ -86,7 +86,9 @@ test("a VM is open in one process at a time", async () => {
     }
   `;
   const busy = await runNode(program, dataDir);
-  expect(busy.stdout).toMatch(/VM \["vm"\] is open in another process \(pid \d+\).*\n(VM_BUSY\n){3}$/);
+  expect(busy.stdout).toMatch(
+    /VM \["vm"\] is open in another process \(pid \d+\).*\n(VM_BUSY\n){3}$/,
+  );
   expect(busy.stdout).toContain(`(pid ${process.pid})`);
   await agent.sleep();
   expect((await runNode(program, dataDir)).stdout).toBe("false\ndone\ndone\ndone\n");

@@ -99,8 +99,12 @@ try {
     process.stdout.write(`${String(seq).padStart(4)}  ${line(event)}\n`);
   }
 
-  heading("It works. The VM is deleted; Pi and its Node stay in ~/.cache/agentvm for the next one.");
-  process.stdout.write("Next: `node dist/cli.js doctor` says what this host lacks; README.md goes on.\n");
+  heading(
+    "It works. The VM is deleted; Pi and its Node stay in ~/.cache/agentvm for the next one.",
+  );
+  process.stdout.write(
+    "Next: `node dist/cli.js doctor` says what this host lacks; README.md goes on.\n",
+  );
 } finally {
   await client.close();
   await close();

@@ -72,7 +72,9 @@ function networkRules({ network, allow, deny }: ShellValues): Api.NetworkRules |
       return allow || deny ? { ...(allow && { allow }), ...(deny && { deny }) } : undefined;
     case "none":
       if (allow) {
-        throw new UsageError('shell: --network none allows nothing: with "allowlist" nothing else is');
+        throw new UsageError(
+          'shell: --network none allows nothing: with "allowlist" nothing else is',
+        );
       }
       return { default: network, ...(deny && { deny }) };
     case "public":
