@@ -450,7 +450,12 @@ impl NoHttp {
     /// Why a request got no answer, if it is that.
     fn why(&self, error: &hyper::Error) -> Option<String> {
         let is_no_http = match error.source() {
-            None => !(error.is_canceled() || error.is_closed() || error.is_incomplete_message()),
+            None => {
+                !(error.is_canceled()
+                    || error.is_closed()
+                    || error.is_incomplete_message()
+                    || error.is_user())
+            }
             // What is no HTTP/2. What the server has reset itself is passed on as that.
             Some(cause) => match cause.downcast_ref::<h2::Error>() {
                 Some(cause) => cause.is_library(),
