@@ -29,6 +29,9 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// Between two looks for something that takes effect at once on an idle machine.
 const PAUSE: Duration = Duration::from_micros(200);
 
+/// How long what looks alive may take to stop, if that is not seen at once.
+const LOOKS_ALIVE: Duration = Duration::from_millis(50);
+
 /// Of one `/proc/<pid>/status`, which has all groups of a process before its session.
 const MAX_STATUS: u64 = 1 << 20;
 
@@ -79,13 +82,21 @@ pub(crate) fn end_foreground(
 /// waiting for: this is what ends a fork bomb.
 pub(crate) fn end_session(session: i32) -> nix::Result<()> {
     let deadline = Time::now() + LONGEST;
+    // Of those that do not look stopped when they are: a parent that waits for what it has vforked, which is
+    // stopped; and what has threads and no first one any more.
+    let patience = Time::now() + LOOKS_ALIVE;
     // Whether nobody could have started a process since the last look.
     let mut were_still = false;
     loop {
         let mut are_still = true;
         for member in members(session)? {
-            if !member.is_still {
+            if member.stopped == Stopped::No {
                 are_still = false;
+            }
+            if member.stopped == Stopped::Unknown && Time::now() < patience {
+                are_still = false;
+            }
+            if member.stopped != Stopped::Yes {
                 member.signal(libc::SIGSTOP);
             }
         }
@@ -109,7 +120,14 @@ pub(crate) fn end_session(session: i32) -> nix::Result<()> {
 /// A process of a session, by its directory in /proc, which stays its own.
 struct Member {
     directory: OwnedFd,
-    is_still: bool,
+    stopped: Stopped,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    Yes,
+    No,
+    Unknown,
 }
 
 impl Member {
@@ -117,11 +135,15 @@ impl Member {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = open(format!("/proc/{pid}").as_str(), flags, Mode::empty()).ok()?;
         let status = openat(&directory, "status", OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-        let (own, state) = session_and_state(File::from(status))?;
+        let status = Status::read(File::from(status))?;
         // A dead one starts nothing, and is its parent's to bury.
-        (own == session && !matches!(state, b'Z' | b'X')).then_some(Self {
+        (status.session == session && !status.is_dead()).then_some(Self {
             directory,
-            is_still: matches!(state, b'T' | b't'),
+            stopped: match status.state {
+                b'T' | b't' => Stopped::Yes,
+                b'D' | b'Z' => Stopped::Unknown,
+                _ => Stopped::No,
+            },
         })
     }
 
@@ -140,18 +162,40 @@ fn members(session: i32) -> nix::Result<impl Iterator<Item = Member>> {
         .filter_map(move |pid| Member::find(pid, session)))
 }
 
-fn session_and_state(status: File) -> Option<(i32, u8)> {
-    let (mut session, mut state) = (None, None);
-    for line in BufReader::new(status.take(MAX_STATUS)).split(b'\n') {
-        let line = line.ok()?;
-        if let Some(value) = line.strip_prefix(b"State:") {
-            state = value.trim_ascii().first().copied();
-        } else if let Some(value) = line.strip_prefix(b"NSsid:") {
-            session = str::from_utf8(value).ok()?.trim().parse().ok();
-            break;
+/// Of `proc_pid_status(5)`.
+struct Status {
+    session: i32,
+    /// That of the first thread.
+    state: u8,
+    threads: u32,
+}
+
+impl Status {
+    fn read(status: impl Read) -> Option<Self> {
+        let (mut session, mut state) = (None, None);
+        for line in BufReader::new(status.take(MAX_STATUS)).split(b'\n') {
+            let line = line.ok()?;
+            let number = |value: &[u8]| str::from_utf8(value).ok()?.trim().parse::<i32>().ok();
+            if let Some(value) = line.strip_prefix(b"State:") {
+                state = value.trim_ascii().first().copied();
+            } else if let Some(value) = line.strip_prefix(b"NSsid:") {
+                session = number(value);
+            } else if let Some(value) = line.strip_prefix(b"Threads:") {
+                let threads = number(value)?.try_into().ok()?;
+                let (session, state) = (session?, state?);
+                return Some(Self {
+                    session,
+                    state,
+                    threads,
+                });
+            }
         }
+        None
     }
-    Some((session?, state?))
+
+    fn is_dead(&self) -> bool {
+        matches!(self.state, b'Z' | b'X') && self.threads <= 1
+    }
 }
 
 /// Stops what `select` finds, until it finds no more. `group` was stopped before.
@@ -307,5 +351,25 @@ fn signal_group(group: Option<i32>, signal: i32) {
     if let Some(group) = group {
         // SAFETY: integers; a group that is gone is no failure.
         unsafe { libc::kill(-group, signal) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(state: char, threads: u32) -> Status {
+        let text = format!(
+            "Name:\tState: x\nState:\t{state} (what it is)\nPid:\t7\nNSsid:\t6\nVmRSS:\t1 kB\nThreads:\t{threads}\n"
+        );
+        Status::read(text.as_bytes()).expect("valid")
+    }
+
+    #[test]
+    fn what_has_lost_its_first_thread_alone_is_alive() {
+        assert_eq!(status('S', 3).session, 6);
+        assert!(!status('Z', 3).is_dead());
+        assert!(status('Z', 1).is_dead());
+        assert!(!status('D', 1).is_dead());
     }
 }

@@ -89,7 +89,7 @@ impl Launch {
         match Errno::result(unsafe { libc::fork() })? {
             0 => {
                 // SAFETY: all pointers are of `child`.
-                let (errno, at) = unsafe { become_program(&child) };
+                let (errno, at) = unsafe { become_program(&child, report.as_raw_fd()) };
                 let text = [errno, i32::from(at == FailedAt::Cwd)].map(i32::to_ne_bytes);
                 let _ = nix::unistd::write(&report, text.as_flattened());
                 // SAFETY: no handler of this process runs.
@@ -153,7 +153,7 @@ struct Child<'a> {
 ///
 /// # Safety
 /// `child.argv` and `child.env` are null-terminated arrays of C strings.
-unsafe fn become_program(child: &Child<'_>) -> (i32, FailedAt) {
+unsafe fn become_program(child: &Child<'_>, report: RawFd) -> (i32, FailedAt) {
     let failed = |at| (Errno::last_raw(), at);
     // SAFETY: system calls on integers and on strings of `child`, in a process of our own.
     unsafe {
@@ -166,6 +166,12 @@ unsafe fn become_program(child: &Child<'_>) -> (i32, FailedAt) {
         if child.launch.has_terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
             return failed(FailedAt::Operation);
         }
+        // What PID 1 has open is not for a child that waits until it may exec: the terminals of others.
+        let report = report.cast_unsigned();
+        if report > 3 {
+            libc::syscall(libc::SYS_close_range, 3, report - 1, 0);
+        }
+        libc::syscall(libc::SYS_close_range, report + 1, u32::MAX, 0);
         // This process blocks what it reads from its signalfd.
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);

@@ -14,7 +14,7 @@ use crate::limits::{others, page_size, read_stat};
 const ENTRY: usize = 80;
 
 /// Of one `/proc/<pid>/status`, which has all groups of a process before what is looked for.
-const MAX_STATUS: u64 = 16 * 1024;
+const MAX_STATUS: u64 = 1 << 20;
 
 /// How long command lines are read for one answer; what comes later has its name alone.
 const COMMANDS_FOR: Duration = Duration::from_secs(1);

@@ -321,3 +321,33 @@ async fn a_program_that_can_not_start_yet_keeps_nobody_waiting() {
     stdout(&vm, "touch enough; while pgrep program; do :; done").await;
     vm.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_program_that_has_lost_its_first_thread_can_be_killed() {
+    // pthread_exit(3) of the first thread, which is a zombie then as long as there is another.
+    const PROGRAM: &str = r#"use threads; use Config;
+        threads->create(sub { open my $ready, ">", "ready"; sleep 1000 })->detach;
+        select undef, undef, undef, 0.01 until -e "ready";
+        syscall $Config{archname} =~ /aarch64/ ? 93 : 60, 0;"#;
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let command = agentvm::vm::Command {
+        argv: ["perl", "-e", PROGRAM].map(str::to_owned).to_vec(),
+        env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
+        cwd: GuestPath::home(),
+        user: User::User,
+    };
+    let mut process = vm.spawn(&command).await.unwrap();
+    let zombie = format!(
+        "until grep -q '^State:.Z' /proc/{}/status; do :; done",
+        process.pid
+    );
+    stdout(&vm, &zombie).await;
+    vm.kill(process.pid).await.unwrap();
+    let exit = tokio::time::timeout(
+        Duration::from_secs(30),
+        agentvm::vm::exited(&mut process.exit),
+    );
+    assert_eq!(exit.await.unwrap(), Some(Exit::Signal(9)));
+    vm.shutdown().await;
+}
