@@ -17,7 +17,7 @@ use agentvm_guest::protocol::{
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg, setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -66,11 +66,37 @@ pub(super) struct Descriptors {
 
 impl Descriptors {
     /// All that were sent, unless this process had no room for them.
-    pub(super) fn all(self) -> io::Result<Vec<OwnedFd>> {
+    pub(super) fn all(mut self) -> io::Result<Vec<OwnedFd>> {
         if self.lost {
             return Err(Errno::EMFILE.into());
         }
-        Ok(self.received)
+        Ok(std::mem::take(&mut self.received))
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        let_go(std::mem::take(&mut self.received));
+    }
+}
+
+/// Closes what nobody wants. That may wait as long as PID 1 has said (`SO_LINGER`), if this is the last one of
+/// a connection: so it is reset, and not here.
+fn let_go(unwanted: Vec<OwnedFd>) {
+    if unwanted.is_empty() {
+        return;
+    }
+    for descriptor in &unwanted {
+        let at_once = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        // An error: it is no socket.
+        let _ = setsockopt(descriptor, sockopt::Linger, &at_once);
+    }
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(move || drop(unwanted))),
+        Err(_outside) => drop(unwanted),
     }
 }
 
@@ -250,6 +276,8 @@ impl Control {
             };
             match received {
                 Ok(Some((reply, descriptors))) => {
+                    // It may send faster than this reads, and who ends the VM is to have a turn.
+                    tokio::task::yield_now().await;
                     match self.dispatch(reply, descriptors, &fork_bomb) {
                         Ok(None) => {}
                         Ok(Some(unwanted)) => self.kill(unwanted).await,
@@ -331,6 +359,7 @@ impl Control {
             Reply::Opened { id } => match descriptors.all() {
                 Ok(mut sent) => {
                     let file = sent.pop().ok_or("an opened file without descriptor")?;
+                    let_go(sent);
                     (id, Answer::Opened(file))
                 }
                 Err(_no_room) => (id, Answer::NoRoom),
@@ -356,9 +385,13 @@ impl Control {
                 return Ok(None);
             }
         };
-        // A caller that gave up is not there any more: dropping the answer closes its descriptor.
-        if let Some(waiting) = state.pending.remove(&id) {
-            drop(waiting.send(answer));
+        // A caller that gave up is not there any more.
+        let left = match state.pending.remove(&id) {
+            Some(waiting) => waiting.send(answer).err(),
+            None => Some(answer),
+        };
+        if let Some(Answer::Opened(unwanted)) = left {
+            let_go(vec![unwanted]);
         }
         Ok(None)
     }
