@@ -248,8 +248,10 @@ impl Proxy {
         setsockopt(&server, sockopt::KeepAlive, &true)?;
         let mut read = Vec::new();
         let passed = tokio::select! {
-            passed = self.pass(guest, &mut server, &judged, terms, &mut read) => passed,
+            // First: what was allowed when it was dialled may be no longer.
+            biased;
             denied = self.denied_later(&judged, terms, &mut changes) => Err(denied),
+            passed = self.pass(guest, &mut server, &judged, terms, &mut read) => passed,
         };
         match passed {
             Ok(None) => Ok(None),
@@ -312,12 +314,13 @@ impl Proxy {
         };
         let is_denied = Arc::new(AtomicBool::new(false));
         tokio::select! {
-            () = secrets.serve(guest, begun, &self.traffic, &is_denied) => {}
+            biased;
             // To the server, TLS that ends without a word is an error anyway.
             () = async {
                 self.denied_later(&judged, Terms::Allowed, &mut changes).await;
                 is_denied.store(true, Ordering::Relaxed);
             } => {}
+            () = secrets.serve(guest, begun, &self.traffic, &is_denied) => {}
         }
     }
 

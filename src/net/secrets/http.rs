@@ -9,6 +9,7 @@ use std::error::Error as _;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
@@ -21,7 +22,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Uri, Version, client, rt, server};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, client as tls_client, server as tls_server};
 
@@ -42,6 +43,12 @@ const MAX_LINES: usize = 512;
 /// is in flight to a distant server.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
+
+/// What is kept of one stream for who does not read: 2 MiB of a connection.
+const SEND_BUFFER: usize = CONNECTION_WINDOW as usize / MAX_STREAMS as usize;
+
+/// What a server has for its part of TLS. Nobody looks at the guest meanwhile, and connections are few.
+const HANDSHAKE: Duration = Duration::from_secs(30);
 
 /// Of the head of a request: more than any server takes.
 const MAX_HEADERS: u32 = 64 * 1024;
@@ -86,10 +93,9 @@ pub(super) async fn serve(
             "its client speaks no HTTP that is known here",
         ));
     }
-    let connected = interceptor
-        .upstream
-        .connect(server, &name, offered.clone())
-        .await;
+    let connecting = interceptor.upstream.connect(server, &name, offered.clone());
+    let connected = tokio::time::timeout(HANDSHAKE, connecting).await;
+    let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let spoken = match &connected {
         Ok(server) => server.get_ref().1.alpn_protocol().map(<[u8]>::to_vec),
         Err(_) => offered.first().cloned(),
@@ -214,6 +220,7 @@ impl Exchange {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADERS)
+            .max_send_buf_size(SEND_BUFFER)
             .handshake::<_, Incoming>(TokioIo::new(server))
             .await
             .map_err(io::Error::other)?;
@@ -249,6 +256,7 @@ impl Exchange {
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_header_list_size(MAX_HEADERS)
                 .max_concurrent_streams(MAX_STREAMS)
+                .max_send_buf_size(SEND_BUFFER)
                 .auto_date_header(false)
                 .serve_connection(TokioIo::new(guest), service)
         );
@@ -270,7 +278,9 @@ impl Exchange {
         let Self { name, port, .. } = self;
         tracing::warn!(%name, port, %error, "can't connect to a host of a secret");
         let text = format!("agentvm: can't make a TLS connection to {name}:{port}: {error}\n");
-        let service = service_fn(move |_| {
+        let asked = Notify::new();
+        let service = service_fn(|_| {
+            asked.notify_one();
             let refusal = Refusal(StatusCode::BAD_GATEWAY, text.clone());
             async move { Ok::<_, Infallible>(refusal.answer()) }
         });
@@ -278,7 +288,15 @@ impl Exchange {
         let told = if is_h2 {
             let (_tasks, executor) = Tasks::new();
             let serving = server::conn::http2::Builder::new(executor);
-            serving.serve_connection(guest, service).await
+            let mut serving = pin!(serving.serve_connection(guest, service));
+            tokio::select! {
+                served = &mut serving => served,
+                // The next connection may find the server well.
+                () = asked.notified() => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
         } else {
             let mut serving = server::conn::http1::Builder::new();
             serving.header_read_timeout(None).keep_alive(false);
@@ -347,6 +365,11 @@ impl Exchange {
         if upgrades.any(is_h2c) {
             parts.headers.remove(UPGRADE);
             parts.headers.remove("http2-settings");
+        }
+        // What names it in its target only, which is sent without.
+        if parts.version != Version::HTTP_2 && !parts.headers.contains_key(HOST) {
+            let host = HeaderValue::from_str(authority.as_str()).map_err(|_| one_host())?;
+            parts.headers.insert(HOST, host);
         }
         // What names its host in a header only, as HTTP/2 may.
         if parts.version == Version::HTTP_2 && parts.uri.authority().is_none() {
@@ -442,36 +465,33 @@ struct NoHttp(Arc<OnceLock<String>>);
 
 impl NoHttp {
     fn note(&self, ended: hyper::Result<()>) {
-        if let Err(error) = ended {
-            self.why(&error);
+        if let Err(error) = ended
+            && let Some(why) = why_no_http(&error)
+        {
+            self.0.get_or_init(|| why);
         }
     }
 
     /// Why a request got no answer, if it is that.
     fn why(&self, error: &hyper::Error) -> Option<String> {
-        let is_no_http = match error.source() {
-            None => {
-                !(error.is_canceled()
-                    || error.is_closed()
-                    || error.is_incomplete_message()
-                    || error.is_user())
-            }
-            // What is no HTTP/2. What the server has reset itself is passed on as that.
-            Some(cause) => match cause.downcast_ref::<h2::Error>() {
-                Some(cause) => cause.is_library(),
-                None => error.is_parse(),
-            },
-        };
-        if is_no_http {
-            let why = || {
-                error
-                    .source()
-                    .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
-            };
-            return Some(self.0.get_or_init(why).clone());
-        }
-        self.0.get().cloned()
+        why_no_http(error).or_else(|| self.0.get().cloned())
     }
+}
+
+fn why_no_http(error: &hyper::Error) -> Option<String> {
+    let Some(cause) = error.source() else {
+        let is_an_end = error.is_canceled()
+            || error.is_closed()
+            || error.is_incomplete_message()
+            || error.is_user();
+        return (!is_an_end).then(|| error.to_string());
+    };
+    let is_no_http = match cause.downcast_ref::<h2::Error>() {
+        // What the server has reset itself is passed on as that.
+        Some(cause) => cause.is_library(),
+        None => error.is_parse(),
+    };
+    is_no_http.then(|| format!("{error}: {cause}"))
 }
 
 /// What HTTP/2 does beside its connection, which ends with it.
