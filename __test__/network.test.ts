@@ -42,6 +42,17 @@ test("setNetwork changes the rules of a VM that runs, and of its later boots", a
   expect(await rules()).toBe("none");
 });
 
+test("setNetwork holds for a boot that a call has asked for already", async () => {
+  const client = await newClient();
+  for (let round = 0; round < 10; round++) {
+    const agent = client.vm.getOrCreate(`vm ${round}`);
+    const told = new Promise<Denied>((resolve) => agent.once("networkDenied", resolve));
+    await Promise.all([agent.exec("true"), agent.setNetwork({ default: "none" })]);
+    await agent.exec(connect("1.1.1.1", 443));
+    expect((await told).rule).toBe("none");
+  }
+});
+
 test("a wrong rule is named, and what is wrong with it", async () => {
   const wrong = { network: { allow: ["example.com", "https://example.org"] } };
   await expect(newClient(wrong)).rejects.toMatchObject({

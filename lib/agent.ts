@@ -600,10 +600,7 @@ export class Agent implements Api.Agent {
 
   async setNetwork(network: Api.NetworkRules): Promise<void> {
     const rules = requireFields("network", network, FIELDS.network);
-    const vm = callSync(() => this.#vm.withNetwork(json("network", rules)));
-    // Also for a VM that boots later, or is booting.
-    this.use(vm);
-    await call(vm.applyNetwork());
+    await call(this.#vm.setNetwork(json("network", rules)));
   }
 
   async sleep(): Promise<void> {

@@ -11,7 +11,7 @@ use napi_derive::napi;
 use serde::Deserialize;
 
 use super::argument::{Object, parse_option};
-use super::error::{promise, rejection};
+use super::error::promise;
 use super::vm::NativeVm;
 use crate::error::{Error, Result};
 use crate::net::{Otherwise, Rule, Rules};
@@ -76,20 +76,21 @@ fn rules(texts: &[String], field: &str) -> Result<Vec<Rule>> {
 
 #[napi]
 impl NativeVm {
-    /// `network`: JSON of the rules. The same VM under these.
+    /// `network`: JSON of the rules. They hold at once; resolves when they are in force in a VM that runs.
     #[napi]
-    pub fn with_network(&self, network: String) -> napi::Result<Self> {
-        let rules = parse_option::<Object<RawNetwork>>("network", &network)
-            .and_then(|raw| raw.0.rules("network"));
-        let rules = rules.map_err(rejection)?;
-        Ok(Self::new(self.handle.with_network(rules)))
-    }
-
-    /// Puts them into force, if the VM runs.
-    #[napi]
-    pub fn apply_network<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, ()>> {
+    pub fn set_network<'env>(
+        &self,
+        env: &'env Env,
+        network: String,
+    ) -> napi::Result<PromiseRaw<'env, ()>> {
         let handle = self.handle.clone();
-        promise(env, async move { handle.apply_network().await })
+        let rules = parse_option::<Object<RawNetwork>>("network", &network)
+            .and_then(|raw| raw.0.rules("network"))
+            .map(|rules| handle.set_network(rules));
+        promise(env, async move {
+            rules?;
+            handle.apply_network().await
+        })
     }
 }
 

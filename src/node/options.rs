@@ -18,8 +18,8 @@ use crate::agents::{AgentStore, BuiltIn, ClientAgents, OwnAgent, Version};
 use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::session::{
-    ClientOptions, McpServer, RawSessionOptions, Resume, RootChoice, SessionOptions, Settings,
-    VmSettings, check_environment, check_mcp_servers, text_prompt,
+    ClientOptions, McpServer, NetworkRules, RawSessionOptions, Resume, RootChoice, SessionOptions,
+    Settings, VmSettings, check_environment, check_mcp_servers, text_prompt,
 };
 use crate::store::{Durability, Query};
 use crate::vm::exec::ExecOptions;
@@ -79,7 +79,7 @@ impl RawVmOptions {
                 ports.filter_map(|port| port.0.try_into().ok()).collect();
         }
         if let Some(network) = self.network {
-            settings.network = network.0.rules("network")?;
+            settings.network = NetworkRules::new(network.0.rules("network")?);
         }
         if let Some(sleep_after) = self.sleep_after_ms {
             settings.sleep_after = sleep_after.0.map(Duration::from_millis);

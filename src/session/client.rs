@@ -17,6 +17,7 @@ use super::emission::{ShutdownReason, Subscription};
 use super::image::RootChoice;
 use super::kept::Resume;
 use super::machine::Machine;
+use super::network::NetworkRules;
 use super::options::SessionOptions;
 use super::sessions::CreatedSession;
 use super::turn::TurnResult;
@@ -67,7 +68,7 @@ pub struct VmSettings {
     /// Ports of the host's loopback that are reachable from the VM on `127.0.0.1` and `::1`.
     pub loopback_exempt_ports: Vec<u16>,
     /// What else of the network.
-    pub network: Rules,
+    pub network: NetworkRules,
     /// How long a VM that nothing needs goes on running. `None`: for ever.
     pub sleep_after: Option<Duration>,
     pub limits: Limits,
@@ -84,7 +85,7 @@ impl Default for VmSettings {
     fn default() -> Self {
         Self {
             loopback_exempt_ports: Vec::new(),
-            network: Rules::default(),
+            network: NetworkRules::default(),
             sleep_after: Some(Duration::from_mins(15)),
             limits: Limits::default(),
             mounts: Vec::new(),
@@ -113,7 +114,7 @@ impl Settings {
 
     /// What VMs may connect to.
     pub(super) fn policy(&self) -> Policy {
-        Policy::new(&self.vm.loopback_exempt_ports).with_rules(self.vm.network.clone())
+        Policy::new(&self.vm.loopback_exempt_ports).with_rules(self.vm.network.get())
     }
 
     /// What no mount may show: the agent store, and every data directory that this process knows.
@@ -229,6 +230,7 @@ impl Client {
     pub fn vm_with(&self, key: VmKey, mut vm: VmSettings) -> Result<VmHandle> {
         // What is exchanged by one handle is not exchanged in others.
         vm.secrets = vm.secrets.apart();
+        vm.network = NetworkRules::new(vm.network.get());
         let settings = Settings {
             vm,
             ..(*self.inner.settings).clone()
@@ -500,22 +502,17 @@ impl VmHandle {
         self.machine.outcome(&vm, ended).await
     }
 
-    /// The same VM under other rules of the network, for the calls from now on.
-    #[must_use]
-    pub fn with_network(&self, network: Rules) -> Self {
-        let mut settings = (*self.settings).clone();
-        settings.vm.network = network;
-        Self {
-            settings: Arc::new(settings),
-            ..self.clone()
-        }
+    /// Other rules of the network, for every boot from now on, also those that calls have asked for already.
+    pub fn set_network(&self, rules: Rules) {
+        self.settings.vm.network.set(rules);
     }
 
     /// Puts this handle's rules of the network into force, if the VM runs. It is not booted for that.
     pub async fn apply_network(&self) -> Result<()> {
         let settings = self.open()?;
+        // A boot that is under way is waited for.
         match self.machine.running_vm().await {
-            Some(vm) => Ok(vm.set_network(settings.vm.network.clone()).await?),
+            Some(vm) => Ok(vm.set_network(settings.vm.network.get()).await?),
             // One that runs elsewhere would keep the rules that it has.
             None => self.machine.check_not_elsewhere().await,
         }

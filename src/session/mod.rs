@@ -61,6 +61,7 @@ pub use life::Started;
 pub use limits::{Running, Stats};
 pub(crate) use mcp::check as check_mcp_servers;
 pub use mcp::{McpServer, Transport};
+pub use network::NetworkRules;
 pub use options::{PermissionPolicy, SessionOptions};
 pub(crate) use options::{RawSessionOptions, check_environment};
 pub use outlet::{End, Interest, Output, OutputSubscription, Source, Stream};

@@ -16,19 +16,24 @@ impl VmHandle {
     /// Exchanges the VM's secrets, also while it runs, and for its next boots by this handle.
     pub async fn set_secrets(&self, secrets: Secrets) -> Result<()> {
         let settings = self.open()?;
-        match self.machine.running_vm().await {
-            Some(vm) if !vm.set_secrets(&secrets) => {
-                return Err(Error::invalid_argument(
-                    "secrets",
-                    "this VM was booted without any, and trusts nobody to stand in for their hosts: \
-                     sleep() it first",
-                ));
-            }
-            Some(_) => {}
-            None => self.machine.check_not_elsewhere().await?,
+        if !self.exchange_running(&secrets).await? {
+            self.machine.check_not_elsewhere().await?;
         }
         settings.vm.secrets.set(&secrets);
-        Ok(())
+        // One that was booting meanwhile may have the old ones.
+        self.exchange_running(&secrets).await.map(drop)
+    }
+
+    /// `false`: it does not run in this process.
+    async fn exchange_running(&self, secrets: &Secrets) -> Result<bool> {
+        match self.machine.running_vm().await {
+            Some(vm) if !vm.set_secrets(secrets) => Err(Error::invalid_argument(
+                "secrets",
+                "this VM was booted without any, and trusts nobody to stand in for their hosts: \
+                 sleep() it first",
+            )),
+            running => Ok(running.is_some()),
+        }
     }
 }
 
