@@ -142,7 +142,7 @@ impl Bound {
         let mut text = Zeroizing::new(Vec::with_capacity(whole.len() * 2));
         text.extend_from_slice(path.as_bytes());
         for (index, piece) in query.split('&').enumerate() {
-            text.push(if index == 0 { b'?' } else { b'&' });
+            append(&mut text, if index == 0 { b"?" } else { b"&" });
             let name = form_urlencoded::parse(piece.as_bytes()).next();
             let name = name.map(|(name, _)| name).unwrap_or_default();
             let goes = |secret: &Secret| {
@@ -157,9 +157,9 @@ impl Bound {
             ) {
                 Some(replaced) => {
                     is_replaced = true;
-                    text.extend_from_slice(&replaced);
+                    append(&mut text, &replaced);
                 }
-                None => text.extend_from_slice(piece.as_bytes()),
+                None => append(&mut text, piece.as_bytes()),
             }
         }
         if !is_replaced {
@@ -265,7 +265,11 @@ impl Placed {
     }
 
     fn encoded_value(&self) -> Zeroizing<String> {
-        Zeroizing::new(form_urlencoded::byte_serialize(self.secret.value.as_bytes()).collect())
+        let value = self.secret.value.as_bytes();
+        // Never to grow, which would leave a copy.
+        let mut text = Zeroizing::new(String::with_capacity(value.len() * 3));
+        text.extend(form_urlencoded::byte_serialize(value));
+        text
     }
 }
 
