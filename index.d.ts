@@ -1958,7 +1958,8 @@ export interface RunningVmStats {
   uptimeMs: number;
   /**
    * CPU time since it booted, of all its processes; where `countedBy` is `"processes"`, of those that run
-   * now and of their children that they have waited for.
+   * now and of their children that they have waited for. Where a process lets nobody look at it for two seconds,
+   * as those of a fork bomb can, of the first thread of each; and processes are counted, not threads.
    */
   cpuTimeMs: number;
   memoryBytes: number;

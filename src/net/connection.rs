@@ -31,8 +31,15 @@ pub struct Connection {
 impl Connection {
     /// Waits until a connection that PID 1 has begun is established. Anything but a TCP socket is an error.
     pub async fn establish(socket: OwnedFd) -> io::Result<Self> {
-        sockets::check(&socket, &[sockets::V4, sockets::V6], SockType::Stream)?;
-        check_protocol(&socket)?;
+        let check = || {
+            sockets::check(&socket, &[sockets::V4, sockets::V6], SockType::Stream)?;
+            check_protocol(&socket)
+        };
+        if let Err(error) = check() {
+            // See [`Self::release`].
+            Handle::current().spawn_blocking(move || drop(socket));
+            return Err(error);
+        }
         let connection = Self {
             // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
             socket: Some(unsafe { AsyncFd::register(socket) }?),

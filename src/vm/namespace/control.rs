@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
+use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -28,7 +29,7 @@ use crate::vm::{Exit, VmError};
 #[derive(Debug)]
 pub(super) enum Answer {
     Spawned(Child),
-    Opened(OwnedFd),
+    Opened(Received),
     /// It was opened or started, and this process had no room for the descriptor.
     NoRoom,
     Listeners(Vec<SocketAddr>),
@@ -51,7 +52,7 @@ pub(super) struct Child {
     pub(super) pid: u32,
     pub(super) exit: watch::Receiver<Option<Exit>>,
     /// What PID 1 says is the other end of its terminal.
-    pub(super) terminal: Option<OwnedFd>,
+    pub(super) terminal: Option<Received>,
 }
 
 /// A message of PID 1, with what came along.
@@ -59,44 +60,55 @@ pub(super) type Message = (Reply, Descriptors);
 
 /// The descriptors of a message.
 pub(super) struct Descriptors {
-    received: Vec<OwnedFd>,
+    received: Vec<Received>,
     /// This process may have no more: some were lost.
     lost: bool,
 }
 
 impl Descriptors {
     /// All that were sent, unless this process had no room for them.
-    pub(super) fn all(mut self) -> io::Result<Vec<OwnedFd>> {
+    pub(super) fn all(self) -> io::Result<Vec<Received>> {
         if self.lost {
             return Err(Errno::EMFILE.into());
         }
-        Ok(std::mem::take(&mut self.received))
+        Ok(self.received)
     }
 }
 
-impl Drop for Descriptors {
+/// A descriptor that PID 1 has sent, whatever it is. To close the last one of a connection waits as long as
+/// PID 1 has said (`SO_LINGER`): so what nobody takes is reset, and closed where waiting harms nobody.
+#[derive(Debug)]
+pub(super) struct Received(ManuallyDrop<OwnedFd>);
+
+impl Received {
+    /// For who has looked at it.
+    pub(super) fn take(self) -> OwnedFd {
+        let mut own = ManuallyDrop::new(self);
+        // SAFETY: `own` is neither used nor dropped after this.
+        unsafe { ManuallyDrop::take(&mut own.0) }
+    }
+}
+
+impl AsFd for Received {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Drop for Received {
     fn drop(&mut self) {
-        let_go(std::mem::take(&mut self.received));
-    }
-}
-
-/// Closes what nobody wants. That may wait as long as PID 1 has said (`SO_LINGER`), if this is the last one of
-/// a connection: so it is reset, and not here.
-fn let_go(unwanted: Vec<OwnedFd>) {
-    if unwanted.is_empty() {
-        return;
-    }
-    for descriptor in &unwanted {
+        // SAFETY: nothing uses `self` after this.
+        let descriptor = unsafe { ManuallyDrop::take(&mut self.0) };
         let at_once = libc::linger {
             l_onoff: 1,
             l_linger: 0,
         };
         // An error: it is no socket.
-        let _ = setsockopt(descriptor, sockopt::Linger, &at_once);
-    }
-    match tokio::runtime::Handle::try_current() {
-        Ok(runtime) => drop(runtime.spawn_blocking(move || drop(unwanted))),
-        Err(_outside) => drop(unwanted),
+        let _ = setsockopt(&descriptor, sockopt::Linger, &at_once);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(descriptor))),
+            Err(_outside) => drop(descriptor),
+        }
     }
 }
 
@@ -359,7 +371,6 @@ impl Control {
             Reply::Opened { id } => match descriptors.all() {
                 Ok(mut sent) => {
                     let file = sent.pop().ok_or("an opened file without descriptor")?;
-                    let_go(sent);
                     (id, Answer::Opened(file))
                 }
                 Err(_no_room) => (id, Answer::NoRoom),
@@ -385,13 +396,9 @@ impl Control {
                 return Ok(None);
             }
         };
-        // A caller that gave up is not there any more.
-        let left = match state.pending.remove(&id) {
-            Some(waiting) => waiting.send(answer).err(),
-            None => Some(answer),
-        };
-        if let Some(Answer::Opened(unwanted)) = left {
-            let_go(vec![unwanted]);
+        // A caller that gave up is not there any more: dropping the answer closes its descriptor.
+        if let Some(waiting) = state.pending.remove(&id) {
+            drop(waiting.send(answer));
         }
         Ok(None)
     }
@@ -448,7 +455,7 @@ fn receive_packet(socket: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<(usiz
 }
 
 /// Those that the kernel has just installed for this process with a message.
-fn descriptors_of(message: &libc::msghdr) -> Vec<OwnedFd> {
+fn descriptors_of(message: &libc::msghdr) -> Vec<Received> {
     let mut received = Vec::new();
     // SAFETY: recvmsg has filled the message's control buffer, and set its length to what it holds.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
@@ -462,7 +469,9 @@ fn descriptors_of(message: &libc::msghdr) -> Vec<OwnedFd> {
             let data = unsafe { libc::CMSG_DATA(part) }.cast::<[u8; size_of::<RawFd>()]>();
             received.extend((0..count).map(|index| {
                 // SAFETY: the kernel has written so many descriptors there, which are nobody's yet.
-                unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(data.add(index).read())) }
+                let descriptor =
+                    unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(data.add(index).read())) };
+                Received(ManuallyDrop::new(descriptor))
             }));
         }
         // SAFETY: see above.
@@ -476,5 +485,58 @@ fn exit_of(status: i32) -> Exit {
         Exit::Signal(libc::WTERMSIG(status))
     } else {
         Exit::Code(libc::WEXITSTATUS(status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
+
+    use super::*;
+
+    // On one thread, which one turn without an end would keep.
+    #[tokio::test]
+    async fn a_flood_of_messages_leaves_a_turn_to_who_ends_the_vm() {
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .expect("a pair");
+        let control = Control::new(ours).expect("a control");
+        let flood = std::thread::spawn(move || {
+            let reply = encode(&Reply::Done { id: 0 }).expect("a message");
+            let packet = [&[INLINE][..], &reply].concat();
+            while send(theirs.as_raw_fd(), &packet, MsgFlags::MSG_NOSIGNAL).is_ok() {}
+        });
+        tokio::select! {
+            why = control.run(|| {}) => panic!("{why}"),
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+        drop(control);
+        flood.join().expect("it ends with its reader");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_takes_is_closed_without_waiting() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let mut sent = TcpStream::connect(address).expect("a connection");
+        let (_never_reads, _) = listener.accept().expect("a connection");
+        sent.set_nonblocking(true).expect("O_NONBLOCK");
+        while sent.write(&[0; 1 << 12]).is_ok() {}
+        let minutes = libc::linger {
+            l_onoff: 1,
+            l_linger: 600,
+        };
+        setsockopt(&sent, sockopt::Linger, &minutes).expect("SO_LINGER");
+        let began = Instant::now();
+        drop(Received(ManuallyDrop::new(sent.into())));
+        assert!(began.elapsed() < Duration::from_secs(10));
     }
 }

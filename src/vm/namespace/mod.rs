@@ -44,7 +44,7 @@ use agentvm_guest::protocol::{NetState, Reply, Request};
 use nix::errno::Errno;
 use tokio::sync::mpsc::UnboundedSender;
 
-use self::control::Control;
+use self::control::{Control, Received};
 use self::directory::{Directory, LastBoot};
 use self::guest::Guest;
 use self::ids::IdMap;
@@ -283,7 +283,8 @@ async fn first_reply(
             let sockets = sockets.all().map_err(|error| {
                 directory::host("can't take the sockets of", Path::new("PID 1"), error)
             })?;
-            Ok((net, sockets))
+            // It has run nothing of the VM yet.
+            Ok((net, sockets.into_iter().map(Received::take).collect()))
         }
         (Some((Reply::BootFailed { step, errno }, _)), _) => {
             let (step, errno) = (String::from_utf8_lossy(&step), Errno::from_raw(errno));

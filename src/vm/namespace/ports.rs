@@ -73,7 +73,7 @@ impl NamespaceVm {
 
     async fn connect_to(&self, port: u16, v6: bool) -> Result<Connection> {
         let socket: OwnedFd = match self.port(PortOp::Connect { port, v6 }).await? {
-            Answer::Opened(socket) => socket,
+            Answer::Opened(socket) => socket.take(),
             Answer::Failed { errno, .. } => return Err(VmError::Connect { port, errno }),
             other => return Err(unexpected(&other)),
         };

@@ -1,7 +1,7 @@
 //! A VM that runs: what it is asked, as requests to its PID 1.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 use tokio::sync::watch;
 
 use super::authorities;
-use super::control::{Answer, Control};
+use super::control::{Answer, Control, Received};
 use super::directory::{Directory, blocking, host};
 use super::files::Tasks;
 use super::guest::Guest;
@@ -416,34 +416,30 @@ impl Drop for NamespaceVm {
 
 /// What PID 1 handed out is not to be trusted: reading a device or a FIFO could block for ever or
 /// act on the host.
-pub(super) fn regular_file(
-    descriptor: OwnedFd,
-    path: &GuestPath,
-    op: &'static str,
-) -> Result<File> {
-    let stat = nix::sys::stat::fstat(&descriptor).map_err(|errno| VmError::File {
+pub(super) fn regular_file(received: Received, path: &GuestPath, op: &'static str) -> Result<File> {
+    let stat = nix::sys::stat::fstat(&received).map_err(|errno| VmError::File {
         op,
         path: path.as_str().to_owned(),
         errno,
     })?;
     let found = match stat.st_mode & libc::S_IFMT {
         // What it says depends on who reads: here that would be the host process.
-        libc::S_IFREG if is_procfs(&descriptor) => "a file of /proc",
-        libc::S_IFREG => return Ok(File::from(descriptor)),
+        libc::S_IFREG if is_procfs(&received) => "a file of /proc",
+        libc::S_IFREG => return Ok(File::from(received.take())),
         libc::S_IFDIR => "a directory",
         libc::S_IFIFO => "a FIFO",
         libc::S_IFCHR | libc::S_IFBLK => "a device",
         libc::S_IFSOCK => "a socket",
         _ => "something else",
     };
-    tracing::debug!(fd = descriptor.as_raw_fd(), found, "not handed on");
+    tracing::debug!(fd = received.as_fd().as_raw_fd(), found, "not handed on");
     Err(VmError::NotRegular {
         path: path.as_str().to_owned(),
         found,
     })
 }
 
-fn is_procfs(descriptor: &OwnedFd) -> bool {
+fn is_procfs(descriptor: impl AsFd) -> bool {
     nix::sys::statfs::fstatfs(descriptor)
         .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
 }

@@ -1,14 +1,14 @@
 //! Terminals: PID 1 makes them in the VM's own devpts and hands out the other end.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use agentvm_guest::protocol::{Request, TerminalSpec};
 use async_trait::async_trait;
 use nix::fcntl::{F_SETFL, OFlag, fcntl};
 
-use super::control::Answer;
+use super::control::{Answer, Received};
 use super::running::NamespaceVm;
-use crate::vm::{Command, Result, Size, Terminal, TerminalEnd, Terminals, VmError};
+use crate::vm::{Command, Result, Size, Terminal, TerminalEnd, Terminals, Vm, VmError};
 
 /// `DEVPTS_SUPER_MAGIC` of `linux/magic.h`.
 const DEVPTS: i64 = 0x1cd1;
@@ -33,14 +33,24 @@ impl Terminals for NamespaceVm {
         let request = Request::Terminal { id, spec };
         match self.control.call(id, &request, &[]).await? {
             Answer::Spawned(child) => {
-                let master = child.terminal.and_then(master).ok_or_else(|| {
+                let master = child
+                    .terminal
+                    .filter(|terminal| is_master(terminal.as_fd()));
+                let master = master.map(Received::take).ok_or_else(|| {
                     VmError::Protocol("no terminal where one was asked for".to_owned())
-                })?;
-                Ok(Terminal {
-                    pid: child.pid,
-                    end: TerminalEnd::new(master)?,
-                    exit: child.exit,
-                })
+                });
+                match master.and_then(TerminalEnd::new) {
+                    Ok(end) => Ok(Terminal {
+                        pid: child.pid,
+                        end,
+                        exit: child.exit,
+                    }),
+                    Err(error) => {
+                        // Nobody will ever attend to it.
+                        self.kill(child.pid).await?;
+                        Err(error)
+                    }
+                }
             }
             answer => Err(self.not_started(command, answer)),
         }
@@ -49,27 +59,30 @@ impl Terminals for NamespaceVm {
 
 /// Whatever PID 1 hands out, only a terminal's master is read and written: any other thing could be of
 /// the host, or of a kind that the host has no business with.
-fn master(descriptor: OwnedFd) -> Option<OwnedFd> {
-    let stat = nix::sys::stat::fstat(&descriptor).ok()?;
+fn is_master(descriptor: BorrowedFd<'_>) -> bool {
+    let (Ok(stat), Ok(statfs)) = (
+        nix::sys::stat::fstat(descriptor),
+        nix::sys::statfs::fstatfs(descriptor),
+    ) else {
+        return false;
+    };
     let device = (
         nix::sys::stat::major(stat.st_rdev),
         nix::sys::stat::minor(stat.st_rdev),
     );
     let is_device = stat.st_mode & libc::S_IFMT == libc::S_IFCHR && device == PTMX;
-    let statfs = nix::sys::statfs::fstatfs(&descriptor).ok()?;
     let is_devpts = statfs.filesystem_type().0 == DEVPTS;
     if !(is_device && is_devpts) {
         tracing::debug!(fd = descriptor.as_raw_fd(), "not a terminal's master");
-        return None;
+        return false;
     }
-    fcntl(&descriptor, F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK)).ok()?;
-    Some(descriptor)
+    fcntl(descriptor, F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK)).is_ok()
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::FromRawFd;
+    use std::os::fd::{FromRawFd, OwnedFd};
 
     use super::*;
 
@@ -100,7 +113,7 @@ mod tests {
             ("a pipe", pipe),
             ("a file", file.into()),
         ] {
-            assert!(master(descriptor).is_none(), "{name}");
+            assert!(!is_master(descriptor.as_fd()), "{name}");
         }
     }
 }
