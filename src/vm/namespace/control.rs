@@ -490,17 +490,21 @@ fn exit_of(status: i32) -> Exit {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::future::poll_fn;
     use std::io::Write as _;
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::pin::pin;
+    use std::task::Poll;
     use std::time::{Duration, Instant};
 
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
 
     use super::*;
 
-    // On one thread, which one turn without an end would keep.
     #[tokio::test]
     async fn a_flood_of_messages_leaves_a_turn_to_who_ends_the_vm() {
+        const MANY: usize = 100;
         let (ours, theirs) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -509,17 +513,23 @@ mod tests {
         )
         .expect("a pair");
         let control = Control::new(ours).expect("a control");
-        let flood = std::thread::spawn(move || {
-            let reply = encode(&Reply::Done { id: 0 }).expect("a message");
-            let packet = [&[INLINE][..], &reply].concat();
-            while send(theirs.as_raw_fd(), &packet, MsgFlags::MSG_NOSIGNAL).is_ok() {}
-        });
-        tokio::select! {
-            why = control.run(|| {}) => panic!("{why}"),
-            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        let message = encode(&Reply::ForkBomb).expect("a message");
+        let packet = [&[INLINE][..], &message].concat();
+        for _ in 0..MANY {
+            send(theirs.as_raw_fd(), &packet, MsgFlags::MSG_DONTWAIT).expect("room");
         }
-        drop(control);
-        flood.join().expect("it ends with its reader");
+        let handled = Cell::new(0);
+        let mut run = pin!(control.run(|| handled.set(handled.get() + 1)));
+        poll_fn(|cx| {
+            let before = handled.get();
+            assert!(run.as_mut().poll(cx).is_pending());
+            assert!(handled.get() <= before + 1, "more than one in a turn");
+            if handled.get() == MANY {
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        })
+        .await;
     }
 
     #[tokio::test]
