@@ -999,7 +999,8 @@ export interface Agent extends AsyncDisposable {
   /**
    * Exchanges the VM's secrets, to rotate a key for example: for requests from now on, and for its next
    * boots until `getOrCreate` is given options. Placeholders of names that stay are as before; those of new
-   * names are in the environment of programs that are started from now on. Boots nothing.
+   * names are in the environment of programs that are started from now on. A connection that is open
+   * already to what becomes a host of a secret stays without: its program has to connect anew. Boots nothing.
    *
    * @throws {AgentVmError} `INVALID_ARGUMENT`, naming the field and never showing a value; also where the VM
    * runs and was booted without secrets: `sleep()` it first. `VM_BUSY` where it runs in another process

@@ -52,6 +52,8 @@ extern "C" fn main() -> c_int {
             let ready = Reply::Ready { net: booted.net };
             match control.hand_out(&ready, &booted.sockets) {
                 Ok(()) => {
+                    // Before anything of the VM runs: nobody in it can later let the host wait for them,
+                    // as who shares a socket could (`O_NONBLOCK`, `SO_LINGER`).
                     drop(booted.sockets);
                     // The lock goes last: whoever gets it next finds no process of this VM.
                     serve::serve(&control);

@@ -151,18 +151,18 @@ struct Judged {
     destination: SocketAddr,
     /// For which the address was given out when the connection was made.
     names: Vec<Arc<str>>,
-    /// What it has begun with, where anybody has looked.
+    /// What it has begun with, once that is clear.
     begun: OnceLock<Inspection>,
 }
 
 impl Judged {
-    /// What of it is allowed, or why it is denied.
-    fn judge(&self, policy: &Policy) -> Result<Terms, Reason> {
+    /// Whether it is allowed, or why it is not.
+    fn judge(&self, policy: &Policy) -> Result<(), Reason> {
         match policy.judge(self.destination, &self.names) {
             Verdict::Deny(reason) => Err(reason),
             Verdict::Allow(terms) => match self.begun.get() {
-                Some(begun) => self.judge_begun(policy, terms, begun).map(|()| terms),
-                None => Ok(terms),
+                Some(begun) => self.judge_begun(policy, terms, begun),
+                None => Ok(()),
             },
         }
     }
@@ -229,10 +229,9 @@ impl Proxy {
             names: self.names.of(destination.ip(), Instant::now()),
             begun: OnceLock::new(),
         };
-        let terms = match judged.judge(&policy) {
-            Ok(terms) => terms,
-            Err(reason) => return Err(self.deny(&judged, reason)),
-        };
+        if let Err(reason) = judged.judge(&policy) {
+            return Err(self.deny(&judged, reason));
+        }
         // As long as it takes: a program that gives up resets its side.
         let mut server = tokio::select! {
             dialled = dial(destination) => dialled?,
@@ -250,8 +249,8 @@ impl Proxy {
         let passed = tokio::select! {
             // First: what was allowed when it was dialled may be no longer.
             biased;
-            denied = self.denied_later(&judged, terms, &mut changes) => Err(denied),
-            passed = self.pass(guest, &mut server, &judged, terms, &mut read) => passed,
+            denied = self.denied_later(&judged, &mut changes) => Err(denied),
+            passed = self.pass(guest, &mut server, &judged, &mut read) => passed,
         };
         match passed {
             Ok(None) => Ok(None),
@@ -273,14 +272,13 @@ impl Proxy {
         guest: &mut TcpStream,
         server: &mut TcpStream,
         judged: &Judged,
-        terms: Terms,
         read: &mut Vec<u8>,
     ) -> io::Result<Option<ClientHello>> {
         let judge = |begun: Inspection| {
             judged.begun.get_or_init(|| begun);
             // By the rules of this moment.
             let policy = Arc::clone(&self.policy.borrow());
-            let verdict = judged.judge(&policy).map(drop);
+            let verdict = judged.judge(&policy);
             verdict.map_err(|reason| self.deny(judged, reason))
         };
         if let Some(secrets) = &self.secrets {
@@ -297,7 +295,6 @@ impl Proxy {
                 watch(bytes);
             }
         };
-        let judge = (terms != Terms::Anything).then_some(judge);
         let read = std::mem::take(read);
         relay(guest, server, &self.traffic, read, judge, see).await?;
         Ok(None)
@@ -317,7 +314,7 @@ impl Proxy {
             biased;
             // To the server, TLS that ends without a word is an error anyway.
             () = async {
-                self.denied_later(&judged, Terms::Allowed, &mut changes).await;
+                self.denied_later(&judged, &mut changes).await;
                 is_denied.store(true, Ordering::Relaxed);
             } => {}
             () = secrets.serve(guest, begun, &self.traffic, &is_denied) => {}
@@ -328,18 +325,12 @@ impl Proxy {
     async fn denied_later(
         &self,
         judged: &Judged,
-        looked: Terms,
         changes: &mut watch::Receiver<Arc<Policy>>,
     ) -> io::Error {
         while changes.changed().await.is_ok() {
             let policy = Arc::clone(&changes.borrow_and_update());
-            match judged.judge(&policy) {
-                // For whom it is was not looked at, and is to be known now.
-                Ok(Terms::Allowed) if looked == Terms::Anything => {
-                    return self.deny(judged, Reason::Allowlist);
-                }
-                Ok(_) => {}
-                Err(reason) => return self.deny(judged, reason),
+            if let Err(reason) = judged.judge(&policy) {
+                return self.deny(judged, reason);
             }
         }
         // The VM has ended, and this task with it.

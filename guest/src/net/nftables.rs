@@ -34,7 +34,8 @@ const SECOND: u32 = 2;
 /// Name of the only table.
 const TABLE: &str = "agentvm";
 
-/// Elements of a set in one request: an attribute's length has 16 bits.
+/// Elements of a set in one request: an attribute's length has 16 bits. An even number, so that both ends of
+/// an interval are in the same one.
 const ELEMENTS_IN_REQUEST: usize = 1000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,9 +85,11 @@ impl Family {
     }
 }
 
-/// Changes to a table of the VM: all of them come into force at once, or nothing.
+/// Changes to a table of the VM: all of them come into force at once, or nothing. Only large sets are filled
+/// later, in steps: what is sent at once has to fit into a socket's buffer.
 pub(super) struct Transaction {
     batch: Batch,
+    later: Vec<Batch>,
     family: Family,
     sets: u32,
 }
@@ -102,10 +105,9 @@ impl Transaction {
     }
 
     pub(super) fn of_existing(family: Family) -> Self {
-        let mut batch = Batch::new();
-        batch.bracket("begin a transaction", BATCH_BEGIN, &bracket_header());
         Self {
-            batch,
+            batch: begin(),
+            later: Vec::new(),
             family,
             sets: 0,
         }
@@ -162,8 +164,9 @@ impl Transaction {
     }
 
     fn fill(&mut self, name: &str, elements: &[(Vec<u8>, u32)]) {
-        for elements in elements.chunks(ELEMENTS_IN_REQUEST) {
-            self.request("fill a set", (NEW_ELEMENTS, CREATE), |list| {
+        let header = self.header();
+        let add = |batch: &mut Batch, elements: &[(Vec<u8>, u32)]| {
+            batch.request("fill a set", (NEW_ELEMENTS, CREATE), &header, |list| {
                 list.text(1, TABLE);
                 list.text(2, name);
                 list.nested(3, |list| {
@@ -177,7 +180,16 @@ impl Transaction {
                     }
                 });
             });
+        };
+        let mut parts = elements.chunks(ELEMENTS_IN_REQUEST);
+        if let Some(first) = parts.next() {
+            add(&mut self.batch, first);
         }
+        self.later.extend(parts.map(|elements| {
+            let mut batch = begin();
+            add(&mut batch, elements);
+            batch
+        }));
     }
 
     /// A chain on the way of everything that a program of this VM sends.
@@ -207,10 +219,12 @@ impl Transaction {
         self.commit_over(&socket)
     }
 
-    pub(super) fn commit_over(mut self, socket: &OwnedFd) -> Result<(), Failure> {
-        let step = "commit a transaction";
-        self.batch.bracket(step, BATCH_END, &bracket_header());
-        self.batch.send_over(socket)
+    pub(super) fn commit_over(self, socket: &OwnedFd) -> Result<(), Failure> {
+        for mut batch in std::iter::once(self.batch).chain(self.later) {
+            batch.bracket("commit a transaction", BATCH_END, &bracket_header());
+            batch.send_over(socket)?;
+        }
+        Ok(())
     }
 
     fn request(
@@ -219,10 +233,20 @@ impl Transaction {
         kind: (u16, i32),
         fill: impl FnOnce(&mut Attributes<'_>),
     ) {
-        // struct nfgenmsg
-        let header = [self.family.number(), 0, 0, 0];
+        let header = self.header();
         self.batch.request(step, kind, &header, fill);
     }
+
+    /// `struct nfgenmsg`
+    const fn header(&self) -> [u8; 4] {
+        [self.family.number(), 0, 0, 0]
+    }
+}
+
+fn begin() -> Batch {
+    let mut batch = Batch::new();
+    batch.bracket("begin a transaction", BATCH_BEGIN, &bracket_header());
+    batch
 }
 
 fn interval_elements(

@@ -51,7 +51,7 @@ pub enum Verdict {
 /// What a connection that begins with TLS has to name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Terms {
-    /// Nobody looks.
+    /// Nothing.
     Anything,
     /// Whatever is not denied.
     NotDenied,

@@ -39,7 +39,7 @@ if (!$pid) {
 while (1) {
     my $n = sysread($s, my $b, 65536) // die "$!\n";
     last if !$n;
-    print $b;
+    syswrite(STDOUT, $b);
 }
 waitpid($pid, 0);
 exit($? != 0);

@@ -355,6 +355,68 @@ fn a_change_ends_what_it_no_longer_allows_and_forgets_no_answer() {
 }
 
 #[test]
+fn a_later_rule_ends_tls_to_a_name_that_nothing_was_denied_of() {
+    let name = "net::policy::a_later_rule_ends_tls_to_a_name_that_nothing_was_denied_of";
+    in_a_world(name, |mut world| async move {
+        let mut ruled = booted(Rules::default()).await;
+        ruled.write("evil", hello("a.evil.example")).await;
+        ruled.write("site", hello("site.example")).await;
+        // What has said for whom it is by then, and what says so only later.
+        for before in ["evil", "/dev/null"] {
+            let said = format!("{before}.said").replace('/', "_");
+            let held = format!(
+                "(cat {before}; until [ -e go ]; do sleep 0.01; done; cat evil; sleep 1000) \
+                 | perl duplex.pl {SERVER_V4} {ECHO} > {said} 2>&1 &"
+            );
+            stdout(&ruled.vm, &held).await;
+        }
+        let held = format!("(cat site; sleep 1000) | perl duplex.pl {SERVER_V4} {ECHO} > said &");
+        stdout(&ruled.vm, &held).await;
+        world.open.wait_for(|open| *open == 3).await.unwrap();
+        let echoed = "until cmp -s evil.said evil && cmp -s said site; do sleep 0.01; done";
+        stdout(&ruled.vm, echoed).await;
+        let denying = rules(Otherwise::Public, &[], &["*.evil.example"]);
+        ruled.vm.set_network(denying).await.unwrap();
+        for left in [2, 1] {
+            world.open.wait_for(|open| *open == left).await.unwrap();
+            let rule = ruled.hears_of("a.evil.example", ECHO, Protocol::Tcp).await;
+            assert_eq!(rule, "*.evil.example");
+            stdout(&ruled.vm, "touch go").await;
+        }
+        // An allowlist knows its names too.
+        let allowing = allowing(&[SERVER_V4, "site.example"]);
+        ruled.vm.set_network(allowing).await.unwrap();
+        assert_eq!(*world.open.borrow(), 1);
+        ruled.vm.shutdown().await;
+    });
+}
+
+#[test]
+fn as_many_rules_as_there_may_be_are_refused_at_once() {
+    let name = "net::policy::as_many_rules_as_there_may_be_are_refused_at_once";
+    in_a_world(name, |_world| async {
+        // None touches another: each is an interval of its own.
+        let denied = |prefix: &str| -> Rules {
+            let texts: Vec<_> = (0..4096)
+                .map(|index| format!("{prefix}{:x}", index * 2 + 1))
+                .collect();
+            let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+            rules(Otherwise::Public, &[], &texts)
+        };
+        let ruled = booted(denied("2606:4700::")).await;
+        assert_refused(&ruled.vm, SERVER_V6, ECHO).await;
+        assert_refused(&ruled.vm, "2606:4700::1fff", ECHO).await;
+        ruled.echoes(OTHER_V6, ECHO).await;
+        ruled.vm.set_network(denied("2606:4701::")).await.unwrap();
+        ruled.echoes(SERVER_V6, ECHO).await;
+        assert_refused(&ruled.vm, "2606:4701::1fff", ECHO).await;
+        ruled.vm.set_network(Rules::default()).await.unwrap();
+        ruled.echoes(SERVER_V6, ECHO).await;
+        ruled.vm.shutdown().await;
+    });
+}
+
+#[test]
 fn a_private_network_is_opened_by_its_address_also_later() {
     let name = "net::policy::a_private_network_is_opened_by_its_address_also_later";
     in_a_world(name, |_world| async {
