@@ -3,11 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio::time::timeout;
 
 use super::awake::{Awake, Ending, Gate};
 use super::client::Settings;
@@ -27,13 +29,17 @@ use crate::images;
 use crate::store::{History, Page, Query, SessionRecord, Store};
 use crate::vm::limits::out_of_memory;
 use crate::vm::namespace::{self, BootOptions, HostLock};
-use crate::vm::{DynVm, GuestPath, User, VmEnd, VmError};
+use crate::vm::{DynVm, GuestPath, User, Vm, VmEnd, VmError};
 
 /// Database of a VM, in its directory.
 pub(super) const DATABASE: &str = "vm.db";
 
 /// What ends takes no longer to be gone, most often: then it is known why.
 const END_IS_NEAR: Duration = Duration::from_secs(1);
+
+/// What ends in order has this long, beside what its agents have for a cancelled turn. Then the VM is ended
+/// with all that is in it: nothing in there may keep it from that by not answering.
+const ORDERLY: Duration = Duration::from_secs(15);
 
 /// One VM of this process, behind every handle of its key.
 pub(super) struct Machine {
@@ -44,6 +50,8 @@ pub(super) struct Machine {
     swept: Arc<AtomicBool>,
     /// What runs. Held while it boots or ends: both happen once, whoever asks.
     running: Arc<AsyncMutex<Running>>,
+    /// The VM that was booted last, for who can't wait for `running`.
+    latest: Arc<Mutex<Option<Weak<dyn Vm>>>>,
     /// Every call that needs the VM passes it, before it takes any lock.
     gate: Arc<Gate>,
     /// One end of the VM at a time.
@@ -78,6 +86,7 @@ impl Machine {
             base_cache: data_dir.join("base"),
             key,
             running: Arc::default(),
+            latest: Arc::default(),
             gate: Gate::new(),
             ends: AsyncMutex::default(),
             slots: Mutex::default(),
@@ -182,7 +191,7 @@ impl Machine {
             secrets: settings.vm.secrets.clone(),
         };
         self.sweep();
-        let emission = Arc::clone(&self.emission);
+        let (emission, latest) = (Arc::clone(&self.emission), Arc::clone(&self.latest));
         // A boot that has begun is brought to its end, though whoever asked gives up: half of one
         // would hold the directory's lock against the next.
         let booting = tokio::spawn(async move {
@@ -192,6 +201,7 @@ impl Machine {
             }
             let booted = namespace::boot(options).await?;
             let vm: DynVm = booted.vm;
+            *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(&vm));
             running.vm = Some(Arc::clone(&vm));
             running.lock = Some(booted.lock);
             running.image = lease;
@@ -419,12 +429,7 @@ impl Machine {
 
     async fn end(&self, ending: Ending, reason: ShutdownReason) -> Result<()> {
         let one_at_a_time = self.ends.lock().await;
-        ending.made().await;
-        tokio::join!(
-            self.close_agents(),
-            self.processes.end_all(),
-            self.shells.end_all()
-        );
+        self.end_in_order(&ending).await;
         let mut running = self.running.lock().await;
         self.gate.stop_timer();
         let mut ended = end(&mut running, &self.emission, reason).await;
@@ -449,6 +454,38 @@ impl Machine {
             self.shells.lives.forget(&gone.1, &self.outlet);
         }
         ended
+    }
+
+    /// Ends what runs in the VM, the VM itself only if that takes too long.
+    async fn end_in_order(&self, ending: &Ending) {
+        let mut orderly = pin!(async {
+            ending.made().await;
+            tokio::join!(
+                self.close_agents(),
+                self.processes.end_all(),
+                self.shells.end_all()
+            );
+        });
+        let limit = ORDERLY.saturating_add(self.cancel_grace());
+        if timeout(limit, &mut orderly).await.is_err() {
+            tracing::warn!(key = %self.key, "what runs in the VM does not end: the VM is ended with it");
+            if let Some(vm) = self.latest_vm() {
+                vm.shutdown().await;
+            }
+            orderly.await;
+        }
+    }
+
+    /// The longest that an agent which runs has to end a turn.
+    fn cancel_grace(&self) -> Duration {
+        let slots = self.slots();
+        let live = slots.values().filter_map(|slot| slot.shown().upgrade());
+        live.map(|live| live.cancel_grace).max().unwrap_or_default()
+    }
+
+    fn latest_vm(&self) -> Option<DynVm> {
+        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        latest.as_ref()?.upgrade()
     }
 
     fn users(&self) -> MutexGuard<'_, HashSet<u64>> {
@@ -488,7 +525,7 @@ async fn end(running: &mut Running, emission: &Emission, reason: ShutdownReason)
         None => Ok(()),
     };
     if let Some(vm) = vm {
-        let was_running = vm.ended().borrow().is_none();
+        let was_running = matches!(&*vm.ended().borrow(), None | Some(VmEnd::Shutdown));
         vm.shutdown().await;
         if was_running {
             emission.notify(&Notice::VmShutdown { reason });

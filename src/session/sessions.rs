@@ -359,7 +359,7 @@ impl Slot {
         live.updates.tell_state();
     }
 
-    fn shown(&self) -> MutexGuard<'_, Weak<LiveSession>> {
+    pub(super) fn shown(&self) -> MutexGuard<'_, Weak<LiveSession>> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

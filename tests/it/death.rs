@@ -575,7 +575,7 @@ fn a_busy_vm_leaves_nothing_of_the_second_boot() {
 }
 
 /// PID 1 of the one VM that this process has.
-fn pid_1() -> Pid {
+pub(super) fn pid_1() -> Pid {
     let guests: Vec<i32> = held()
         .children
         .split_whitespace()

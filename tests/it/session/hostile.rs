@@ -1,9 +1,13 @@
 //! Agents that attack their client.
 
 use agentvm::error::Code;
-use agentvm::session::{Item, PermissionPolicy};
+use agentvm::session::{Item, Notice, PermissionPolicy};
+use agentvm::store::Status;
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
+use super::super::child::{block_on, in_child};
+use super::super::death::pid_1;
 use super::fixture::{Listener, World, code, options, within};
 
 /// A prompt that sends this update.
@@ -106,6 +110,33 @@ async fn an_agent_that_asks_without_end_is_answered_as_cancelled() {
     let outcomes = world.log(session).await.of("_agentvm/permission_outcome");
     assert_eq!(outcomes.len(), 300);
     world.close().await;
+}
+
+#[test]
+fn a_vm_whose_first_process_answers_nothing_is_ended_all_the_same() {
+    const TEST: &str =
+        "session::hostile::a_vm_whose_first_process_answers_nothing_is_ended_all_the_same";
+    in_child(&[], TEST, || {
+        block_on(async {
+            let world = World::new().await;
+            let session = world.session().await;
+            let listener = Listener::of(&world.vm);
+            let turn = world.start(session, "say begun\nhang");
+            listener.said("begun").await;
+            kill(pid_1(), Signal::SIGSTOP).unwrap();
+            within(world.vm.sleep()).await.unwrap();
+            drop(within(turn).await.unwrap());
+            let ended = |item: &Item| matches!(item, Item::Notice(Notice::VmShutdown { .. }));
+            assert_eq!(
+                listener.items().iter().filter(|item| ended(item)).count(),
+                1
+            );
+            let view = world.vm.session_view(session).await.unwrap();
+            assert_eq!(view.record.status, Status::Suspended);
+            assert_eq!(world.text(session, "say again").await, "again");
+            world.close().await;
+        });
+    });
 }
 
 #[tokio::test]
