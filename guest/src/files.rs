@@ -425,9 +425,9 @@ pub(crate) fn stat(file: BorrowedFd<'_>) -> nix::Result<Stat> {
     })
 }
 
-/// Runs a file operation as `user`. Changing the file-system uid also drops and restores the
+/// Runs a file operation as this account. Changing the file-system uid also drops and restores the
 /// capabilities that override file permissions (capabilities(7)).
-fn acting_as<T>(user: Account, run: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
+pub(crate) fn acting_as<T>(user: Account, run: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
     if user == Account::Root || !nix::unistd::geteuid().is_root() {
         return run();
     }

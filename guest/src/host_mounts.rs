@@ -9,13 +9,14 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use agentvm_guest::protocol::{Bytes, HostMount, HostSource};
+use agentvm_guest::protocol::{Account, Bytes, HostMount, HostSource, USER_ID};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
-use nix::unistd::{Gid, Uid, fchownat};
+use nix::unistd::{Gid, Uid, fchownat, geteuid};
 
-use crate::boot::Failure;
+use crate::boot::{Failure, errno_of};
+use crate::files::acting_as;
 use crate::mounts::{NEW_ROOT, set_attributes};
 
 /// How often the submounts of a source are looked through until all of them are covered. More is
@@ -24,7 +25,7 @@ const ROUNDS: u32 = 16;
 
 /// The mounts of this namespace, to be opened while `/proc` is still the host's.
 pub(crate) fn mount_table() -> nix::Result<File> {
-    File::open("/proc/self/mountinfo").map_err(|error| crate::boot::errno_of(&error))
+    File::open("/proc/self/mountinfo").map_err(|error| errno_of(&error))
 }
 
 pub(crate) fn make(mount: &HostMount, trees: &[OwnedFd], table: &mut File) -> Result<(), Failure> {
@@ -80,8 +81,8 @@ fn attach_at(
     mount.hidden.iter().try_for_each(|path| hide(tree, path))
 }
 
-/// What PID 1 can't reach, no program of the VM can. What is gone was moved by the host meanwhile, or
-/// lies under a cover already.
+/// What can't be reached, no program of the VM can. What is gone was moved by the host meanwhile, or lies
+/// under a cover already.
 fn unless_unreachable(result: nix::Result<()>) -> nix::Result<()> {
     match result {
         Err(Errno::ENOENT | Errno::EACCES) => Ok(()),
@@ -123,7 +124,7 @@ fn create(at: &OwnedFd, name: &str, directory: bool) -> nix::Result<()> {
         drop(openat(at, name, flags, Mode::from_bits_truncate(0o644))?);
     }
     let parent = fstat(at)?;
-    if parent.st_uid == nix::unistd::geteuid().as_raw() {
+    if parent.st_uid == geteuid().as_raw() {
         return Ok(());
     }
     let (uid, gid) = (Uid::from_raw(parent.st_uid), Gid::from_raw(parent.st_gid));
@@ -141,6 +142,30 @@ fn beneath(directory: &OwnedFd, path: &[u8]) -> nix::Result<OwnedFd> {
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
     openat2(directory, path, how)
+}
+
+/// What is at `path`, where any program of the VM may get: `user` may where PID 1 may not, whose capabilities
+/// do not count for what has an owner or a group that is in no map.
+fn reachable(directory: &OwnedFd, path: &[u8]) -> nix::Result<OwnedFd> {
+    match beneath(directory, path) {
+        Err(Errno::EACCES) => {}
+        found => return found,
+    }
+    let mut names = path.split(|byte| *byte == b'/');
+    let start = directory.try_clone().map_err(|error| errno_of(&error))?;
+    names.try_fold(start, |at, name| {
+        match beneath(&at, name) {
+            Err(Errno::EACCES) => {}
+            found => return found,
+        }
+        match acting_as(Account::User, || beneath(&at, name)) {
+            // Its owner may let itself in later.
+            Err(Errno::EACCES) if fstat(&at)?.st_uid == USER_ID && geteuid().is_root() => {
+                Err(Errno::EPERM)
+            }
+            found => found,
+        }
+    })
 }
 
 /// What is at a path of the host, with no symlink on the way nor at its end.
@@ -231,7 +256,7 @@ fn mount_points(table: &mut File) -> nix::Result<Vec<Bytes>> {
     table
         .rewind()
         .and_then(|()| table.read_to_end(&mut text))
-        .map_err(|error| crate::boot::errno_of(&error))?;
+        .map_err(|error| errno_of(&error))?;
     let lines = text.split(|byte| *byte == b'\n');
     Ok(lines
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
@@ -251,13 +276,13 @@ fn parents<'a>(paths: impl Iterator<Item = &'a Bytes>) -> BTreeSet<Bytes> {
 /// Makes a directory a mount point of itself, which can't be renamed: otherwise the VM could move what
 /// lies in it out from under its cover, or move what the host has mounted there.
 fn pin(tree: &OwnedFd, relative: &[u8]) -> nix::Result<()> {
-    let directory = beneath(tree, relative)?;
+    let directory = reachable(tree, relative)?;
     attach(clone_tree(&directory)?.as_fd(), directory.as_fd())
 }
 
 /// Shows `relative` empty.
 fn hide(tree: &OwnedFd, relative: &[u8]) -> nix::Result<()> {
-    cover(&beneath(tree, relative)?).map(drop)
+    cover(&reachable(tree, relative)?).map(drop)
 }
 
 /// Empty, for nobody to write to, and a file system of its own.

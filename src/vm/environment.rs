@@ -1,5 +1,7 @@
 //! The environment that every program in a VM starts from. Nothing of the host's is in it.
 
+use std::collections::HashMap;
+
 use super::{GuestPath, User};
 
 /// Where programs are looked for unless the caller says otherwise; first of all, for `user`, where `npm`,
@@ -60,15 +62,24 @@ pub fn add_images(env: &mut Vec<(String, String)>, image: &[(String, String)]) {
         "USER",
         "XDG_RUNTIME_DIR",
     ];
+    let places = env
+        .iter()
+        .enumerate()
+        .map(|(at, (name, _))| (name.clone(), at));
+    let mut places: HashMap<_, _> = places.collect();
     for (name, value) in image {
         if THE_VMS.contains(&&**name) {
             continue;
         }
-        match env.iter_mut().find(|(own, _)| own == name) {
-            None => env.push((name.clone(), value.clone())),
-            Some((_, own)) if name == "LANG" && own == LANG => own.clone_from(value),
+        let own = places.get(name).and_then(|at| env.get_mut(*at));
+        match own.map(|(_, own)| own) {
+            None => {
+                places.insert(name.clone(), env.len());
+                env.push((name.clone(), value.clone()));
+            }
+            Some(own) if name == "LANG" && own == LANG => own.clone_from(value),
             // The store's Node may follow it.
-            Some((_, own)) if name == "PATH" => {
+            Some(own) if name == "PATH" => {
                 if let Some(rest) = own.strip_prefix(&path(User::User)) {
                     *own = format!("{OWN_PATH}:{value}{rest}");
                 } else if let Some(rest) = own.strip_prefix(PATH) {

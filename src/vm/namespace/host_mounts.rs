@@ -121,6 +121,10 @@ pub(super) fn explain(mounts: &[HostMount], step: &str, errno: Errno) -> Option<
                     .to_owned(),
             });
         }
+        Errno::EPERM if attaching => {
+            "Something is mounted below a directory that its owner can't search and may open later: \
+             chmod u+x that directory, or mount another"
+        }
         Errno::ELOOP => {
             "There is a symlink on the way: remove it in the VM, or choose another path"
         }

@@ -563,6 +563,52 @@ fn a_vm_neither_unmounts_nor_moves_what_the_host_has_mounted_in_a_mount() {
     );
 }
 
+/// In a directory that its owner may search, and PID 1 may not, because its group is nobody's in the VM.
+#[test]
+fn what_is_mounted_where_only_the_owner_gets_stays_mounted() {
+    const TEST: &str = "vm::mounts::what_is_mounted_where_only_the_owner_gets_stays_mounted";
+    if !is_root() {
+        return; // An ordinary user's VM has a clone of what is mounted, and not the mount itself.
+    }
+    in_child(&unshare(&["--mount"]), TEST, || {
+        let (host, data) = world();
+        let (work, owner, group) = (host.path().join("work"), Some(1234), Some(4321));
+        let point = work.join("between/inner/point");
+        fs::create_dir_all(&point).unwrap();
+        for directory in [host.path(), &work, &work.join("between/inner"), &point] {
+            chown(directory, owner, owner).unwrap();
+        }
+        chown(work.join("between"), owner, group).unwrap();
+        nix::mount::mount(
+            Some("tmpfs"),
+            &point,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap();
+        fs::write(point.join("file"), "mounted").unwrap();
+        let mode = |mode| {
+            fs::set_permissions(work.join("between"), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        block_on(async {
+            mode(0o750);
+            let vm = booted(data.path(), vec![mount("/work", &work)]).await;
+            assert_eq!(stdout(&vm, "ls -A /work/between/inner/point").await, "");
+            for attempt in ["rmdir inner/point", "mv inner/point x", "mv inner x"] {
+                let done = sh(&vm, &format!("cd /work/between && {attempt}")).await;
+                assert_ne!(done.exit, Exit::Code(0), "{attempt}");
+            }
+            vm.shutdown().await;
+            mode(0);
+            let error = refused(with(data.path(), vec![mount("/work", &work)])).await;
+            assert!(error.message.contains("chmod u+x"), "{error}");
+        });
+        assert_eq!(fs::read_to_string(point.join("file")).unwrap(), "mounted");
+        nix::mount::umount2(&point, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    });
+}
+
 #[tokio::test]
 async fn many_hidden_directories_need_few_mounts() {
     let (host, data) = world();
