@@ -98,6 +98,14 @@ async fn who_has_all_descriptors_on_their_way_keeps_nobody_from_handing_out_othe
         works(&late).await;
         late.shutdown().await;
     }
+    // Nor who becomes whom the first process of another is.
+    let first = stdout(&other, "awk '/^Uid/ {print $2}' /proc/1/status").await;
+    let become_first = format!("($<, $>) = ({0}, {0}); $> == {0} or die;", first.trim());
+    let script = format!("{become_first}\n{}", in_flight());
+    assert_eq!(takes(&vm, User::Root, &script).await, "all\n");
+    works(&other).await;
+    let late = timeout(LONG, booted(data.path(), "d")).await;
+    late.expect("a VM that boots").shutdown().await;
     vm.shutdown().await;
     other.shutdown().await;
 }

@@ -15,6 +15,15 @@ use crate::vm::Result;
 /// How many ids a VM has where a range can be mapped.
 pub(super) const RANGE: u32 = 65_536;
 
+/// Ids of the host that come after those, of which each VM has one more.
+const OWN: u32 = 65_536;
+
+/// That one, in the VM.
+const OWN_ID: u32 = RANGE;
+
+/// What has to be free.
+const ALL: u64 = RANGE as u64 + OWN as u64;
+
 /// First id of the default range: between what systemd gives containers (up to 1879048191) and its
 /// foreign range (from 2147352576), and far from `/etc/subuid`'s usual start at 100000.
 const DEFAULT_BASE: u32 = 1_879_048_192;
@@ -28,7 +37,8 @@ const TO_ACT_AS_ANOTHER: [u32; 2] = [7, 8];
 /// The two ways a host maps ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IdMap {
-    /// A privileged host: VM ids 0..65536 are `base..` on the host, nobody else's.
+    /// A privileged host: VM ids 0..65536 are `base..` on the host, nobody else's, and one more is an id that
+    /// no other VM has.
     Range { base: u32 },
     /// Anyone: VM id 1000 is the caller; there is no other id.
     Caller { uid: u32, gid: u32 },
@@ -106,16 +116,10 @@ impl IdMap {
         }
     }
 
-    /// Who of the VM its PID 1 is, for what the kernel counts by real uid over all VMs: each time another
-    /// one, of those that neither accounts nor systemd's services have, as it is in one VM that programs
-    /// can be anybody.
+    /// Who of the VM its PID 1 is, for what the kernel counts by real uid over all VMs: nobody in another VM
+    /// can become that.
     pub(super) fn real_uid_of_pid_1(self) -> Option<u32> {
-        const FIRST: u32 = 10_000;
-        const COUNT: u32 = 50_000;
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        // Processes begin at different ones.
-        let number = process::id().wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        self.root_mapped().then(|| FIRST + number % COUNT)
+        self.root_mapped().then_some(OWN_ID)
     }
 
     /// Writes the maps of a fresh user namespace.
@@ -128,8 +132,12 @@ impl IdMap {
         };
         match self {
             Self::Range { base } => {
+                static NEXT: AtomicU32 = AtomicU32::new(0);
+                // Processes begin at different ones.
+                let number = process::id().wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+                let own = base + RANGE + number % OWN;
                 let map = format!("0 {base} {RANGE}\n");
-                write("uid_map", map.clone())?;
+                write("uid_map", format!("{map}{OWN_ID} {own} 1\n"))?;
                 write("gid_map", map)
             }
             Self::Caller { uid, gid } => {
@@ -147,12 +155,12 @@ fn free_base(taken: &[Range<u64>]) -> Option<u32> {
     let mut base = u64::from(DEFAULT_BASE);
     while let Some(taken) = taken
         .iter()
-        .find(|taken| taken.start < base + u64::from(RANGE) && base < taken.end)
+        .find(|taken| taken.start < base + ALL && base < taken.end)
     {
         base = taken.end;
     }
     // The top half is left alone: some file systems and tools treat ids as signed.
-    (base + u64::from(RANGE) <= 1 << 31)
+    (base + ALL <= 1 << 31)
         .then(|| u32::try_from(base).ok())
         .flatten()
 }
@@ -179,8 +187,7 @@ fn mapped_here(base: u32) -> Result<bool> {
             else {
                 return false;
             };
-            start <= u64::from(base)
-                && u64::from(base) + u64::from(RANGE) <= start.saturating_add(count)
+            start <= u64::from(base) && u64::from(base) + ALL <= start.saturating_add(count)
         });
         if !mapped {
             return Ok(false);
