@@ -767,8 +767,8 @@ export interface Agent extends AsyncDisposable {
   /**
    * The entries of a directory, in no particular order, without `.` and `..`.
    *
-   * @throws {AgentVmError} `ENOENT`, `ENOTDIR`, …; `RESULT_TOO_LARGE` for more than 1,000,000 entries, which
-   * `walk` tells one after the other; `ABORTED`
+   * @throws {AgentVmError} `ENOENT`, `ENOTDIR`, …; `RESULT_TOO_LARGE` for more than 1,000,000 entries, or
+   * paths of more than 128 MiB, which `walk` tells one after the other; `ABORTED`
    */
   readdir(path: VmPath, options?: ReaddirOptions): Promise<DirectoryEntry[]>;
 

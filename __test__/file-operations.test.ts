@@ -252,6 +252,16 @@ test("100,000 files are listed and deleted", { timeout: 60_000 }, async () => {
   expect(await agent.readdir(".")).toEqual([]);
 });
 
+test("a list whose paths take too much memory is refused", {
+  timeout: 120_000,
+}, async () => {
+  const agent = await newVm();
+  const deep = Array<string>(14).fill("x".repeat(250)).join("/");
+  await shell(agent, `mkdir -p long/${deep} && cd long/${deep} && seq 40000 | xargs touch`);
+  const failed = await failureOf(() => agent.readdirRecursive("long"));
+  expect(failed.code).toBe("RESULT_TOO_LARGE");
+});
+
 test("links are made, read and resolved", async () => {
   const agent = await newVm();
   await shell(agent, "mkdir -p d; touch d/f");

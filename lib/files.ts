@@ -23,6 +23,9 @@ type NativeVm = InstanceType<typeof native.NativeVm>;
 /** What `readdir` and `readdirRecursive` hold at most: `walk` holds one batch. */
 const MAX_ENTRIES = 1_000_000;
 
+/** UTF-16 code units of their paths, and bytes of those that are no text. */
+const MAX_PATHS = 128 * 1024 * 1024;
+
 export function requirePath(field: string, path: unknown): Api.VmPath {
   if (typeof path === "string") {
     requireWellFormed(field, path, ": a path that is not UTF-8 is given as bytes");
@@ -234,12 +237,16 @@ export async function readdir(
   }
   requireOptions(options, recursive ? OPTIONS.readdirRecursive : OPTIONS.readdir);
   const listed: Api.DirectoryEntry[] = [];
+  let length = 0;
   for await (const batch of batches(vm, path, options, recursive)) {
-    if (listed.length + batch.length > MAX_ENTRIES) {
+    for (const entry of batch) length += entry.path.length + (entry.rawPath?.length ?? 0);
+    const many = listed.length + batch.length > MAX_ENTRIES;
+    if (many || length > MAX_PATHS) {
+      const what = many ? `${MAX_ENTRIES} entries` : `${MAX_PATHS} characters of paths`;
       throw new AgentVmError(
         "RESULT_TOO_LARGE",
         readable(
-          `${quoted(path)} has more than ${MAX_ENTRIES} entries: ` +
+          `${quoted(path)} has more than ${what}: ` +
             "agent.walk(path, { recursive }) tells them one after the other",
         ),
       );

@@ -231,6 +231,33 @@ async fn a_fork_bomb_is_contained_by_the_default() {
     survives_a_bomb(Limits::default(), Mechanism::Rlimit).await;
 }
 
+/// As in a container, where root's processes are counted by no kernel.
+#[test]
+fn a_limit_of_processes_that_does_not_hold_for_root_is_not_told_as_one() {
+    const TEST: &str =
+        "limits::a_limit_of_processes_that_does_not_hold_for_root_is_not_told_as_one";
+    if !nix::unistd::geteuid().is_root() {
+        return; // An ordinary user's processes are counted.
+    }
+    let without_range = [
+        "setpriv",
+        "--bounding-set=-sys_admin",
+        "--inh-caps=-sys_admin",
+    ];
+    in_child(&without_range, TEST, || {
+        block_on(async {
+            let data = tempfile::tempdir().unwrap();
+            let vm = booted(data.path(), "a").await;
+            assert_eq!(
+                stdout(&vm, "cat /proc/self/uid_map | xargs").await,
+                "1000 0 1\n"
+            );
+            assert_eq!(in_force(&vm, Limit::Pids).mechanism, Mechanism::None);
+            vm.shutdown().await;
+        });
+    });
+}
+
 #[tokio::test]
 async fn a_fork_bomb_is_contained_by_a_limit_of_all_users() {
     let limits = Limits {

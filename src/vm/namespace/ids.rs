@@ -75,6 +75,19 @@ impl IdMap {
         matches!(self, Self::Range { .. })
     }
 
+    /// Whether the VM's `user` is the root of the host's first namespace, whose processes the kernel does not
+    /// count (`RLIMIT_NPROC`), as in a container whose root has no other ids.
+    pub(super) fn user_is_uncounted(self) -> bool {
+        let Self::Caller { uid: 0, .. } = self else {
+            return false;
+        };
+        let is_root = |map: String| {
+            let mut fields = map.split_whitespace();
+            (fields.next(), fields.next()) == (Some("0"), Some("0"))
+        };
+        read("/proc/self/uid_map").map_or(true, is_root)
+    }
+
     /// Whether this process may make VMs that are [owned](Self::namespace_owner) by another than itself,
     /// where that makes a difference.
     pub(super) fn can_disown(self) -> Result<bool> {

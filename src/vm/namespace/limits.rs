@@ -41,6 +41,8 @@ const MS_PER_TICK: u64 = 10;
 pub(super) struct Limiter {
     in_force: Vec<InForce>,
     best_effort: bool,
+    /// Whether the kernel counts the processes of this VM alone.
+    pids_by_rlimit: bool,
     disk_bytes: Option<u64>,
     min_free_disk_bytes: u64,
     booted: Instant,
@@ -56,11 +58,12 @@ struct State {
 impl Limiter {
     /// Decides how each limit is enforced, and makes what that needs.
     pub(super) async fn prepare(limits: &Limits, ids: IdMap, directory: &Path) -> Result<Self> {
+        let pids_by_rlimit = per_vm_nproc() && !ids.user_is_uncounted();
         let wanted = Wanted {
             memory_bytes: limits.memory_bytes,
             milli_cpus: limits.milli_cpus,
             // Root of the VM could start any number of processes as other users of it.
-            pids: limits.pids.filter(|_| ids.root_mapped() || !per_vm_nproc()),
+            pids: limits.pids.filter(|_| ids.root_mapped() || !pids_by_rlimit),
         };
         let (cgroup, refused) = if wanted.nothing() {
             (None, Vec::new())
@@ -90,7 +93,6 @@ impl Limiter {
             return Err(unsupported(limit, why));
         }
         let by_cgroup = |limit| cgroup.as_ref().and_then(|cgroup| cgroup.mechanism(limit));
-        let pids_by_rlimit = per_vm_nproc().then_some(Mechanism::Rlimit);
         let min_free = free_space::floor(limits.min_free_disk_bytes, directory);
         let in_force = [
             (Limit::Memory, limits.memory_bytes, by_cgroup(Limit::Memory)),
@@ -98,7 +100,7 @@ impl Limiter {
             (
                 Limit::Pids,
                 Some(limits.pids.unwrap_or(DEFAULT_PIDS)),
-                by_cgroup(Limit::Pids).or(pids_by_rlimit),
+                by_cgroup(Limit::Pids).or(pids_by_rlimit.then_some(Mechanism::Rlimit)),
             ),
             (Limit::OpenFiles, Some(files.hard), Some(Mechanism::Rlimit)),
             (Limit::Disk, limits.disk_bytes, Some(Mechanism::Polled)),
@@ -118,6 +120,7 @@ impl Limiter {
         Ok(Self {
             in_force: in_force.to_vec(),
             best_effort: limits.best_effort,
+            pids_by_rlimit,
             disk_bytes: limits.disk_bytes,
             min_free_disk_bytes: min_free,
             booted: Instant::now(),
@@ -145,7 +148,7 @@ impl Limiter {
         for own in self.in_force.iter_mut().filter(limited) {
             lost.get_or_insert(own.limit);
             own.mechanism = match own.limit {
-                Limit::Pids if per_vm_nproc() => Mechanism::Rlimit,
+                Limit::Pids if self.pids_by_rlimit => Mechanism::Rlimit,
                 _ => Mechanism::None,
             };
         }

@@ -172,10 +172,16 @@ pub(super) fn ids() -> Check {
         IdMap::Caller { uid, .. } => Check::degraded(
             NAME,
             format!("VM uid 1000 is uid {uid} of this host; there is no other id"),
-            "no root in VMs: no apt-get, and /usr and /etc are read-only",
+            if ids.user_is_uncounted() {
+                "no root in VMs: no apt-get, and /usr and /etc are read-only; nor a limit of their processes, \
+                 as the kernel does not count those of root"
+            } else {
+                "no root in VMs: no apt-get, and /usr and /etc are read-only"
+            },
             if uid == 0 {
-                "Root has no free range of 65536 ids here, or no CAP_SYS_ADMIN: give its container a full \
-                 id map and that capability"
+                "Run the host process as an ordinary user (docker run --user), which is safer; or give root's \
+                 container CAP_SYS_ADMIN and a full id map: there is no free range of 131072 ids now, or not \
+                 that capability"
             } else {
                 "Run the host process as root: its VMs get ids that nobody else has, and their root is \
                  never the host's. Or use an image that has what is needed"
