@@ -1,6 +1,7 @@
 //! The host's end of the control socket: requests out, replies matched to them, exits published.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::mem::ManuallyDrop;
@@ -275,33 +276,32 @@ impl Control {
     /// Handles replies until PID 1 is gone or breaks the protocol; says which. `fork_bomb` is called when
     /// it ends one.
     pub(super) async fn run(&self, fork_bomb: impl Fn()) -> String {
-        let why = loop {
-            let received = tokio::select! {
-                received = self.receive() => received,
-                () = self.abandoned.notified() => {
-                    let unwanted = std::mem::take(&mut self.state().unwanted);
-                    for pid in unwanted {
-                        self.kill(pid).await;
-                    }
-                    continue;
-                }
-            };
-            match received {
+        let why = tokio::select! {
+            why = self.take_all(fork_bomb) => why,
+            // Beside it: PID 1 may read nothing until what it sends is read.
+            never = self.kill_unwanted() => match never {},
+        };
+        self.end(&why);
+        why
+    }
+
+    /// Reads what PID 1 sends, to its end, and returns why.
+    async fn take_all(&self, fork_bomb: impl Fn()) -> String {
+        loop {
+            match self.receive().await {
                 Ok(Some((reply, descriptors))) => {
                     // It may send faster than this reads, and who ends the VM is to have a turn.
                     tokio::task::yield_now().await;
                     match self.dispatch(reply, descriptors, &fork_bomb) {
                         Ok(None) => {}
-                        Ok(Some(unwanted)) => self.kill(unwanted).await,
-                        Err(problem) => break format!("PID 1 sent {problem}"),
+                        Ok(Some(pid)) => self.abandon(pid),
+                        Err(problem) => return format!("PID 1 sent {problem}"),
                     }
                 }
-                Ok(None) => break "PID 1 exited".to_owned(),
-                Err(problem) => break format!("PID 1 sent {problem}"),
+                Ok(None) => return "PID 1 exited".to_owned(),
+                Err(problem) => return format!("PID 1 sent {problem}"),
             }
-        };
-        self.end(&why);
-        why
+        }
     }
 
     /// Tells PID 1 to end the VM, by closing this direction for good.
@@ -317,6 +317,22 @@ impl Control {
         state.ended.get_or_insert_with(|| why.to_owned());
         state.pending.clear();
         state.children.clear();
+    }
+
+    /// Kills processes that nobody wants any more.
+    async fn kill_unwanted(&self) -> Infallible {
+        loop {
+            self.abandoned.notified().await;
+            let unwanted = std::mem::take(&mut self.state().unwanted);
+            for pid in unwanted {
+                self.kill(pid).await;
+            }
+        }
+    }
+
+    fn abandon(&self, pid: i32) {
+        self.state().unwanted.push(pid);
+        self.abandoned.notify_one();
     }
 
     /// Kills a process whose caller gave up while it was being started.
@@ -502,9 +518,8 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_flood_of_messages_leaves_a_turn_to_who_ends_the_vm() {
-        const MANY: usize = 100;
+    /// The host's end, and PID 1's.
+    fn pair() -> (Control, OwnedFd) {
         let (ours, theirs) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -512,11 +527,37 @@ mod tests {
             SockFlag::SOCK_CLOEXEC,
         )
         .expect("a pair");
-        let control = Control::new(ours).expect("a control");
-        let message = encode(&Reply::ForkBomb).expect("a message");
+        (Control::new(ours).expect("a control"), theirs)
+    }
+
+    fn says(from: &OwnedFd, reply: &Reply) {
+        let message = encode(reply).expect("a message");
         let packet = [&[INLINE][..], &message].concat();
+        send(from.as_raw_fd(), &packet, MsgFlags::MSG_DONTWAIT).expect("room");
+    }
+
+    #[tokio::test]
+    async fn what_pid_1_sends_is_read_while_it_reads_nothing() {
+        let (control, theirs) = pair();
+        let full = |packet: &[u8]| send(control.socket.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT);
+        while full(b"request").is_ok() {}
+        // Whose caller has given up: it is to be killed, and PID 1 to be told.
+        says(&theirs, &Reply::Spawned { id: 7, pid: 8 });
+        says(&theirs, &Reply::ForkBomb);
+        let heard = Notify::new();
+        tokio::select! {
+            why = control.run(|| heard.notify_one()) => panic!("{why}"),
+            () = heard.notified() => {}
+            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("nobody reads"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_messages_leaves_a_turn_to_who_ends_the_vm() {
+        const MANY: usize = 100;
+        let (control, theirs) = pair();
         for _ in 0..MANY {
-            send(theirs.as_raw_fd(), &packet, MsgFlags::MSG_DONTWAIT).expect("room");
+            says(&theirs, &Reply::ForkBomb);
         }
         let handled = Cell::new(0);
         let mut run = pin!(control.run(|| handled.set(handled.get() + 1)));
