@@ -480,7 +480,11 @@ export interface Agent extends AsyncDisposable {
    */
   destroySession(sessionId: string): Promise<void>;
 
-  /** All sessions of this VM, newest first, with what is going on in them. Boots nothing. */
+  /**
+   * All sessions of this VM, newest first, with what is going on in them. Boots nothing.
+   *
+   * @throws {AgentVmError} `CLIENT_CLOSED`, errno names for the store
+   */
   listSessions(): Promise<SessionState[]>;
 
   /**
@@ -514,10 +518,18 @@ export interface Agent extends AsyncDisposable {
     value: string | boolean,
   ): Promise<JsonObject>;
 
-  /** The modes of the agent and the one that is in force; `null` if it has none. Boots nothing. */
+  /**
+   * The modes of the agent and the one that is in force; `null` if it has none. Boots nothing.
+   *
+   * @throws {AgentVmError} `SESSION_NOT_FOUND`
+   */
   getModes(sessionId: string): Promise<SessionModes | null>;
 
-  /** What can be configured of the agent, with the values in force. Boots nothing. */
+  /**
+   * What can be configured of the agent, with the values in force. Boots nothing.
+   *
+   * @throws {AgentVmError} `SESSION_NOT_FOUND`
+   */
   getConfigOptions(sessionId: string): Promise<ConfigOption[]>;
 
   /**
@@ -630,7 +642,9 @@ export interface Agent extends AsyncDisposable {
    */
   waitProcess(pid: number, options?: WaitOptions): Promise<ProcessEnd>;
 
-  /** Asks a process and its process group to end: `signalProcess(pid, "SIGTERM")`. */
+  /**
+   * Asks a process and its process group to end: `signalProcess(pid, "SIGTERM")`, whose errors it has.
+   */
   stopProcess(pid: number): Promise<void>;
 
   /**
@@ -830,10 +844,18 @@ export interface Agent extends AsyncDisposable {
    */
   delete(path: VmPath, options?: DeleteOptions): Promise<void>;
 
-  /** Sets permissions as they are to be, whatever the umask; of what a symlink leads to. */
+  /**
+   * Sets permissions as they are to be, whatever the umask; of what a symlink leads to.
+   *
+   * @throws {AgentVmError} `EPERM` unless it is a file of `user`; `ENOENT`, `EROFS`, …
+   */
   chmod(path: VmPath, mode: number, options?: FileOptions): Promise<void>;
 
-  /** Sets owner, group or both, in ids of the VM. Only its root may give a file away. */
+  /**
+   * Sets owner, group or both, in ids of the VM. Only its root may give a file away.
+   *
+   * @throws {AgentVmError} `EPERM`; `ENOENT`, `EROFS`, …
+   */
   chown(path: VmPath, owner: Owner, options?: StatOptions): Promise<void>;
 
   /**
@@ -843,14 +865,26 @@ export interface Agent extends AsyncDisposable {
    */
   utimes(path: VmPath, times: FileTimes, options?: StatOptions): Promise<void>;
 
-  /** Makes a symlink at `path` that holds `target`, as it is to be read: relative to its directory. */
+  /**
+   * Makes a symlink at `path` that holds `target`, as it is to be read: relative to its directory.
+   *
+   * @throws {AgentVmError} `EEXIST`, `ENOENT` if there is no such directory, `EACCES`, …
+   */
   symlink(target: VmPath, path: VmPath, options?: FileOptions): Promise<void>;
 
-  /** What a symlink holds. */
+  /**
+   * What a symlink holds.
+   *
+   * @throws {AgentVmError} `EINVAL` if it is none; `ENOENT`, …
+   */
   readlink(path: VmPath, options: LinkOptions & { encoding: "buffer" }): Promise<Uint8Array>;
   readlink(path: VmPath, options?: LinkOptions & { encoding?: "utf8" }): Promise<string>;
 
-  /** The absolute path without symlinks, `.` and `..`. */
+  /**
+   * The absolute path without symlinks, `.` and `..`.
+   *
+   * @throws {AgentVmError} `ENOENT`, `ELOOP`, `EACCES`, …
+   */
   realpath(path: VmPath, options: LinkOptions & { encoding: "buffer" }): Promise<Uint8Array>;
   realpath(path: VmPath, options?: LinkOptions & { encoding?: "utf8" }): Promise<string>;
 
@@ -967,14 +1001,18 @@ export interface Agent extends AsyncDisposable {
    */
   waitForPort(port: number, options?: ConnectOptions): Promise<void>;
 
-  /** The TCP sockets that listen in the VM, by port; at most 3,000. Wakes the VM. */
+  /**
+   * The TCP sockets that listen in the VM, by port; at most 3,000. Wakes the VM.
+   *
+   * @throws {AgentVmError} what `wake` rejects with
+   */
   listeningPorts(): Promise<ListeningPort[]>;
 
   /**
    * Replaces the VM's `network` rules, now if it runs and for the boots to come by this client. New
    * connections and names are judged by the new rules at once, and connections that they do not allow are
-   * reset; those, too, that began when no rule asked which of its names an address was meant for. Like every
-   * option it is not kept on disk. Boots nothing.
+   * reset, whether by their address or by the server that their TLS has asked for. Like every option it is not
+   * kept on disk. Boots nothing.
    *
    * @throws {AgentVmError} `INVALID_ARGUMENT`, which names the rule; `VM_BUSY` where the VM runs in another
    * process, and keeps the rules that it has there
@@ -1990,7 +2028,11 @@ export interface LimitInForce {
 
 /** The agents that are installed on this host, for all data directories of this user. */
 export interface AgentStore {
-  /** The agents that agentvm brings, and everything that is in the store. */
+  /**
+   * The agents that agentvm brings, and everything that is in the store.
+   *
+   * @throws {AgentVmError} `CLIENT_CLOSED`, errno names for the store
+   */
   list(): Promise<AgentListing>;
 
   /**
