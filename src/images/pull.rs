@@ -291,6 +291,8 @@ async fn fetch(
             found: found.hex().to_owned(),
         });
     }
+    // Once it has its name, nobody looks whether a crash of the host has cut it short.
+    output.sync_data().await.map_err(host)?;
     fs::rename(&partial, &path).map_err(host)
 }
 

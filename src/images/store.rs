@@ -1,13 +1,14 @@
 //! Unpacked images, shared by VMs. Each is made once and never changed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::syncfs;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -295,7 +296,8 @@ impl Images {
         }
     }
 
-    /// With the image's lock held alone. It appears by one rename of a complete, verified directory.
+    /// With the image's lock held alone. It appears by one rename of a complete, verified directory that is
+    /// on the disk: what a crash of the host would cut short is never looked at again.
     fn make(
         &self,
         layout: &Layout,
@@ -329,6 +331,8 @@ impl Images {
             let text = serde_json::to_vec(&record).unwrap_or_default();
             fs::write(&path, text)
                 .map_err(|error| ImageError::host("can't write", &path, error))?;
+            sync_file_system(&partial)
+                .map_err(|error| ImageError::host("can't sync", &partial, error))?;
             fs::rename(&partial, directory)
                 .map_err(|error| ImageError::host("can't rename", &partial, error))
         })();
@@ -351,6 +355,11 @@ impl Images {
             }
         }
     }
+}
+
+/// One call for all files of an image.
+fn sync_file_system(path: &Path) -> io::Result<()> {
+    syncfs(File::open(path)?).map_err(io::Error::from)
 }
 
 pub(super) fn make_private(directory: &Path) -> Result<()> {
@@ -436,7 +445,7 @@ fn rootfs(path: &Path) -> Result<Image> {
         if path.is_dir() {
             Ok(path)
         } else {
-            Err(std::io::Error::from_raw_os_error(libc::ENOTDIR))
+            Err(io::Error::from_raw_os_error(libc::ENOTDIR))
         }
     });
     let rootfs = canonical.map_err(|error| match error.raw_os_error() {

@@ -48,6 +48,37 @@ fn an_image_is_unpacked_once_whoever_asks_and_what_a_killed_maker_left_is_cleare
     );
 }
 
+/// From here on, this thread can't bring files to the disk.
+fn fail_syncs() {
+    let fails = seccompiler::SeccompAction::Errno(libc::EIO.cast_unsigned());
+    let filter = seccompiler::SeccompFilter::new(
+        [(libc::SYS_syncfs, Vec::new())].into(),
+        seccompiler::SeccompAction::Allow,
+        fails,
+        std::env::consts::ARCH.try_into().expect("an architecture"),
+    );
+    let filter = seccompiler::BpfProgram::try_from(filter.expect("a filter"));
+    seccompiler::apply_filter(&filter.expect("a program")).expect("a filter");
+}
+
+#[test]
+fn an_image_that_is_not_on_the_disk_does_not_appear() {
+    let world = World::new();
+    let layer = Tar::default().file("a", "x").end();
+    world.index(&[world.image(&architecture(), &[layer])]);
+    let failing = std::thread::scope(|scope| {
+        let importing = scope.spawn(|| {
+            fail_syncs();
+            world.import(None)
+        });
+        importing.join().expect("joined")
+    });
+    let error = failing.expect_err("not synced");
+    assert!(error.to_string().contains("can't sync"), "{error}");
+    assert_eq!(world.left(), [] as [&str; 0]);
+    assert_eq!(read(&world.import(None).expect("an image"), "a"), "x");
+}
+
 /// No VM but those whose directories hold the id of their image in a file.
 fn vms() -> Vms {
     Vms {
