@@ -170,7 +170,7 @@ export interface Mount {
 export interface OciLayoutImage {
   /**
    * A directory in the OCI image layout. Its image is unpacked once, into `imageStoreDir`. No symbolic link in
-   * it is followed (`IMAGE_INVALID`).
+   * it is followed (`IMAGE_INVALID`), and none on the way to it that a VM could have made (`INVALID_ARGUMENT`).
    */
   ociLayout: string;
   rootfs?: never;

@@ -22,26 +22,31 @@ pub(super) struct Manifest {
 
 /// An OCI image layout directory (image-layout.md of the specification).
 pub(super) struct Layout {
+    /// For errors: what is at it may be exchanged at any time.
     path: PathBuf,
+    /// What everything is opened below.
+    directory: File,
 }
 
 impl Layout {
     /// The blobs of the store, which are there as in a layout.
-    pub(super) const fn of_store(path: PathBuf) -> Self {
-        Self { path }
+    pub(super) fn of_store(path: PathBuf) -> Result<Self> {
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+            .open(&path)
+            .map_err(|error| ImageError::host("can't open", &path, error))?;
+        Ok(Self { path, directory })
     }
 
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    /// `found`: what lies at `path`.
+    pub(super) fn open(path: &Path, found: File) -> Result<Self> {
         let layout = Self {
             path: path.to_owned(),
+            directory: found,
         };
         match layout.file("oci-layout") {
-            Err(ImageError::Host { source, .. }) if is_missing(&source) => {
-                Err(ImageError::NotFound(format!(
-                    "{} is no OCI image layout: it has no file \"oci-layout\" (skopeo copy … oci:<dir> makes one)",
-                    path.display()
-                )))
-            }
+            Err(ImageError::Host { source, .. }) if is_missing(&source) => Err(no_layout(path)),
             found => found.map(|_| layout),
         }
     }
@@ -51,15 +56,10 @@ impl Layout {
     fn file(&self, name: &str) -> Result<(File, u64)> {
         let path = self.path.join(name);
         let failed = |error| ImageError::host("can't open", &path, error);
-        let top = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-            .open(&self.path)
-            .map_err(failed)?;
         let how = OpenHow::new()
             .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let file = match openat2(&top, name, how) {
+        let file = match openat2(&self.directory, name, how) {
             Err(Errno::ELOOP) => {
                 return Err(ImageError::Invalid(format!(
                     "{} is, or lies behind, a symbolic link, which is not followed in a layout (cp -rL copies one without links)",
@@ -231,6 +231,13 @@ impl Layout {
         };
         blob.finish().map(drop)
     }
+}
+
+pub(super) fn no_layout(path: &Path) -> ImageError {
+    ImageError::NotFound(format!(
+        "{} is no OCI image layout: it has no file \"oci-layout\" (skopeo copy … oci:<dir> makes one)",
+        path.display()
+    ))
 }
 
 fn is_missing(error: &io::Error) -> bool {

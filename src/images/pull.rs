@@ -130,7 +130,7 @@ pub(super) async fn pull(
             let moved = |bytes| progress(Step::Downloading, bytes, total);
             fetch(&registry, &blobs, &config, &mut space, &moved).await?;
             // It says whether the layers are of use here.
-            let known: Config = Layout::of_store(root.to_owned()).document(&config)?;
+            let known: Config = Layout::of_store(root.to_owned())?.document(&config)?;
             known.check(&digest, document.layers.len())?;
             let mut before = config.size;
             for layer in &document.layers {

@@ -196,7 +196,7 @@ impl Store {
         let images = Images::new(self.root(), Ownership::Caller, Limits::default());
         let reference = Reference::parse(&format!("{address}/{NAME}{name}")).expect("a name");
         images
-            .open(Source::Registry { reference }, id, &|_| {})
+            .open(Source::Registry { reference }, None, id, &|_| {})
             .await
     }
 

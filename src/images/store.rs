@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::inventory::on_disk;
-use super::layout::{Layout, Manifest};
+use super::layout::{Layout, Manifest, no_layout};
 use super::manifest::{Config, Descriptor, Execution};
 use super::unpack::Unpacking;
 use super::work::{Work, attended};
@@ -103,32 +103,37 @@ impl Images {
     /// `id`, which a VM was made with, it is that one, without asking anybody if it is unpacked: the
     /// source may have another by now.
     ///
+    /// `found` is what lies at the path of a source that has one, and all that is used of a layout: whoever
+    /// looked it up has seen which links led there. `None`: there is nothing.
+    ///
     /// Dropping the future ends a download, which the next one goes on from, and an unpacking, which the
     /// next one begins again.
     pub async fn open(
         &self,
         source: Source,
+        found: Option<File>,
         id: Option<String>,
         tell: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Image> {
-        let opened = self.open_unnamed(source.clone(), id, tell).await;
+        let opened = self.open_unnamed(source.clone(), found, id, tell).await;
         opened.map_err(|error| error.of(&source))
     }
 
     async fn open_unnamed(
         &self,
         source: Source,
+        found: Option<File>,
         id: Option<String>,
         tell: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Image> {
         let digest = id.and_then(|id| Digest::try_from(id).ok());
         let known = digest.clone();
         let (images, of) = (self.clone(), source.clone());
-        let found = attended(&source.name(), tell, move |work| {
-            images.at_hand(&of, known.as_ref(), work)
+        let at_hand = attended(&source.name(), tell, move |work| {
+            images.at_hand(&of, found, known.as_ref(), work)
         })
         .await?;
-        if let Some(image) = found {
+        if let Some(image) = at_hand {
             return Ok(image);
         }
         let Source::Registry { reference } = source else {
@@ -149,7 +154,7 @@ impl Images {
             let images = self.clone();
             let shown = reference.to_string();
             let image = attended(&shown, tell, move |work| {
-                let layout = Layout::of_store(images.root.clone());
+                let layout = Layout::of_store(images.root.clone())?;
                 let image = match images.unpacked(&pulled.descriptor.digest)? {
                     Some(image) => image,
                     None if pulled.was_unpacked => return Ok(None),
@@ -173,11 +178,15 @@ impl Images {
     fn at_hand(
         &self,
         source: &Source,
+        found: Option<File>,
         known: Option<&Digest>,
         work: &Arc<Work>,
     ) -> Result<Option<Image>> {
         if let Source::Rootfs { path } = source {
-            return rootfs(path).map(Some);
+            return match found {
+                Some(_) => rootfs(path).map(Some),
+                None => Err(nothing_at(path)),
+            };
         }
         if let Some(digest) = known
             && let Some(image) = self.unpacked(digest)?
@@ -185,15 +194,19 @@ impl Images {
             return Ok(Some(image));
         }
         match source {
-            Source::OciLayout { path, tag } => self.import(path, tag.as_deref(), work).map(Some),
+            Source::OciLayout { path, tag } => {
+                let found = found.ok_or_else(|| no_layout(path))?;
+                self.import(path, found, tag.as_deref(), work).map(Some)
+            }
             Source::Registry { .. } | Source::Rootfs { .. } => Ok(None),
         }
     }
 
-    /// The image of `layout`, an OCI image layout directory.
+    /// The image of `layout`, an OCI image layout directory that was `found` there.
     pub(super) fn import(
         &self,
         layout: &Path,
+        found: File,
         tag: Option<&str>,
         work: &Arc<Work>,
     ) -> Result<Image> {
@@ -201,7 +214,7 @@ impl Images {
             path: layout.to_owned(),
             tag: tag.map(str::to_owned),
         };
-        let layout = Layout::open(layout)?;
+        let layout = Layout::open(layout, found)?;
         let descriptor = layout.find(tag)?;
         let image = self.import_from(&layout, descriptor, work)?;
         if let Some(lease) = &image.lease {
@@ -439,6 +452,10 @@ fn no_rootfs(path: &Path, problem: &str) -> String {
     )
 }
 
+fn nothing_at(path: &Path) -> ImageError {
+    ImageError::NotFound(no_rootfs(path, "does not exist on this host"))
+}
+
 /// A directory that is an image as it is.
 fn rootfs(path: &Path) -> Result<Image> {
     let canonical = fs::canonicalize(path).and_then(|path| {
@@ -449,10 +466,7 @@ fn rootfs(path: &Path) -> Result<Image> {
         }
     });
     let rootfs = canonical.map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOENT) => {
-            let problem = "does not exist on this host";
-            ImageError::NotFound(no_rootfs(path, problem))
-        }
+        Some(libc::ENOENT) => nothing_at(path),
         Some(libc::ENOTDIR) => ImageError::NotFound(no_rootfs(path, "is no directory")),
         _ => ImageError::host("can't open", path, error),
     })?;

@@ -1,6 +1,7 @@
 //! The image that a VM has instead of the host's programs, and whether agents run on it.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use nix::errno::Errno;
@@ -11,7 +12,7 @@ use super::host_file;
 use super::machine::Machine;
 use crate::agents::{Installed, Launch};
 use crate::error::{Code, Error, Result};
-use crate::host_path::Refused;
+use crate::host_path::{Exposure, Refused};
 use crate::images::{self, Images, Ownership, Source};
 use crate::vm::exec::{ExecEnd, ExecOptions, attend};
 use crate::vm::{Command, DynVm, Exit, GuestPath, Image, MadeWith, User, VmError, namespace};
@@ -92,10 +93,8 @@ impl Machine {
             .filter(|made_with| made_with.source == text)
             .map(|made_with| made_with.id.clone());
         let tell = |progress| self.emission.notify(&Notice::ImageProgress(progress));
-        let source = self.without_links_of_vms(source, settings).await?;
-        if let Source::Rootfs { path } = &source
-            && path.exists()
-        {
+        let (source, found) = locate(source, self.exposure(settings)).await?;
+        if let (Source::Rootfs { path }, Some(_)) = (&source, &found) {
             let (path, private) = (path.clone(), settings.private_directories());
             let checked =
                 tokio::task::spawn_blocking(move || namespace::check_root(&path, &private));
@@ -104,7 +103,8 @@ impl Machine {
             })??;
         }
         // It has what a download needs: too much for every future that may boot a VM.
-        let image = Box::pin(settings.images()?.open(source.clone(), id, &tell)).await?;
+        let images = settings.images()?;
+        let image = Box::pin(images.open(source.clone(), found, id, &tell)).await?;
         if let Source::Rootfs { path } = &source
             && *path != image.rootfs
         {
@@ -134,38 +134,38 @@ impl Machine {
     }
 }
 
-impl Machine {
-    /// The source without symlinks, unless a VM could have made one that decides where it is.
-    async fn without_links_of_vms(&self, source: Source, settings: &Settings) -> Result<Source> {
-        let (given, field) = match &source {
-            Source::Registry { .. } => return Ok(source),
-            Source::OciLayout { path, .. } => (path.clone(), "image.ociLayout"),
-            Source::Rootfs { path } => (path.clone(), "image.rootfs"),
-        };
-        let exposure = self.exposure(settings);
-        let finding = host_file::on_a_thread({
-            let given = given.clone();
-            move || Ok(exposure.open(&given)?.real_path)
-        });
-        let path = match finding.await {
-            Ok(path) => path,
-            Err(Refused::Io(error))
-                if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) =>
-            {
-                // It is not needed if its image is unpacked, and named well if it is.
-                return Ok(source);
-            }
-            Err(refused @ Refused::Link { .. }) => {
-                return Err(Error::invalid_argument(field, refused));
-            }
-            Err(refused) => return Err(host_file::failed("use", &given, refused)),
-        };
-        Ok(match source {
-            Source::OciLayout { tag, .. } => Source::OciLayout { path, tag },
-            Source::Rootfs { .. } => Source::Rootfs { path },
-            Source::Registry { .. } => source,
-        })
-    }
+/// The source by its path without symlinks, and what lies there, unless a VM could have made a symlink that
+/// decides where it is.
+pub(super) async fn locate(source: Source, exposure: Exposure) -> Result<(Source, Option<File>)> {
+    let (given, field) = match &source {
+        Source::Registry { .. } => return Ok((source, None)),
+        Source::OciLayout { path, .. } => (path.clone(), "image.ociLayout"),
+        Source::Rootfs { path } => (path.clone(), "image.rootfs"),
+    };
+    let finding = host_file::on_a_thread({
+        let given = given.clone();
+        move || exposure.open(&given)
+    });
+    let found = match finding.await {
+        Ok(found) => found,
+        Err(Refused::Io(error))
+            if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) =>
+        {
+            // It is not needed if its image is unpacked.
+            return Ok((source, None));
+        }
+        Err(refused @ Refused::Link { .. }) => {
+            return Err(Error::invalid_argument(field, refused));
+        }
+        Err(refused) => return Err(host_file::failed("use", &given, refused)),
+    };
+    let path = found.real_path;
+    let source = match source {
+        Source::OciLayout { tag, .. } => Source::OciLayout { path, tag },
+        Source::Rootfs { .. } => Source::Rootfs { path },
+        Source::Registry { .. } => source,
+    };
+    Ok((source, Some(found.descriptor)))
 }
 
 /// What a VM is to have below its own files.

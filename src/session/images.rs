@@ -4,7 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::client::Client;
+use super::image::locate;
 use crate::error::{Code, Error, Result};
+use crate::host_path::Exposure;
 use crate::images::{self, Files, ImageError, Progress, Source, Stored, Vms, Wanted};
 use crate::vm::namespace::{self, Pruned};
 
@@ -85,9 +87,12 @@ impl Client {
             let problem = "a root file system is used where it is: there is nothing to pull";
             return Err(Error::invalid_argument("image", problem));
         }
-        let images = self.settings()?.images()?;
+        let settings = self.settings()?;
+        let exposure = Exposure::new(&self.data_dir()?, settings.private_directories());
+        let images = settings.images()?;
+        let (source, found) = locate(source, exposure).await?;
         // It has what a download needs: much for a future.
-        let image = Box::pin(images.open(source, None, tell)).await?;
+        let image = Box::pin(images.open(source, found, None, tell)).await?;
         on_a_thread(move || {
             let id = image.id.clone();
             // Who asks whether it is in use must not find this call.
@@ -186,5 +191,43 @@ pub(super) async fn on_a_thread<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
         Err(error) => Err(cut_short(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::agents::AgentStore;
+    use crate::session::{ClientOptions, Settings};
+
+    #[tokio::test]
+    async fn a_link_where_vms_can_write_decides_no_pull() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |path: &str| directory.path().join(path);
+        fs::create_dir_all(at("data")).expect("mkdir");
+        fs::create_dir(at("layout")).expect("mkdir");
+        fs::write(at("layout/oci-layout"), "{}").expect("write");
+        fs::write(at("layout/index.json"), r#"{"manifests":[]}"#).expect("write");
+        symlink(at("layout"), at("data/link")).expect("symlink");
+        symlink(at("layout"), at("link")).expect("symlink");
+        let store = AgentStore::new(at("agents"), at("package"), at("node"));
+        let client = Client::new(ClientOptions {
+            data_dir: at("data"),
+            settings: Settings::new(store),
+        });
+        for (path, code, problem) in [
+            ("data/link", Code::InvalidArgument, "a VM could have made"),
+            ("link", Code::ImageNotFound, "is empty"),
+            ("none", Code::ImageNotFound, "is no OCI image layout"),
+        ] {
+            let layout = Source::oci_layout(&at(path), None);
+            let error = client.pull_image(layout, &|_| {}).await;
+            let error = error.expect_err("refused");
+            assert_eq!(error.code, code, "{path}: {error}");
+            assert!(error.to_string().contains(problem), "{path}: {error}");
+        }
     }
 }

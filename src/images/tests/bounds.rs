@@ -169,7 +169,7 @@ async fn an_unpacking_that_nobody_waits_for_ends() {
     let (ended, has_ended) = std::sync::mpsc::channel();
     let tell = move |_| begun.send(()).unwrap_or_default();
     let unpacking = attended("an image", &tell, move |work| {
-        let image = images.import(&layout, None, work);
+        let image = images.import(&layout, found(&layout), None, work);
         ended
             .send(image.map(drop).map_err(code))
             .expect("a test that waits");

@@ -126,7 +126,12 @@ fn the_image_of_a_tag_is_for_this_machine() {
     }
     let error = world
         .images()
-        .import(world.directory.path(), None, &Arc::default())
+        .import(
+            world.directory.path(),
+            found(world.directory.path()),
+            None,
+            &Arc::default(),
+        )
         .expect_err("no layout");
     assert_eq!(code(error), "IMAGE_NOT_FOUND");
 }
@@ -188,8 +193,36 @@ fn no_link_in_a_layout_is_followed() {
     fs::hard_link(&blob, &aside).expect("link");
     let link = world.directory.path().join("link");
     symlink(world.layout(), &link).expect("symlink");
-    let image = world.images().import(&link, None, &Arc::default());
+    let image = world
+        .images()
+        .import(&link, found(&link), None, &Arc::default());
     assert_eq!(read(&image.expect("an image"), "a"), "x");
+}
+
+#[test]
+fn a_layout_that_is_exchanged_after_it_was_found_decides_nothing() {
+    let world = World::new();
+    world.index(&[world.image(&architecture(), &[Tar::default().file("a", "x").end()])]);
+    let layout = world.layout();
+    let found = found(&layout);
+    let aside = world.directory.path().join("aside");
+    fs::rename(&layout, &aside).expect("moved");
+    symlink("/", &layout).expect("symlink");
+    let image = world.images().import(&layout, found, None, &Arc::default());
+    assert_eq!(read(&image.expect("an image"), "a"), "x");
+}
+
+#[tokio::test]
+async fn what_was_not_there_when_it_was_looked_for_is_not_looked_for_again() {
+    let world = World::new();
+    world.index(&[world.image(&architecture(), &[Tar::default().file("a", "x").end()])]);
+    for source in [
+        Source::oci_layout(&world.layout(), None),
+        Source::rootfs(world.directory.path()),
+    ] {
+        let error = world.images().open(source, None, None, &|_| {}).await;
+        assert_eq!(code(error.expect_err("nothing")), "IMAGE_NOT_FOUND");
+    }
 }
 
 #[test]

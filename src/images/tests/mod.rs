@@ -1,6 +1,7 @@
 //! Layouts made by hand, and what becomes of them.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -131,7 +132,9 @@ impl World {
     }
 
     fn import(&self, tag: Option<&str>) -> Result<Image> {
-        self.images().import(&self.layout(), tag, &Arc::default())
+        let layout = self.layout();
+        self.images()
+            .import(&layout, found(&layout), tag, &Arc::default())
     }
 
     fn import_layers(&self, layers: &[Vec<u8>]) -> Result<Image> {
@@ -150,6 +153,15 @@ impl World {
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .collect()
     }
+}
+
+/// What is at a path, whatever leads there.
+fn found(path: &Path) -> File {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path)
+        .expect("there")
 }
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";

@@ -230,7 +230,12 @@ fn an_ordinary_user_can_read_and_remove_whatever_the_image_says() {
     let upper = Tar::default().file("locked/in", "x");
     world.index(&[world.image(&architecture(), &[lower.end(), upper.end()])]);
     let image = images
-        .import(&world.layout(), None, &Arc::default())
+        .import(
+            &world.layout(),
+            found(&world.layout()),
+            None,
+            &Arc::default(),
+        )
         .expect("an image");
     assert_eq!(read(&image, "locked/in"), "x");
     assert_eq!(read(&image, "none"), "x");
