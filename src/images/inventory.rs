@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::names::{self, Name};
 use super::store::{self, Images, Record, entries};
+use super::work::Work;
 use super::{Digest, ImageError, Result, Vms, Wanted, pull, users};
 
 /// An image of the store.
@@ -152,9 +153,12 @@ impl Images {
     ) -> Result<Stored> {
         let (mut bytes, mut made_at) = (0, 0);
         for directory in &unpacked.directories {
-            bytes += Record::read(directory).map_or(0, |record| {
-                record.bytes.unwrap_or_else(|| on_disk(directory))
-            });
+            bytes += match Record::read(directory) {
+                Ok(record) => record
+                    .bytes
+                    .map_or_else(|| on_disk(directory, &Work::default()), Ok)?,
+                Err(_) => 0,
+            };
             made_at = made_at.max(made(directory));
         }
         let names = names.iter().filter(|name| name.is_of(digest));
@@ -293,11 +297,12 @@ fn made(directory: &Path) -> u64 {
 }
 
 /// What a tree takes of the disk; what can't be looked at counts as nothing.
-pub(super) fn on_disk(tree: &Path) -> u64 {
+pub(super) fn on_disk(tree: &Path, work: &Work) -> Result<u64> {
     let mut linked = HashSet::new();
     let mut bytes = 0_u64;
     let mut left = vec![tree.to_owned()];
     while let Some(path) = left.pop() {
+        work.check()?;
         let Ok(data) = fs::symlink_metadata(&path) else {
             continue;
         };
@@ -308,5 +313,5 @@ pub(super) fn on_disk(tree: &Path) -> u64 {
         }
         bytes = bytes.saturating_add(data.blocks().saturating_mul(512));
     }
-    bytes
+    Ok(bytes)
 }

@@ -338,7 +338,7 @@ impl Images {
             }
             let record = Record {
                 execution: config.execution.clone(),
-                bytes: Some(on_disk(&partial)),
+                bytes: Some(on_disk(&partial, work)?),
             };
             let path = partial.join(RECORD);
             let text = serde_json::to_vec(&record).unwrap_or_default();

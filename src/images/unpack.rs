@@ -137,7 +137,7 @@ impl Unpacking {
         let parent_path = path.parent().unwrap_or_else(|| Path::new(""));
         let parent = self.parent(path, parent_path)?;
         if name.as_bytes() == OPAQUE {
-            return clear(&parent, parent_path, new).map_err(|error| host(path, error));
+            return self.clear(&parent, parent_path, new);
         }
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
             let hidden = OsString::from_vec(hidden.to_vec());
@@ -205,6 +205,31 @@ impl Unpacking {
             self.finish(&file, entry, false).map_err(failed)?;
         }
         // Devices are the VM's own, and pipes nobody ships: both are left out.
+        Ok(())
+    }
+
+    /// Removes what lower layers have in a directory, once for each layer: what is there afterwards is the
+    /// layer's own.
+    fn clear(&self, directory: &OwnedFd, path: &Path, new: &mut New) -> Result<()> {
+        if !new.clear(path)? {
+            return Ok(());
+        }
+        let failed = |error| host(path, error);
+        for entry in fs::read_dir(on_host(directory)).map_err(failed)? {
+            self.work().check()?;
+            let name = entry.map_err(failed)?.file_name();
+            let whole = path.join(&name);
+            if !new.contains(&whole) {
+                remove(directory, Path::new(&name)).map_err(failed)?;
+                continue;
+            }
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            match openat(directory, Path::new(&name), flags, Mode::empty()) {
+                Ok(below) => self.clear(&below, &whole, new)?,
+                Err(Errno::ENOTDIR | Errno::ELOOP) => {}
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
         Ok(())
     }
 
@@ -348,6 +373,8 @@ impl Unpacking {
 #[derive(Default)]
 struct New {
     paths: HashSet<PathBuf>,
+    /// Directories without anything of lower layers. A layer may say so of one any number of times.
+    cleared: HashSet<PathBuf>,
     bytes: usize,
 }
 
@@ -359,6 +386,19 @@ impl New {
             }
             self.bytes += path.as_os_str().len();
         }
+        self.check()
+    }
+
+    /// Whether that is not done yet.
+    fn clear(&mut self, path: &Path) -> Result<bool> {
+        let is_first = self.cleared.insert(path.to_owned());
+        if is_first {
+            self.bytes += path.as_os_str().len();
+        }
+        self.check().map(|()| is_first)
+    }
+
+    fn check(&self) -> Result<()> {
         if self.bytes > MAX_NAMES {
             return Err(ImageError::TooLarge(format!(
                 "the names of a layer have more than {MAX_NAMES} bytes"
@@ -392,25 +432,6 @@ fn beneath(name: &[u8]) -> Result<PathBuf> {
         }
     }
     Ok(beneath)
-}
-
-/// Removes what lower layers have in a directory.
-fn clear(directory: &OwnedFd, path: &Path, new: &New) -> io::Result<()> {
-    for entry in fs::read_dir(on_host(directory))? {
-        let name = entry?.file_name();
-        let whole = path.join(&name);
-        if !new.contains(&whole) {
-            remove(directory, Path::new(&name))?;
-            continue;
-        }
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        match openat(directory, Path::new(&name), flags, Mode::empty()) {
-            Ok(below) => clear(&below, &whole, new)?,
-            Err(Errno::ENOTDIR | Errno::ELOOP) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
 }
 
 /// Removes an entry of `directory` with everything in it, and follows no link. None is fine.

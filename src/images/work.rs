@@ -38,6 +38,11 @@ impl Work {
         }
     }
 
+    /// Nobody waits for it any more.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
     fn tell(&self, image: &str, tell: Tell<'_>) {
         tell(Progress {
             image: image.to_owned(),
@@ -57,7 +62,7 @@ pub(super) async fn attended<T: Send + 'static>(
     struct Attending(Arc<Work>);
     impl Drop for Attending {
         fn drop(&mut self) {
-            self.0.abandoned.store(true, Ordering::Relaxed);
+            self.0.abandon();
         }
     }
 

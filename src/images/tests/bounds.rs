@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
-use crate::images::work::attended;
+use crate::images::inventory::on_disk;
+use crate::images::work::{Work, attended};
 
 #[test]
 fn what_exceeds_a_limit_is_refused() {
@@ -184,4 +185,14 @@ async fn an_unpacking_that_nobody_waits_for_ends() {
     }
     assert_eq!(has_ended.recv().expect("an end"), Err("ABORTED".to_owned()));
     assert_eq!(world.left(), [] as [&str; 0]);
+}
+
+#[test]
+fn an_image_that_nobody_waits_for_is_not_measured() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let work = Work::default();
+    assert!(on_disk(directory.path(), &work).is_ok());
+    work.abandon();
+    let measured = on_disk(directory.path(), &work);
+    assert_eq!(code(measured.expect_err("given up")), "ABORTED");
 }

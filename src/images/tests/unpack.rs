@@ -55,6 +55,23 @@ fn whiteouts_hide_what_lower_layers_have_and_nothing_of_their_own() {
 }
 
 #[test]
+fn a_directory_is_cleared_once_however_often_a_layer_says_so() {
+    let world = World::new();
+    let opaque = |tar: Tar, name| tar.entry(b'0', name, "", 0o644, b"");
+    let lower = Tar::default().file("a/b/old", "");
+    let upper = opaque(Tar::default(), "a/b/.wh..wh..opq")
+        .symlink("other-name", "a/b")
+        .file("a/b/new", "")
+        .file("other-name/newer", "");
+    let upper = opaque(upper, "a/b/.wh..wh..opq");
+    let upper = opaque(upper, "a/.wh..wh..opq");
+    let image = world
+        .import_layers(&[lower.end(), upper.end()])
+        .expect("an image");
+    assert_eq!(names(&image.rootfs.join("a/b")), ["new", "newer"]);
+}
+
+#[test]
 fn a_name_that_leads_out_of_the_image_is_refused() {
     for layer in [
         Tar::default().file("../out", "x"),
