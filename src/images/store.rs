@@ -5,6 +5,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -28,6 +30,9 @@ pub(super) const KINDS: [&str; 2] = ["owned", "plain"];
 
 /// And those of images that are being made.
 pub(super) const PARTIAL: &str = "partial-";
+
+/// How often the lock of an image is tried that somebody else has.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The store at one place.
 #[derive(Debug, Clone)]
@@ -155,7 +160,7 @@ impl Images {
             let shown = reference.to_string();
             let image = attended(&shown, tell, move |work| {
                 let layout = Layout::of_store(images.root.clone())?;
-                let image = match images.unpacked(&pulled.descriptor.digest)? {
+                let image = match images.unpacked(&pulled.descriptor.digest, work)? {
                     Some(image) => image,
                     None if pulled.was_unpacked => return Ok(None),
                     None => images.import_from(&layout, pulled.descriptor.clone(), work)?,
@@ -189,7 +194,7 @@ impl Images {
             };
         }
         if let Some(digest) = known
-            && let Some(image) = self.unpacked(digest)?
+            && let Some(image) = self.unpacked(digest, work)?
         {
             return Ok(Some(image));
         }
@@ -235,14 +240,14 @@ impl Images {
         config.check(&digest, manifest.layers.len())?;
         let directory = self.directory(&digest);
         loop {
-            let lease = self.lock(&digest, FlockArg::LockShared)?;
+            let lease = self.lock(&digest, FlockArg::LockSharedNonblock, work)?;
             if directory.is_dir() {
                 return self.leased(&digest, lease);
             }
             drop(lease);
             // A user holds the lock shared, a maker and a remover alone. Between the two, when it is made
             // and nobody has it, a remover may come.
-            let alone = self.lock(&digest, FlockArg::LockExclusive)?;
+            let alone = self.lock(&digest, FlockArg::LockExclusiveNonblock, work)?;
             if !directory.is_dir()
                 && let Err(error) = self.make(layout, &manifest, &config, &directory, work)
             {
@@ -253,11 +258,11 @@ impl Images {
     }
 
     /// One that is in the store.
-    fn unpacked(&self, digest: &Digest) -> Result<Option<Image>> {
+    fn unpacked(&self, digest: &Digest, work: &Work) -> Result<Option<Image>> {
         if !self.directory(digest).is_dir() {
             return Ok(None);
         }
-        let lease = self.lock(digest, FlockArg::LockShared)?;
+        let lease = self.lock(digest, FlockArg::LockSharedNonblock, work)?;
         // It may have been removed before it was locked.
         if self.directory(digest).is_dir() {
             self.leased(digest, lease).map(Some)
@@ -298,14 +303,17 @@ impl Images {
         format!("{kind}-{}", digest.hex())
     }
 
-    /// Holds what this image is, or will be, unpacked to. Waits while another process makes it.
-    fn lock(&self, digest: &Digest, how: FlockArg) -> Result<Flock<File>> {
+    /// Holds what this image is, or will be, unpacked to. Waits while another process makes it, as long as
+    /// anybody waits for this one: a thread that the kernel makes wait could not be told.
+    fn lock(&self, digest: &Digest, how: FlockArg, work: &Work) -> Result<Flock<File>> {
         make_private(&self.root)?;
         let path = lock_of(&self.directory(digest));
         loop {
+            work.check()?;
             if let Some(lock) = lock(&path, how)? {
                 return Ok(lock);
             }
+            thread::sleep(POLL);
         }
     }
 

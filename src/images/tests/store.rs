@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Duration;
 
 use nix::fcntl::FlockArg;
 
 use super::*;
 use crate::images::store;
+use crate::images::work::Work;
 
 #[test]
 fn an_image_is_unpacked_once_whoever_asks_and_what_a_killed_maker_left_is_cleared() {
@@ -315,6 +317,28 @@ fn a_lock_that_is_removed_while_it_is_waited_for_is_locked_anew() {
         let (ours, there) = (lock.metadata(), fs::metadata(&path));
         assert_eq!(ours.expect("open").ino(), there.expect("there").ino());
     });
+}
+
+#[test]
+fn who_waits_for_an_image_that_another_makes_can_be_told_to_stop() {
+    let world = World::new();
+    let image = world.tagged_image("v1", "x");
+    let directory = image.rootfs.parent().expect("a directory").to_owned();
+    drop(image);
+    let making = store::lock(&store::lock_of(&directory), FlockArg::LockExclusive);
+    let _making = making.expect("locked").expect("nobody has it");
+    let work = Arc::new(Work::default());
+    let (ended, has_ended) = std::sync::mpsc::channel();
+    let (layout, images, own) = (world.layout(), world.images(), Arc::clone(&work));
+    // Not joined: if it can't be told, it waits for ever.
+    std::thread::spawn(move || {
+        let image = images.import(&layout, found(&layout), Some("v1"), &own);
+        ended.send(image.map(drop).map_err(code))
+    });
+    work.abandon();
+    // Nothing takes so long, unless it hangs.
+    let ended = has_ended.recv_timeout(Duration::from_mins(1));
+    assert_eq!(ended.expect("an end"), Err("ABORTED".to_owned()));
 }
 
 #[test]
