@@ -207,7 +207,8 @@ fn blobs(root: &Path) -> PathBuf {
     root.join("blobs/sha256")
 }
 
-/// One blob, by whoever comes first.
+/// One blob, by whoever comes first of those who pull from this repository. Who pulls from another neither
+/// waits for it nor goes on from what it has sent.
 async fn fetch(
     registry: &Registry<'_>,
     blobs: &Path,
@@ -216,7 +217,8 @@ async fn fetch(
     moved: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<()> {
     let path = blobs.join(blob.digest.hex());
-    let partial = path.with_extension(PARTIAL);
+    let repository = Digest::of(Sha256::new_with_prefix(registry.repository()));
+    let partial = path.with_extension(format!("{}.{PARTIAL}", repository.hex()));
     let file = loop {
         if path.exists() {
             return Ok(());
@@ -229,7 +231,7 @@ async fn fetch(
         }
     };
     let host = |error| ImageError::host("can't write", &partial, error);
-    let (mut hash, mut have) = {
+    let (hash, have) = {
         let mut file = file.try_clone().map_err(host)?;
         let size = blob.size;
         tokio::task::spawn_blocking(move || begun(&mut file, size))
@@ -237,63 +239,114 @@ async fn fetch(
             .map_err(|error| host(error.into()))?
             .map_err(host)?
     };
-    let mut output = tokio::fs::File::from_std(file.try_clone().map_err(host)?);
-    let mut told = Instant::now();
-    let mut idle = 0;
-    while have < blob.size {
-        let before = have;
-        let mut answer = registry.blob(&blob.digest.to_string(), have).await?;
-        if have > 0 && answer.status() != StatusCode::PARTIAL_CONTENT {
-            // It gives all of it, or nothing.
-            output.set_len(0).await.map_err(host)?;
-            output.rewind().await.map_err(host)?;
-            (hash, have) = (Sha256::new(), 0);
+    let mut arriving = Arriving {
+        blob,
+        output: tokio::fs::File::from_std(file.try_clone().map_err(host)?),
+        partial: &partial,
+        hash,
+        have,
+    };
+    let mut goes_on = have > 0;
+    loop {
+        arriving.rest(registry, space, moved).await?;
+        let found = Digest::of(arriving.hash.clone());
+        if found == blob.digest {
+            break;
         }
-        let ended = loop {
-            match answer.chunk().await {
-                Ok(None) => break None,
-                Err(error) => break Some(registry.failed(&error)),
-                Ok(Some(chunk)) => {
-                    have += chunk.len() as u64;
-                    if have > blob.size {
-                        return Err(ImageError::Invalid(format!(
-                            "the registry sends more than the {} bytes of {}",
-                            blob.size, blob.digest
-                        )));
-                    }
-                    hash.update(&chunk);
-                    output.write_all(&chunk).await.map_err(host)?;
-                    space.wrote(chunk.len() as u64)?;
-                    if told.elapsed() > BEAT {
-                        told = Instant::now();
-                        moved(have);
-                    }
-                }
-            }
-        };
-        output.flush().await.map_err(host)?;
-        idle = if have > before { 0 } else { idle + 1 };
-        if have < blob.size && idle >= ATTEMPTS {
-            return Err(ended.unwrap_or_else(|| {
-                ImageError::Pull(format!(
-                    "the registry ends {} after {have} of {} bytes",
-                    blob.digest, blob.size
-                ))
-            }));
+        if !goes_on {
+            // Nothing that could be gone on from.
+            drop(fs::remove_file(&partial));
+            return Err(ImageError::Digest {
+                wanted: blob.digest.clone(),
+                found: found.hex().to_owned(),
+            });
         }
-    }
-    let found = Digest::of(hash);
-    if found != blob.digest {
-        // Nothing that could be gone on from.
-        drop(fs::remove_file(&partial));
-        return Err(ImageError::Digest {
-            wanted: blob.digest.clone(),
-            found: found.hex().to_owned(),
-        });
+        // What an earlier pull has left may be what is wrong with it.
+        arriving.begin_anew().await?;
+        goes_on = false;
     }
     // Once it has its name, nobody looks whether a crash of the host has cut it short.
-    output.sync_data().await.map_err(host)?;
+    arriving.output.sync_data().await.map_err(host)?;
     fs::rename(&partial, &path).map_err(host)
+}
+
+/// A blob of which some is there.
+struct Arriving<'a> {
+    blob: &'a Descriptor,
+    output: tokio::fs::File,
+    partial: &'a Path,
+    hash: Sha256,
+    have: u64,
+}
+
+impl Arriving<'_> {
+    fn host(&self, error: std::io::Error) -> ImageError {
+        ImageError::host("can't write", self.partial, error)
+    }
+
+    async fn begin_anew(&mut self) -> Result<()> {
+        let emptied = self.output.set_len(0).await;
+        emptied.map_err(|error| self.host(error))?;
+        let rewound = self.output.rewind().await;
+        rewound.map_err(|error| self.host(error))?;
+        (self.hash, self.have) = (Sha256::new(), 0);
+        Ok(())
+    }
+
+    /// Brings it to its length.
+    async fn rest(
+        &mut self,
+        registry: &Registry<'_>,
+        space: &mut Space,
+        moved: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<()> {
+        let blob = self.blob;
+        let mut told = Instant::now();
+        let mut idle = 0;
+        while self.have < blob.size {
+            let before = self.have;
+            let mut answer = registry.blob(&blob.digest.to_string(), before).await?;
+            if before > 0 && answer.status() != StatusCode::PARTIAL_CONTENT {
+                // It gives all of it, or nothing.
+                self.begin_anew().await?;
+            }
+            let ended = loop {
+                match answer.chunk().await {
+                    Ok(None) => break None,
+                    Err(error) => break Some(registry.failed(&error)),
+                    Ok(Some(chunk)) => {
+                        self.have += chunk.len() as u64;
+                        if self.have > blob.size {
+                            return Err(ImageError::Invalid(format!(
+                                "the registry sends more than the {} bytes of {}",
+                                blob.size, blob.digest
+                            )));
+                        }
+                        self.hash.update(&chunk);
+                        let written = self.output.write_all(&chunk).await;
+                        written.map_err(|error| self.host(error))?;
+                        space.wrote(chunk.len() as u64)?;
+                        if told.elapsed() > BEAT {
+                            told = Instant::now();
+                            moved(self.have);
+                        }
+                    }
+                }
+            };
+            let flushed = self.output.flush().await;
+            flushed.map_err(|error| self.host(error))?;
+            idle = if self.have > before { 0 } else { idle + 1 };
+            if self.have < blob.size && idle >= ATTEMPTS {
+                return Err(ended.unwrap_or_else(|| {
+                    ImageError::Pull(format!(
+                        "the registry ends {} after {} of {} bytes",
+                        blob.digest, self.have, blob.size
+                    ))
+                }));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What an earlier pull has left of a blob: its hash and its length.

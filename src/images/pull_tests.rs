@@ -284,6 +284,47 @@ async fn a_registry_that_dies_in_the_middle_leaves_a_beginning_for_the_next_pull
 }
 
 #[tokio::test]
+async fn what_another_registry_has_sent_is_not_gone_on_from() {
+    let (mut hostile, layer) = with_image(&architecture());
+    let path = blob_of(&layer);
+    hostile.documents.insert(path.clone(), vec![b'y'; 1500]);
+    let (hostile, _registry) = serve(hostile).await;
+    let (address, registry) = serve(with_image(&architecture()).0).await;
+    let store = Store::new();
+    assert_eq!(store.code(&hostile, ":v1").await, "IMAGE_PULL_FAILED");
+    store.open(&address, ":v1", None).await.expect("an image");
+    let requests = registry.lock().expect("lock").requests.clone();
+    let of_layer: Vec<_> = requests.iter().filter(|(of, _)| *of == path).collect();
+    assert_eq!(of_layer, [&(path.clone(), 0)]);
+}
+
+#[tokio::test]
+async fn a_beginning_that_does_not_verify_is_begun_anew_once() {
+    let (mut registry, layer) = with_image(&architecture());
+    let path = blob_of(&layer);
+    let wrong = vec![b'y'; layer.len()];
+    registry
+        .documents
+        .insert(path.clone(), wrong[..1500].into());
+    let (address, registry) = serve(registry).await;
+    let store = Store::new();
+    assert_eq!(store.code(&address, ":v1").await, "IMAGE_PULL_FAILED");
+    has(&registry, &path, layer.clone());
+    store.open(&address, ":v1", None).await.expect("an image");
+
+    let store = Store::new();
+    has(&registry, &path, wrong[..1500].into());
+    assert_eq!(store.code(&address, ":v1").await, "IMAGE_PULL_FAILED");
+    has(&registry, &path, wrong);
+    registry.lock().expect("lock").requests.clear();
+    assert_eq!(store.code(&address, ":v1").await, "IMAGE_INVALID");
+    let requests = registry.lock().expect("lock").requests.clone();
+    let of_layer = requests.into_iter().filter(|(of, _)| *of == path);
+    let begun: Vec<_> = of_layer.map(|(_, from)| from).collect();
+    assert_eq!(begun, [1500, 0]);
+}
+
+#[tokio::test]
 async fn what_is_not_what_was_named_is_refused() {
     let (mut registry, layer) = with_image(&architecture());
     let other = vec![b'y'; layer.len()];

@@ -43,6 +43,12 @@ impl<'a> Registry<'a> {
         })
     }
 
+    /// What names it among all registries.
+    pub(super) fn repository(&self) -> String {
+        let (registry, repository) = (self.reference.registry(), &self.reference.repository);
+        format!("{registry}/{repository}")
+    }
+
     /// A manifest or index, whose digest the caller checks.
     pub(super) async fn manifest(&self, wanted: &str) -> Result<Vec<u8>> {
         let url = format!("{}/manifests/{wanted}", self.reference.base());
