@@ -74,8 +74,9 @@ export interface VmOptions {
    * agentvm brings need glibc 2.28 or later and libstdc++, else they reject with `AGENT_UNSUPPORTED`.
    *
    * What is fetched and unpacked has 64 GiB and 2,000,000 entries at most (`IMAGE_TOO_LARGE`), and leaves
-   * `minFreeDiskBytes` of `limits` free (`STORE_FULL`). `/etc`, `/var`, `/home` and the like are
-   * directories in it, not links (`IMAGE_INVALID`). Aborting the call that waits for an image ends that.
+   * `minFreeDiskBytes` of `limits` free (`STORE_FULL`), of which a file counts as 16 KiB where files run out
+   * first. `/etc`, `/var`, `/home` and the like are directories in it, not links (`IMAGE_INVALID`). Aborting
+   * the call that waits for an image ends that.
    */
   image?: string | OciLayoutImage | RootfsImage | false;
   /**

@@ -54,18 +54,33 @@ const LOOK: u64 = 16 << 20;
 /// What a file takes of the disk besides its content, roughly.
 const OF_AN_ENTRY: u64 = 4096;
 
+/// Bytes for each file that ext4 is made for, unless told otherwise: a file system may be full of files
+/// before it is full of bytes.
+pub(super) const PER_FILE: u64 = 16 << 10;
+
+/// What is left of a file system, to an ordinary user.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Free {
+    pub(super) bytes: u64,
+    pub(super) files: u64,
+}
+
 /// Looks at the disk every so many bytes.
 pub(super) struct Space {
     path: PathBuf,
     min_free: u64,
+    /// The file system says how many files it has room for.
+    pub(super) counts_files: bool,
     written: u64,
 }
 
 impl Space {
+    /// `path` has just been made.
     pub(super) fn new(path: &Path, min_free: u64) -> Self {
         Self {
             path: path.to_owned(),
             min_free,
+            counts_files: statvfs(path).is_ok_and(|disk| disk.files_available() > 0),
             written: 0,
         }
     }
@@ -75,12 +90,27 @@ impl Space {
         let disk = statvfs(&self.path).map_err(|errno| {
             ImageError::host("can't look at the disk of", &self.path, errno.into())
         })?;
-        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-        if free < self.min_free.saturating_add(bytes) {
+        let free = Free {
+            bytes: disk.blocks_available().saturating_mul(disk.fragment_size()),
+            files: disk.files_available(),
+        };
+        self.leaves(free, bytes)
+    }
+
+    pub(super) fn leaves(&self, free: Free, bytes: u64) -> Result<()> {
+        if free.bytes < self.min_free.saturating_add(bytes) {
             return Err(ImageError::DiskFull {
                 path: self.path.clone(),
-                free,
+                free: free.bytes,
                 min_free: self.min_free,
+            });
+        }
+        let min_free = self.min_free / PER_FILE;
+        if self.counts_files && free.files < min_free {
+            return Err(ImageError::DiskFullOfFiles {
+                path: self.path.clone(),
+                free: free.files,
+                min_free,
             });
         }
         Ok(())

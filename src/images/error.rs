@@ -43,6 +43,15 @@ pub enum ImageError {
         free: u64,
         min_free: u64,
     },
+    /// It would take the disk's room for files.
+    #[error(
+        "an image leaves only {free} files free on the file system of {path:?}, where {min_free} stay free (minFreeDiskBytes, of which each counts as 16 KiB): remove some, or set another imageStoreDir"
+    )]
+    DiskFullOfFiles {
+        path: PathBuf,
+        free: u64,
+        min_free: u64,
+    },
     /// The first digits of a digest are those of several images.
     #[error("several images begin like this: {0}")]
     Ambiguous(String),
@@ -92,7 +101,7 @@ impl ImageError {
             Self::Platform { .. } => Code::ImageUnsupported,
             Self::TooLarge(_) => Code::ImageTooLarge,
             Self::Of { problem, .. } => problem.code(),
-            Self::DiskFull { .. } => Code::StoreFull,
+            Self::DiskFull { .. } | Self::DiskFullOfFiles { .. } => Code::StoreFull,
             Self::Ambiguous(_) => Code::InvalidArgument,
             Self::InUse(_) => Code::ImageInUse,
             Self::Abandoned => Code::Aborted,

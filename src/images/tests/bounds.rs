@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
+use crate::images::bounds::{Free, PER_FILE, Space};
 use crate::images::inventory::on_disk;
 use crate::images::work::{Work, attended};
 
@@ -157,6 +158,22 @@ fn an_image_leaves_the_disk_the_space_that_is_to_stay_free() {
     assert!(error.to_string().contains("minFreeDiskBytes"), "{error}");
     assert_eq!(code(error), "STORE_FULL");
     assert_eq!(world.left(), [] as [&str; 0]);
+}
+
+#[test]
+fn an_image_leaves_the_disk_room_for_files_too() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let with = |counts_files, files| {
+        let mut space = Space::new(directory.path(), 100 * PER_FILE);
+        space.counts_files = counts_files;
+        let bytes = u64::MAX;
+        space.leaves(Free { bytes, files }, 0)
+    };
+    assert!(with(true, 100).is_ok());
+    let error = with(true, 99).expect_err("too few");
+    assert!(error.to_string().contains("only 99 files"), "{error}");
+    assert_eq!(code(error), "STORE_FULL");
+    assert!(with(false, 0).is_ok(), "any number");
 }
 
 #[tokio::test]
