@@ -8,28 +8,56 @@ use thiserror::Error;
 use super::{Digest, Source, Stored};
 use crate::error::{Code, Error};
 
+/// As much is shown of each end of a text.
+const SHOWN: usize = 400;
+
+/// A text that may hold what an image or a registry says, for a terminal: nothing in it acts on one, and it
+/// is no longer than anybody reads. Its end stays, which may say what to do.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    let length = text.chars().count();
+    let is_long = length > 2 * SHOWN;
+    let mut shown = String::new();
+    for (at, own) in text.chars().enumerate() {
+        if is_long && (SHOWN..length - SHOWN).contains(&at) {
+            if at == SHOWN {
+                shown.push('…');
+            }
+        } else if matches!(own, '"' | '\'' | '\\') {
+            shown.push(own);
+        } else {
+            shown.extend(own.escape_debug());
+        }
+    }
+    shown
+}
+
+fn shown_path(path: &Path) -> String {
+    shown(&format!("{path:?}"))
+}
+
 #[derive(Debug, Error)]
 pub enum ImageError {
     /// There is no such layout, tag or platform.
-    #[error("{0}")]
+    #[error("{}", shown(.0))]
     NotFound(String),
     /// It is not what the specification says, or not what its digest says.
-    #[error("it is not usable: {0}")]
+    #[error("it is not usable: {}", shown(.0))]
     Invalid(String),
     /// Its bytes are not those that were named.
     #[error("it is not usable: a blob should be {wanted}, but is sha256:{found}")]
     Digest { wanted: Digest, found: String },
     /// It is for another kind of machine.
-    #[error("it is for {found}, and this machine is {wanted}")]
+    #[error("it is for {}, and this machine is {wanted}", shown(.found))]
     Platform { wanted: String, found: String },
     /// The registry does not give it to this user.
-    #[error("{0}")]
+    #[error("{}", shown(.0))]
     Denied(String),
     /// It could not be fetched.
-    #[error("{0}")]
+    #[error("{}", shown(.0))]
     Pull(String),
     /// It exceeds a limit.
-    #[error("it is too large: {0}")]
+    #[error("it is too large: {}", shown(.0))]
     TooLarge(String),
     /// What is wrong with which image.
     #[error("{image}: {problem}")]
@@ -62,7 +90,7 @@ pub enum ImageError {
     #[error("nobody waits for the image any more")]
     Abandoned,
     /// A file of this host can't be used.
-    #[error("{what} {path:?}: {source}")]
+    #[error("{what} {}: {source}", shown_path(.path))]
     Host {
         what: &'static str,
         path: PathBuf,

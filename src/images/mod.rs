@@ -7,7 +7,7 @@
 
 pub use bounds::Limits;
 pub use digest::Digest;
-pub use error::ImageError;
+pub use error::{ImageError, shown};
 pub use inventory::{Files, Removal, Stored};
 pub use manifest::{Execution, Platform};
 pub use names::Wanted;

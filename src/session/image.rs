@@ -233,7 +233,7 @@ pub(super) async fn check_agent(
                 return Ok(());
             }
             let said = String::from_utf8_lossy(&output.stderr);
-            let said = said.lines().next().unwrap_or_default();
+            let said = images::shown(said.lines().next().unwrap_or_default());
             Err(unsupported(&format!("{node} --version failed: {said}")))
         }
     }

@@ -234,3 +234,44 @@ fn what_is_no_file_in_a_layout_is_not_waited_for() {
     assert!(error.to_string().contains("no regular file"), "{error}");
     assert_eq!(code(error), "IMAGE_INVALID");
 }
+
+#[test]
+fn what_an_image_says_of_itself_does_nothing_to_a_terminal() {
+    let long = format!("\u{1b}]0;title\u{7}\n\u{202e}{}", "x".repeat(1 << 20));
+    let world = World::new();
+    let image = || world.image(&architecture(), &[Tar::default().file("a", "x").end()]);
+    let mut foreign = image();
+    foreign["platform"] = json!({ "os": long, "architecture": "s390x" });
+    let foreign = json!({ "manifests": [foreign] });
+    let foreign = world.json("application/vnd.oci.image.index.v1+json", &foreign);
+    let layer = Tar::default().file("a", "x").end();
+    let blob = world.blob(&long, &layer);
+    let unknown = world.image_of(&architecture(), &[layer], &[blob]);
+    for (manifests, end) in [
+        (vec![foreign], "this machine is linux/"),
+        (vec![unknown], "xxx\""),
+        (vec![tagged(image(), &long), image()], "xxx"),
+    ] {
+        world.index(&manifests);
+        let error = world.import(None).expect_err("refused").to_string();
+        assert!(error.contains(end), "{error}");
+        assert!(error.chars().count() < 2000, "{error}");
+        let acts = |own: char| own.is_control() || own == '\u{202e}';
+        assert!(!error.contains(acts), "{error}");
+    }
+}
+
+#[test]
+fn what_is_shown_of_a_text_is_its_ends() {
+    assert_eq!(
+        shown("\"a\" is no name, 'b' is: é"),
+        "\"a\" is no name, 'b' is: é"
+    );
+    let long = format!("begins{}ends", "x".repeat(1000));
+    let shown = shown(&long);
+    assert!(
+        shown.starts_with("beginsx") && shown.ends_with("xends"),
+        "{shown}"
+    );
+    assert_eq!(shown.chars().count(), 801);
+}
