@@ -92,18 +92,24 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn choose(self, wanted: &Platform) -> Result<Descriptor> {
-        let of = |descriptor: &Descriptor| descriptor.platform.as_ref().map(ToString::to_string);
-        let found: Vec<_> = self.manifests.iter().filter_map(of).collect();
-        let mut fitting = self.manifests.into_iter().filter(|manifest| {
-            let platform = manifest.platform.as_ref();
-            // One that does not say is looked at by its configuration.
-            platform.is_none_or(|platform| platform.is(wanted))
-        });
-        fitting.next().ok_or_else(|| ImageError::Platform {
-            wanted: wanted.to_string(),
-            found: found.join(", "),
-        })
+    pub(super) fn choose(mut self, wanted: &Platform) -> Result<Descriptor> {
+        let first = |fits: &dyn Fn(Option<&Platform>) -> bool| {
+            let mut manifests = self.manifests.iter();
+            manifests.position(|manifest| fits(manifest.platform.as_ref()))
+        };
+        let named = first(&|platform| platform.is_some_and(|platform| platform.is(wanted)));
+        // One that does not say is looked at by its configuration.
+        match named.or_else(|| first(&|platform| platform.is_none())) {
+            Some(at) => Ok(self.manifests.swap_remove(at)),
+            None => {
+                let all = self.manifests.iter().filter_map(|of| of.platform.as_ref());
+                let found: Vec<_> = all.map(ToString::to_string).collect();
+                Err(ImageError::Platform {
+                    wanted: wanted.to_string(),
+                    found: found.join(", "),
+                })
+            }
+        }
     }
 }
 

@@ -137,6 +137,17 @@ fn the_image_of_a_tag_is_for_this_machine() {
 }
 
 #[test]
+fn what_names_this_machine_comes_before_what_names_none() {
+    let world = World::new();
+    let silent = world.image("s390x", &[Tar::default().file("a", "other").end()]);
+    let mut ours = world.image(&architecture(), &[Tar::default().file("a", "ours").end()]);
+    ours["platform"] = json!({ "os": "linux", "architecture": architecture() });
+    let both = json!({ "manifests": [silent, ours] });
+    world.index(&[world.json("application/vnd.oci.image.index.v1+json", &both)]);
+    assert_eq!(read(&world.import(None).expect("ours"), "a"), "ours");
+}
+
+#[test]
 fn an_index_that_leads_to_indices_without_end_is_refused() {
     let world = World::new();
     let layer = Tar::default().file("a", "").end();
