@@ -178,6 +178,12 @@ fn blob_of(content: &[u8]) -> String {
     format!("{NAME}/blobs/sha256:{}", hex(content))
 }
 
+/// An address where nobody listens.
+async fn nobody() -> String {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    nobody.local_addr().expect("bound").to_string()
+}
+
 struct Store {
     directory: tempfile::TempDir,
 }
@@ -248,6 +254,16 @@ async fn a_token_is_fetched_from_the_authority_that_the_registry_names() {
     assert_eq!(store.code(&address, ":v1").await, "IMAGE_DENIED");
     registry.lock().expect("lock").refuses = false;
     store.open(&address, ":v1", None).await.expect("an image");
+}
+
+#[tokio::test]
+async fn a_registry_of_this_host_is_asked_without_a_proxy() {
+    let (address, _registry) = serve(with_image(&architecture()).0).await;
+    let reference = Reference::parse(&format!("{address}/{NAME}:v1")).expect("a name");
+    let proxy = reqwest::Proxy::all(format!("http://{}", nobody().await)).expect("a proxy");
+    let client = reqwest::Client::builder().proxy(proxy);
+    let registry = registry::Registry::with(&reference, client).expect("a client");
+    registry.manifest("v1").await.expect("a manifest");
 }
 
 #[tokio::test]
@@ -359,9 +375,7 @@ async fn what_is_not_there_or_for_another_machine_has_a_code() {
     let requests = registry.lock().expect("lock").requests.clone();
     assert!(!requests.contains(&(blob_of(&layer), 0)), "{requests:?}");
     assert_eq!(store.code(&address, ":v2").await, "IMAGE_NOT_FOUND");
-    let nobody = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = nobody.local_addr().expect("bound").to_string();
-    drop(nobody);
+    let address = nobody().await;
     assert_eq!(store.code(&address, ":v1").await, "IMAGE_PULL_FAILED");
 }
 

@@ -7,7 +7,7 @@ use std::env;
 use std::path::PathBuf;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE, WWW_AUTHENTICATE};
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
@@ -29,11 +29,20 @@ pub(super) struct Registry<'a> {
 
 impl<'a> Registry<'a> {
     pub(super) fn new(reference: &'a Reference) -> Result<Self> {
+        Self::with(reference, Client::builder())
+    }
+
+    pub(super) fn with(reference: &'a Reference, client: ClientBuilder) -> Result<Self> {
         // An error: another client has done it.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
+        let client = if reference.is_loopback() {
+            // In plain text, and a proxy may be anywhere.
+            client.no_proxy()
+        } else {
+            client.https_only(true)
+        };
+        let client = client
             .user_agent(concat!("agentvm/", env!("CARGO_PKG_VERSION")))
-            .https_only(!reference.is_loopback())
             .build()
             .map_err(|error| failed(reference, &error))?;
         Ok(Self {
