@@ -72,6 +72,18 @@ impl Images {
         Ok(images)
     }
 
+    /// The image of this [`id`](super::Image::id), whatever is wrong with others. `None`: it is not there.
+    pub fn find(&self, id: &str, vms: &Vms) -> Result<Option<Stored>> {
+        let Ok(digest) = Digest::try_from(id.to_owned()) else {
+            return Ok(None);
+        };
+        let Some(unpacked) = self.all()?.remove(&digest) else {
+            return Ok(None);
+        };
+        let names = names::all(self.root())?;
+        self.stored(&digest, &unpacked, &names, vms).map(Some)
+    }
+
     /// Takes its name from an image, and removes one that has no other; by digest, with all its names.
     pub fn remove(&self, wanted: &Wanted, vms: &Vms) -> Result<Removal> {
         let names = names::all(self.root())?;

@@ -97,9 +97,8 @@ impl Client {
             let id = image.id.clone();
             // Who asks whether it is in use must not find this call.
             drop(image);
-            let mut stored = images.list(&vms())?.into_iter();
-            let found = stored.find(|stored| stored.digest.to_string() == id);
-            found.map(KnownImage::from).ok_or_else(|| {
+            let stored = images.find(&id, &vms())?;
+            stored.map(KnownImage::from).ok_or_else(|| {
                 ImageError::NotFound(format!(
                     "the image {id} was removed just after it was pulled"
                 ))

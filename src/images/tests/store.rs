@@ -141,6 +141,22 @@ fn an_image_is_listed_with_its_names_its_size_and_its_vms() {
 }
 
 #[test]
+fn an_image_is_found_whatever_is_wrong_with_another() {
+    let world = World::new();
+    let other = world.tagged_image("v1", "other").id;
+    let id = world.tagged_image("v2", "x").id;
+    let users = world.images().root().join("users");
+    fs::create_dir_all(&users).expect("mkdir");
+    let hex = other.trim_start_matches("sha256:");
+    fs::write(users.join(hex), "no directory").expect("write");
+    world.images().list(&vms()).expect_err("not readable");
+    let found = world.images().find(&id, &vms()).expect("readable");
+    assert_eq!(found.expect("there").names, [world.name("v2")]);
+    let none = format!("sha256:{}", "a".repeat(64));
+    assert_eq!(world.images().find(&none, &vms()).expect("none"), None);
+}
+
+#[test]
 fn an_image_of_a_vm_that_sleeps_stays_until_the_vm_is_gone() {
     let world = World::new();
     let image = world.tagged_image("v1", "x");
