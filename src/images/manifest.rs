@@ -185,9 +185,6 @@ impl Config {
 pub struct Execution {
     /// `NAME=value`
     pub env: Option<Vec<String>>,
-    pub working_dir: Option<String>,
-    /// A name or a number, with a group after a colon or without.
-    pub user: Option<String>,
 }
 
 impl Execution {

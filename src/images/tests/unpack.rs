@@ -25,8 +25,6 @@ fn layers_lie_over_each_other_and_the_configuration_is_read() {
     assert_eq!(read(&image, "made/parents/c"), "c");
     let execution = image.execution;
     assert_eq!(execution.env.expect("Env"), ["PATH=/bin", "A=1"]);
-    assert_eq!(execution.working_dir.as_deref(), Some("/srv"));
-    assert_eq!(execution.user.as_deref(), Some("7"));
 }
 
 #[test]
