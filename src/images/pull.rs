@@ -102,8 +102,7 @@ pub(super) async fn pull(
         if let Some(wanted) = expected
             && wanted != digest
         {
-            let found = digest.hex().to_owned();
-            return Err(ImageError::Digest { wanted, found });
+            return Err(registry.sends_other(&wanted, &digest));
         }
         let document: Document = serde_json::from_slice(&text)
             .map_err(|error| ImageError::Invalid(format!("{digest}: {error}")))?;
@@ -256,10 +255,7 @@ async fn fetch(
         if !goes_on {
             // Nothing that could be gone on from.
             drop(fs::remove_file(&partial));
-            return Err(ImageError::Digest {
-                wanted: blob.digest.clone(),
-                found: found.hex().to_owned(),
-            });
+            return Err(registry.sends_other(&blob.digest, &found));
         }
         // What an earlier pull has left may be what is wrong with it.
         arriving.begin_anew().await?;
@@ -317,10 +313,7 @@ impl Arriving<'_> {
                     Ok(Some(chunk)) => {
                         self.have += chunk.len() as u64;
                         if self.have > blob.size {
-                            return Err(ImageError::Invalid(format!(
-                                "the registry sends more than the {} bytes of {}",
-                                blob.size, blob.digest
-                            )));
+                            return Err(registry.sends_more(blob));
                         }
                         self.hash.update(&chunk);
                         let written = self.output.write_all(&chunk).await;
@@ -337,12 +330,7 @@ impl Arriving<'_> {
             flushed.map_err(|error| self.host(error))?;
             idle = if self.have > before { 0 } else { idle + 1 };
             if self.have < blob.size && idle >= ATTEMPTS {
-                return Err(ended.unwrap_or_else(|| {
-                    ImageError::Pull(format!(
-                        "the registry ends {} after {} of {} bytes",
-                        blob.digest, self.have, blob.size
-                    ))
-                }));
+                return Err(ended.unwrap_or_else(|| registry.ends(blob, self.have)));
             }
         }
         Ok(())

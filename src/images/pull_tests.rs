@@ -367,6 +367,43 @@ async fn what_is_not_what_was_named_is_refused() {
 }
 
 #[tokio::test]
+async fn an_error_says_which_host_it_is_about_and_what_to_do() {
+    let (mut registry, layer) = with_image(&architecture());
+    registry.token = Some("t0ken");
+    registry.refuses = true;
+    let (address, registry) = serve(registry).await;
+    let store = Store::new();
+    let problem = async |address: &str, name: &str| {
+        let error = store.open(address, name, None).await.expect_err("refused");
+        let error = error.to_string();
+        let of_image = error.strip_prefix(&format!(
+            "the image {address}/{NAME}:v1: it is not usable: "
+        ));
+        let error = of_image.unwrap_or(&error).to_owned();
+        let reference = format!("{address}/{NAME}{name}");
+        let elsewhere = error.replace(&reference, "the image");
+        assert!(elsewhere.contains(address), "{error}");
+        error
+    };
+    let refused = problem(&address, ":v1").await;
+    assert!(refused.contains("docker login"), "{refused}");
+    registry.lock().expect("lock").token = None;
+    let missing = problem(&address, ":v2").await;
+    assert!(missing.contains("name and tag"), "{missing}");
+    for (wrong, what) in [
+        (layer[..1500].to_vec(), "goes on from there"),
+        (vec![b'y'; layer.len()], "tell who runs it"),
+        ([&layer[..], b"more"].concat(), "tell who runs it"),
+    ] {
+        has(&registry, &blob_of(&layer), wrong);
+        let problem = problem(&address, ":v1").await;
+        assert!(problem.contains(what), "{problem}");
+    }
+    let unreachable = problem(&nobody().await, ":v1").await;
+    assert!(unreachable.contains("HTTPS_PROXY"), "{unreachable}");
+}
+
+#[tokio::test]
 async fn what_is_not_there_or_for_another_machine_has_a_code() {
     let (registry, layer) = with_image("s390x");
     let (address, registry) = serve(registry).await;

@@ -99,12 +99,16 @@ impl Reference {
     /// Of the registry's API for this repository.
     pub(super) fn base(&self) -> String {
         let scheme = if self.is_loopback() { "http" } else { "https" };
-        // Docker Hub's API has another name than its images.
-        let host = match &*self.registry {
+        format!("{scheme}://{}/v2/{}", self.host(), self.repository)
+    }
+
+    /// Who is asked, with a port if the name has one.
+    pub(super) fn host(&self) -> &str {
+        match &*self.registry {
+            // Docker Hub's API has another name than its images.
             DOCKER_HUB | "index.docker.io" => "registry-1.docker.io",
             host => host,
-        };
-        format!("{scheme}://{host}/v2/{}", self.repository)
+        }
     }
 }
 

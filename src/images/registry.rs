@@ -12,7 +12,8 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use super::challenge::Challenge;
-use super::{ImageError, MAX_DOCUMENT, Reference, Result};
+use super::manifest::Descriptor;
+use super::{Digest, ImageError, MAX_DOCUMENT, Reference, Result};
 
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
@@ -83,6 +84,28 @@ impl<'a> Registry<'a> {
         failed(self.reference, error)
     }
 
+    pub(super) fn sends_other(&self, wanted: &Digest, found: &Digest) -> ImageError {
+        let host = self.reference.host();
+        ImageError::Invalid(format!(
+            "{host} sends {found} for {wanted}: try again, and tell who runs it if that does not help"
+        ))
+    }
+
+    pub(super) fn sends_more(&self, blob: &Descriptor) -> ImageError {
+        let (host, Descriptor { digest, size, .. }) = (self.reference.host(), blob);
+        ImageError::Invalid(format!(
+            "{host} sends more than the {size} bytes of {digest}: try again, and tell who runs it if that does not help"
+        ))
+    }
+
+    pub(super) fn ends(&self, blob: &Descriptor, have: u64) -> ImageError {
+        let (host, Descriptor { digest, size, .. }) = (self.reference.host(), blob);
+        let reference = self.reference;
+        ImageError::Pull(format!(
+            "{host} ends {digest} of {reference} after {have} of {size} bytes: try again, which goes on from there"
+        ))
+    }
+
     async fn send(&self, request: impl Fn() -> RequestBuilder) -> Result<Response> {
         let known = self.authorization.lock().await.clone();
         let mut answer = self.once(request(), known).await?;
@@ -93,19 +116,22 @@ impl<'a> Registry<'a> {
             answer = self.once(request(), Some(authorization.clone())).await?;
             *self.authorization.lock().await = Some(authorization);
         }
-        let reference = self.reference;
+        let (reference, host) = (self.reference, self.reference.host());
         match answer.status() {
             status if status.is_success() => Ok(answer),
             StatusCode::NOT_FOUND => Err(ImageError::NotFound(format!(
-                "the registry has no image {reference}"
+                "{host} has no image {reference}, or not all of it: look whether its name and tag are right"
             ))),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
                 Err(ImageError::Denied(format!(
-                    "the registry refuses {reference} ({status}): there is none of that name, or it needs credentials, which `docker login` or `skopeo login --compat-auth-file ~/.docker/config.json` keeps"
+                    "{host} refuses {reference} ({status}): there is none of that name, or it needs credentials, which `docker login` or `skopeo login --compat-auth-file ~/.docker/config.json` keeps"
                 )))
             }
+            StatusCode::TOO_MANY_REQUESTS => Err(ImageError::Pull(format!(
+                "{host} was asked too often, for {reference} or others: try again later, or with credentials (`docker login`)"
+            ))),
             status => Err(ImageError::Pull(format!(
-                "the registry answered {status} for {reference}"
+                "{host} answered {status} for {reference}: try again later"
             ))),
         }
     }
@@ -142,7 +168,10 @@ impl<'a> Registry<'a> {
         };
         let scope = format!("repository:{}:pull", self.reference.repository);
         let url = Challenge::authority(&realm, service.as_deref(), &scope).map_err(|problem| {
-            ImageError::Pull(format!("the registry of {} {problem}", self.reference))
+            let (host, reference) = (self.reference.host(), self.reference);
+            ImageError::Pull(format!(
+                "{host} {problem}: tell who runs it that {reference} can't be pulled"
+            ))
         })?;
         let answer = self
             .once(self.client.get(url.as_str()), credentials)
@@ -153,7 +182,11 @@ impl<'a> Registry<'a> {
         }
         let text = bounded(self.reference, answer).await?;
         let token: Token = serde_json::from_slice(&text).map_err(|error| {
-            ImageError::Pull(format!("the authority of {}: {error}", self.reference))
+            let (host, reference) = (self.reference.host(), self.reference);
+            let authority = url.host_str().unwrap_or_default();
+            ImageError::Pull(format!(
+                "{authority}, which {host} trusts, sends no token for {reference} ({error}): try again later"
+            ))
         })?;
         let token = token.token.or(token.access_token);
         Ok(token.and_then(|token| secret(&format!("Bearer {token}"))))
@@ -186,7 +219,8 @@ async fn bounded(reference: &Reference, mut answer: Response) -> Result<Vec<u8>>
     {
         if (body.len() + chunk.len()) as u64 > MAX_DOCUMENT {
             return Err(ImageError::TooLarge(format!(
-                "a document of {reference} has more than {MAX_DOCUMENT} bytes"
+                "a document of {} has more than {MAX_DOCUMENT} bytes: look whether it is an image",
+                reference.host()
             )));
         }
         body.extend_from_slice(&chunk);
@@ -202,7 +236,18 @@ fn failed(reference: &Reference, error: &reqwest::Error) -> ImageError {
         problem = cause.to_string();
         source = cause.source();
     }
-    ImageError::Pull(format!("can't pull {reference}: {problem}"))
+    // An authority or where a redirect leads is another host.
+    let asked = error.url().and_then(|url| {
+        let host = url.host_str()?;
+        Some(
+            url.port()
+                .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
+        )
+    });
+    let host = asked.unwrap_or_else(|| reference.host().to_owned());
+    ImageError::Pull(format!(
+        "can't pull {reference} from {host}: {problem}. Look whether this machine reaches {host} (HTTPS_PROXY names a proxy), and try again"
+    ))
 }
 
 /// What Docker's configuration file has for a registry. Its helper programs are not asked.
