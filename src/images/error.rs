@@ -33,7 +33,7 @@ pub fn shown(text: &str) -> String {
 }
 
 fn shown_path(path: &Path) -> String {
-    shown(&format!("{path:?}"))
+    format!("\"{}\"", shown(&path.to_string_lossy()))
 }
 
 #[derive(Debug, Error)]

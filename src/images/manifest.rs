@@ -99,17 +99,15 @@ impl Index {
         };
         let named = first(&|platform| platform.is_some_and(|platform| platform.is(wanted)));
         // One that does not say is looked at by its configuration.
-        match named.or_else(|| first(&|platform| platform.is_none())) {
-            Some(at) => Ok(self.manifests.swap_remove(at)),
-            None => {
-                let all = self.manifests.iter().filter_map(|of| of.platform.as_ref());
-                let found: Vec<_> = all.map(ToString::to_string).collect();
-                Err(ImageError::Platform {
-                    wanted: wanted.to_string(),
-                    found: found.join(", "),
-                })
-            }
+        if let Some(at) = named.or_else(|| first(&|platform| platform.is_none())) {
+            return Ok(self.manifests.swap_remove(at));
         }
+        let all = self.manifests.iter().filter_map(|of| of.platform.as_ref());
+        let found: Vec<_> = all.map(ToString::to_string).collect();
+        Err(ImageError::Platform {
+            wanted: wanted.to_string(),
+            found: found.join(", "),
+        })
     }
 }
 

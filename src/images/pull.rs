@@ -280,6 +280,10 @@ impl Arriving<'_> {
         ImageError::host("can't write", self.partial, error)
     }
 
+    const fn is_whole(&self) -> bool {
+        self.have >= self.blob.size
+    }
+
     async fn begin_anew(&mut self) -> Result<()> {
         let emptied = self.output.set_len(0).await;
         emptied.map_err(|error| self.host(error))?;
@@ -299,7 +303,7 @@ impl Arriving<'_> {
         let blob = self.blob;
         let mut told = Instant::now();
         let mut idle = 0;
-        while self.have < blob.size {
+        while !self.is_whole() {
             let before = self.have;
             let mut answer = registry.blob(&blob.digest.to_string(), before).await?;
             if before > 0 && answer.status() != StatusCode::PARTIAL_CONTENT {
@@ -329,7 +333,7 @@ impl Arriving<'_> {
             let flushed = self.output.flush().await;
             flushed.map_err(|error| self.host(error))?;
             idle = if self.have > before { 0 } else { idle + 1 };
-            if self.have < blob.size && idle >= ATTEMPTS {
+            if idle >= ATTEMPTS && !self.is_whole() {
                 return Err(ended.unwrap_or_else(|| registry.ends(blob, self.have)));
             }
         }

@@ -88,7 +88,7 @@ impl Client {
             return Err(Error::invalid_argument("image", problem));
         }
         let settings = self.settings()?;
-        let exposure = Exposure::new(&self.data_dir()?, settings.private_directories());
+        let exposure = Exposure::new(self.data_dir()?, settings.private_directories());
         let images = settings.images()?;
         let (source, found) = locate(source, exposure).await?;
         // It has what a download needs: much for a future.
