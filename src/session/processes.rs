@@ -1,24 +1,22 @@
 //! Processes that callers start: each is attended to its end, and keeps its VM awake until then.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::unix::pipe;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
 
 use super::client::VmHandle;
 use super::life::{GRACE, Life, Lives, Output, Started};
 use super::outlet::{Channel, End, Interest, Outlet, OutputSubscription, Source, Stream};
 use crate::error::{Code, Error, Result};
-use crate::vm::{Command, DynVm, Exit, GuestPath, Process, ProcessInfo, User, environment};
+use crate::vm::{Command, DynVm, Exit, GuestPath, Process, ProcessInfo, User, environment, pipe};
 
 /// Processes that have ended and are still known: the latest.
 pub(super) const ENDED: usize = 128;
 
-/// Most that is read of a pipe at once.
+/// Most that is handed over at once.
 const CHUNK: usize = 64 * 1024;
 
 /// How [`VmHandle::spawn`] starts a program.
@@ -57,7 +55,7 @@ pub(super) struct Spawned {
 }
 
 /// Taken by one write after the other. `None`: closed.
-type Stdin = Arc<AsyncMutex<Option<pipe::Sender>>>;
+type Stdin = Arc<AsyncMutex<Option<pipe::Writer>>>;
 
 /// Those of one VM, by pid.
 pub(super) type Processes = Lives<u32, Spawned>;
@@ -248,7 +246,7 @@ impl Processes {
 
 impl Spawned {
     /// Its stdin, when it is this call's turn.
-    fn stdin(&self) -> impl Future<Output = OwnedMutexGuard<Option<pipe::Sender>>> + Send + use<> {
+    fn stdin(&self) -> impl Future<Output = OwnedMutexGuard<Option<pipe::Writer>>> + Send + use<> {
         let mut turn = Box::pin(Arc::clone(&self.stdin).lock_owned());
         // Its place in the order is that of this call.
         let place = turn.as_mut().poll(&mut Context::from_waker(Waker::noop()));
@@ -273,7 +271,7 @@ impl Spawned {
 }
 
 /// A process that does not read its input closes the pipe: nothing is wrong with that.
-async fn feed(gone: impl Future<Output = ()>, mut stdin: pipe::Sender, content: Vec<u8>) {
+async fn feed(gone: impl Future<Output = ()>, mut stdin: pipe::Writer, content: Vec<u8>) {
     tokio::select! {
         written = stdin.write_all(&content) => drop(written),
         () = gone => {}
@@ -282,23 +280,17 @@ async fn feed(gone: impl Future<Output = ()>, mut stdin: pipe::Sender, content: 
 
 /// What the host has of a new process.
 struct Pipes {
-    stdin: pipe::Sender,
+    stdin: pipe::Writer,
     output: Outputs,
     exit: watch::Receiver<Option<Exit>>,
 }
 
 fn pipes(process: Process) -> std::io::Result<Pipes> {
     Ok(Pipes {
-        stdin: pipe::Sender::from_owned_fd(process.stdin)?,
+        stdin: pipe::Writer::new(process.stdin)?,
         output: Outputs {
-            stdout: Pipe::new(
-                pipe::Receiver::from_owned_fd(process.stdout)?,
-                Stream::Stdout,
-            ),
-            stderr: Pipe::new(
-                pipe::Receiver::from_owned_fd(process.stderr)?,
-                Stream::Stderr,
-            ),
+            stdout: Pipe::new(pipe::Reader::new(process.stdout)?, Stream::Stdout),
+            stderr: Pipe::new(pipe::Reader::new(process.stderr)?, Stream::Stderr),
         },
         exit: process.exit,
     })
@@ -323,13 +315,13 @@ impl Output for Outputs {
 
 /// One output of a process.
 struct Pipe {
-    end: pipe::Receiver,
+    end: pipe::Reader,
     stream: Stream,
     open: bool,
 }
 
 impl Pipe {
-    const fn new(end: pipe::Receiver, stream: Stream) -> Self {
+    const fn new(end: pipe::Reader, stream: Stream) -> Self {
         Self {
             end,
             stream,
@@ -340,43 +332,25 @@ impl Pipe {
     /// Reads until the end, each chunk when the one before it has been handed over.
     async fn pump(&mut self, outlet: &Outlet, channel: Channel) {
         while self.open {
-            if self.end.readable().await.is_err() {
-                self.open = false;
-                return;
-            }
-            // Memory for what is there, none while nothing is.
-            let mut chunk = Vec::with_capacity(self.waiting().clamp(1, CHUNK));
-            match self.end.try_read_buf(&mut chunk) {
-                Ok(0) => self.open = false,
-                Ok(_) => outlet.data(channel, self.stream, chunk).handed().await,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => self.open = false,
+            let chunk = self.end.next().await.unwrap_or_default();
+            self.open = !chunk.is_empty();
+            if self.open {
+                outlet.data(channel, self.stream, chunk).handed().await;
             }
         }
     }
 
-    /// Hands over what is in the pipe now. Not until it is empty: what the process left running may write
-    /// faster than anybody reads.
+    /// Hands over what is in the pipe now.
     async fn drain(&mut self, outlet: &Outlet, channel: Channel) {
-        let mut waiting = self.waiting();
-        while self.open && waiting > 0 {
-            let mut chunk = vec![0; waiting.min(CHUNK)];
-            // The plain call: tokio's would ask its cache whether there is anything to read.
-            match nix::unistd::read(&self.end, &mut chunk) {
-                Ok(0) | Err(_) => self.open = false,
-                Ok(length) => {
-                    waiting -= length;
-                    chunk.truncate(length);
-                    outlet.data(channel, self.stream, chunk).handed().await;
-                }
-            }
+        if !self.open {
+            return;
         }
-    }
-
-    fn waiting(&self) -> usize {
-        let mut waiting: libc::c_int = 0;
-        // SAFETY: FIONREAD writes one int. It can't fail on a pipe; if it did, nothing would be there.
-        unsafe { libc::ioctl(self.end.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
-        usize::try_from(waiting).unwrap_or(0)
+        let rest = self.end.rest().await.unwrap_or_default();
+        for chunk in rest.chunks(CHUNK) {
+            outlet
+                .data(channel, self.stream, chunk.to_vec())
+                .handed()
+                .await;
+        }
     }
 }

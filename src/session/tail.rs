@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::AsyncReadExt;
-use tokio::net::unix::pipe;
+
+use crate::vm::pipe;
 
 /// Enough for a stack trace.
 const KEPT: usize = 16 * 1024;
@@ -40,7 +41,7 @@ impl Tail {
 
 /// Reads an output to its end, so that its writer never waits, and keeps the tail.
 pub(super) fn follow(output: OwnedFd, tail: Tail) -> std::io::Result<()> {
-    let mut output = pipe::Receiver::from_owned_fd(output)?;
+    let mut output = pipe::Reader::new(output)?;
     tokio::spawn(async move {
         let mut chunk = vec![0; 4096];
         while let Ok(length @ 1..) = output.read(&mut chunk).await {

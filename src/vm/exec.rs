@@ -1,12 +1,11 @@
 //! Running a shell command to its end.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::pipe;
+use tokio::io::AsyncWriteExt;
 
-use super::{Command, Exit, GuestPath, Process, Result, User, VmError, exited, limits};
+use super::{Command, Exit, GuestPath, Process, Result, User, VmError, exited, limits, pipe};
 use crate::vm::environment;
 
 const SHELL: &str = "/bin/sh";
@@ -116,8 +115,7 @@ pub async fn attend(vm: &super::DynVm, process: Process, options: ExecOptions) -
     };
     kill.vm = None;
     // What was written before the exit is in the pipes by now.
-    stdout.drain();
-    stderr.drain();
+    tokio::join!(stdout.drain(), stderr.drain());
     let output = ExecOutput {
         truncated: stdout.truncated || stderr.truncated,
         stdout: stdout.kept,
@@ -143,7 +141,7 @@ async fn feed(stdin: OwnedFd, content: Vec<u8>) {
     if content.is_empty() {
         return;
     }
-    if let Ok(mut pipe) = pipe::Sender::from_owned_fd(stdin) {
+    if let Ok(mut pipe) = pipe::Writer::new(stdin) {
         // A command that does not read its input closes the pipe: not an error of the call.
         drop(pipe.write_all(&content).await);
     }
@@ -151,9 +149,8 @@ async fn feed(stdin: OwnedFd, content: Vec<u8>) {
 
 /// One output pipe: reads everything, keeps the first `limit` bytes.
 struct Output {
-    pipe: pipe::Receiver,
+    pipe: pipe::Reader,
     kept: Vec<u8>,
-    chunk: Vec<u8>,
     limit: usize,
     truncated: bool,
     open: bool,
@@ -161,12 +158,11 @@ struct Output {
 
 impl Output {
     fn new(fd: OwnedFd, limit: usize) -> Result<Self> {
-        let pipe = pipe::Receiver::from_owned_fd(fd)
+        let pipe = pipe::Reader::new(fd)
             .map_err(|error| VmError::Ended(format!("its output pipe is unusable: {error}")))?;
         Ok(Self {
             pipe,
             kept: Vec::new(),
-            chunk: vec![0; 16 * 1024],
             limit,
             truncated: false,
             open: true,
@@ -174,36 +170,23 @@ impl Output {
     }
 
     async fn read(&mut self) {
-        match self.pipe.read(&mut self.chunk).await {
-            Ok(0) | Err(_) => self.open = false,
-            Ok(length) => self.keep(length),
+        let read = self.pipe.next().await.unwrap_or_default();
+        self.open = !read.is_empty();
+        self.keep(&read);
+    }
+
+    /// Reads what is in the pipe now.
+    async fn drain(&mut self) {
+        if self.open {
+            let rest = self.pipe.rest().await.unwrap_or_default();
+            self.keep(&rest);
         }
     }
 
-    /// Reads what is in the pipe now. Not until it is empty: what the shell left running may write
-    /// faster than anybody reads.
-    fn drain(&mut self) {
-        let mut waiting: libc::c_int = 0;
-        // SAFETY: FIONREAD writes one int. It can't fail on a pipe; if it did, nothing would be read.
-        unsafe { libc::ioctl(self.pipe.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
-        let mut waiting = usize::try_from(waiting).unwrap_or(0);
-        while self.open && waiting > 0 {
-            let chunk = self.chunk.len().min(waiting);
-            // The plain call: tokio's would ask its cache whether there is anything to read.
-            match nix::unistd::read(&self.pipe, &mut self.chunk[..chunk]) {
-                Ok(0) | Err(_) => self.open = false,
-                Ok(length) => {
-                    waiting -= length;
-                    self.keep(length);
-                }
-            }
-        }
-    }
-
-    fn keep(&mut self, length: usize) {
+    fn keep(&mut self, read: &[u8]) {
         let room = self.limit - self.kept.len();
-        self.kept.extend_from_slice(&self.chunk[..length.min(room)]);
-        self.truncated |= length > room;
+        self.kept.extend_from_slice(&read[..read.len().min(room)]);
+        self.truncated |= read.len() > room;
     }
 }
 

@@ -92,6 +92,7 @@ impl Limiter {
         {
             return Err(unsupported(limit, why));
         }
+        let by_rlimit = pids_by_rlimit.then_some(Mechanism::Rlimit);
         let by_cgroup = |limit| cgroup.as_ref().and_then(|cgroup| cgroup.mechanism(limit));
         let min_free = free_space::floor(limits.min_free_disk_bytes, directory);
         let in_force = [
@@ -100,7 +101,7 @@ impl Limiter {
             (
                 Limit::Pids,
                 Some(limits.pids.unwrap_or(DEFAULT_PIDS)),
-                by_cgroup(Limit::Pids).or(pids_by_rlimit.then_some(Mechanism::Rlimit)),
+                by_cgroup(Limit::Pids).or(by_rlimit),
             ),
             (Limit::OpenFiles, Some(files.hard), Some(Mechanism::Rlimit)),
             (Limit::Disk, limits.disk_bytes, Some(Mechanism::Polled)),
