@@ -10,9 +10,11 @@ use agentvm::vm::exec::{ExecEnd, ExecOptions, exec};
 use agentvm::vm::limits::{InForce, Mechanism};
 use agentvm::vm::namespace::{boot, disk_usage};
 use agentvm::vm::{DynVm, Exit, Limit, Limits, User};
+use nix::sys::signal::{Signal, kill};
 use tokio::time::timeout;
 
 use super::child::{block_on, in_child};
+use super::death::pid_1;
 use super::isolation::{sh_as, users};
 use super::vm::{booted, options, sh, stdout};
 
@@ -229,6 +231,29 @@ async fn what_runs_is_listed_where_nothing_more_can_be_started() {
 #[tokio::test]
 async fn a_fork_bomb_is_contained_by_the_default() {
     survives_a_bomb(Limits::default(), Mechanism::Rlimit).await;
+}
+
+#[test]
+fn who_does_not_kill_what_is_over_a_limit_ends_with_it() {
+    const TEST: &str = "limits::who_does_not_kill_what_is_over_a_limit_ends_with_it";
+    in_child(&[], TEST, || {
+        block_on(async {
+            let data = tempfile::tempdir().unwrap();
+            let limits = Limits {
+                disk_bytes: Some(64 << 20),
+                ..Limits::default()
+            };
+            let vm = limited(data.path(), "a", limits).await;
+            let write = "(until [ -e go ]; do sleep 0.01; done
+                head -c 100000000 /dev/zero > much; sleep 1000) > /dev/null 2>&1 & touch go";
+            stdout(&vm, write).await;
+            kill(pid_1(), Signal::SIGSTOP).unwrap();
+            let mut ended = vm.ended();
+            let end = timeout(LONG, ended.wait_for(Option::is_some)).await;
+            let end = format!("{:?}", *end.expect("an end").unwrap());
+            assert!(end.contains("a limit was met"), "{end}");
+        });
+    });
 }
 
 /// As in a container, where root's processes are counted by no kernel.

@@ -282,7 +282,8 @@ impl Control {
             never = self.kill_unwanted() => match never {},
         };
         self.end(&why);
-        why
+        // Where somebody has ended it, PID 1 was only the one to go.
+        self.state().ended.clone().unwrap_or(why)
     }
 
     /// Reads what PID 1 sends, to its end, and returns why.

@@ -8,14 +8,16 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::time::Instant;
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use super::disk::Measured;
 
-/// The deleted files that PID 1 and what descends from it hold, each once. `device`: the file system that
-/// counts, also if it is memory.
-pub(super) fn measure(pid: i32, device: u64) -> Measured {
+/// The deleted files that PID 1 and what descends from it hold, each once, as far as `deadline` lets it look:
+/// thousands of threads may each have as many files. `device`: the file system that counts, also if it is
+/// memory.
+pub(super) fn measure(pid: i32, device: u64, deadline: Instant) -> Measured {
     let mut seen = HashSet::new();
     let mut measured = Measured {
         bytes: 0,
@@ -27,6 +29,10 @@ pub(super) fn measure(pid: i32, device: u64) -> Measured {
         match names(&directory) {
             Ok(names) => {
                 for name in names {
+                    if Instant::now() >= deadline {
+                        measured.complete = false;
+                        return;
+                    }
                     if let Some(bytes) = deleted(&format!("{directory}/{name}"), device, &mut seen)
                     {
                         measured.bytes = measured.bytes.saturating_add(bytes);
@@ -48,6 +54,10 @@ pub(super) fn measure(pid: i32, device: u64) -> Measured {
         }
         // Each thread may have a table of its own.
         for task in &tasks {
+            if Instant::now() >= deadline {
+                measured.complete = false;
+                return measured;
+            }
             count(task, "fd");
         }
     }
@@ -110,8 +120,19 @@ fn names(directory: &str) -> io::Result<Vec<String>> {
 mod tests {
     use std::io::Write;
     use std::process::{Command, Stdio};
+    use std::time::Duration;
 
     use super::*;
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
+
+    #[test]
+    fn what_there_is_no_time_for_is_not_taken_for_nothing() {
+        let own = i32::try_from(std::process::id()).expect("a pid");
+        assert!(!measure(own, 0, Instant::now()).complete);
+    }
 
     #[test]
     fn a_name_does_not_hide_who_the_parent_is() {
@@ -132,7 +153,7 @@ mod tests {
             .spawn()
             .expect("started");
         let pid = i32::try_from(child.id()).expect("a pid");
-        let found = measure(pid, device).bytes;
+        let found = measure(pid, device, later()).bytes;
         child.kill().expect("killed");
         child.wait().expect("reaped");
         assert!((1 << 20..2 << 20).contains(&found), "{found}");
@@ -146,7 +167,7 @@ mod tests {
             std::thread::yield_now();
         }
         let pid = i32::try_from(pid).expect("a pid");
-        assert!(measure(pid, 0).complete);
+        assert!(measure(pid, 0, later()).complete);
         child.wait().expect("reaped");
     }
 }

@@ -41,6 +41,9 @@ const REST: Duration = Duration::from_secs(30);
 /// The same of a directory that is over its limit, from which something is to be deleted.
 const OVER: Duration = Duration::from_secs(1);
 
+/// Looking for deleted files that programs have takes no longer.
+const LONG: Duration = Duration::from_secs(2);
+
 /// Walking takes at most one part in so many of a CPU's time.
 const PART: u32 = 10;
 
@@ -288,7 +291,8 @@ impl Watch {
         blocking(move || {
             let bytes = measure(&directory, None)?.bytes;
             let device = std::fs::metadata(&directory).map_or(0, |directory| directory.dev());
-            Ok(bytes.saturating_add(deleted::measure(pid, device).bytes))
+            let deadline = Instant::now() + LONG;
+            Ok(bytes.saturating_add(deleted::measure(pid, device, deadline).bytes))
         })
         .await
     }

@@ -17,7 +17,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::statvfs::statvfs;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::control::Control;
 use super::deleted;
@@ -262,7 +262,8 @@ async fn stop_growing(watched: Vec<Watched>, at_first: &mut AtFirst) {
     let Some(free) = self::free(&watched).await else {
         return;
     };
-    let mut seen = false;
+    // All at once: who has to be ended for it takes some seconds.
+    let mut kills = JoinSet::new();
     let mut hidden = Vec::new();
     let mut hidden_growth = false;
     for (watched, (before, after)) in watched.into_iter().zip(before.into_iter().zip(after)) {
@@ -279,20 +280,20 @@ async fn stop_growing(watched: Vec<Watched>, at_first: &mut AtFirst) {
             continue;
         }
         if grown(before.bytes, after.bytes, first, slowly) {
-            seen = true;
-            kill(&watched, |reached| reached.free_disk += 1).await;
+            kills.spawn(kill(watched, |reached| reached.free_disk += 1));
         } else if !after.complete && free.bytes < watched.floor / 2 {
             let first = *at_first.all.get_or_insert(before.all);
             hidden_growth |= grown(before.all, after.all, first, slowly);
             hidden.push(watched);
         }
     }
-    if hidden_growth && !seen {
+    if hidden_growth && kills.is_empty() {
         at_first.all = None;
         for watched in hidden {
-            kill(&watched, |reached| reached.free_disk_unseen += 1).await;
+            kills.spawn(kill(watched, |reached| reached.free_disk_unseen += 1));
         }
     }
+    drop(kills.join_all().await);
 }
 
 /// At once, or by little at a time.
@@ -300,7 +301,7 @@ fn grown(before: u64, after: u64, first: u64, slowly: u64) -> bool {
     after > before.saturating_add(GROWTH) || after > first.saturating_add(slowly)
 }
 
-async fn kill(watched: &Watched, count: impl FnOnce(&mut Reached)) {
+async fn kill(watched: Watched, count: fn(&mut Reached)) {
     if let (Some(limiter), Some(control)) = (watched.limiter.upgrade(), watched.control.upgrade())
         && let Err(error) = limiter.kill_all(&control, count).await
     {
@@ -331,7 +332,8 @@ fn size(watched: &Watched, per_file: u64) -> Result<Size> {
             errno.into(),
         )
     })?;
-    let deleted = deleted::measure(watched.pid, device(&watched.directory)?);
+    let deadline = Instant::now() + LONG;
+    let deleted = deleted::measure(watched.pid, device(&watched.directory)?, deadline);
     let all = disk.blocks().saturating_sub(disk.blocks_free()) * disk.fragment_size();
     let all_files = disk.files().saturating_sub(disk.files_free());
     let with_files = |bytes: u64, files: u64| bytes.saturating_add(files.saturating_mul(per_file));

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::utsname::uname;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::cgroup::{self, Cgroup, Refused, Signals, Wanted};
 use super::control::{Answer, Control};
@@ -30,6 +31,12 @@ const RESERVED_PIDS: u64 = 32;
 
 /// Most that a process may open, unless told otherwise: what systemd's services may.
 const MAX_FILES: u64 = 1 << 20;
+
+/// How long PID 1 may take to kill what runs in the VM.
+const KILLS: Duration = Duration::from_secs(5);
+
+/// After which a disk that could not be looked at is looked at again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A VM that meets a limit again and again is told of that at most so often.
 const NOTICE_INTERVAL: Duration = Duration::from_millis(100);
@@ -201,8 +208,10 @@ impl Limiter {
         let watch = Watch::new(directory.to_owned(), self.disk_bytes?, pid);
         let (limiter, control) = (Arc::clone(self), Arc::clone(control));
         Some(tokio::spawn(async move {
-            if let Err(error) = limiter.keep_within(&watch, &control).await {
-                tracing::warn!(%error, "the disk use of a VM is watched no more");
+            // A lack of descriptors, for one, passes.
+            while let Err(error) = limiter.keep_within(&watch, &control).await {
+                tracing::warn!(%error, "the disk use of a VM can't be told for a while");
+                tokio::time::sleep(RETRY).await;
             }
         }))
     }
@@ -227,11 +236,19 @@ impl Limiter {
         // First, so that who sees the end of a process finds why.
         self.reached.send_modify(count);
         let id = control.next_id();
-        let op = LimitOp::Kill;
-        match control.call(id, &Request::Limits { id, op }, &[]).await? {
-            Answer::Done => Ok(()),
-            Answer::Failed { errno, .. } => Err(processes(errno)),
-            other => Err(unexpected(&other)),
+        let request = Request::Limits {
+            id,
+            op: LimitOp::Kill,
+        };
+        match timeout(KILLS, control.call(id, &request, &[])).await {
+            Ok(Ok(Answer::Done)) => Ok(()),
+            Ok(Err(error)) => Err(error),
+            // Then the VM ends as a whole.
+            Ok(Ok(_)) | Err(_) => {
+                control.end("PID 1 did not kill what ran, when a limit was met");
+                control.hang_up();
+                Ok(())
+            }
         }
     }
 
