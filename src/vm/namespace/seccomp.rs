@@ -42,6 +42,17 @@ const PER_LINUX32: i32 = 8;
 /// Asks which one it is.
 const PERSONALITY_QUERY: u32 = u32::MAX;
 
+/// Say when a process runs, and where: its pid is their first argument.
+const OF_ONE_PROCESS: [i64; 4] = [
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+];
+
+/// Of `ioprio_set(2)`: all processes of a user.
+const IOPRIO_WHO_USER: u32 = 3;
+
 /// The filter as the kernel takes it.
 pub(super) fn filter() -> Vec<SockFilter> {
     static FILTER: LazyLock<Vec<SockFilter>> =
@@ -86,6 +97,11 @@ fn decisions() -> BTreeMap<u32, Decision> {
     );
     decide(libc::SYS_personality, personality());
     decide(libc::SYS_prlimit64, prlimit());
+    for call in OF_ONE_PROCESS {
+        decide(call, not_pid_1(Field::Low(0)));
+    }
+    decide(libc::SYS_setpriority, priority(libc::PRIO_USER));
+    decide(libc::SYS_ioprio_set, priority(IOPRIO_WHO_USER));
     decide(calls::SETRLIMIT, core_limit(Field::Low(0), fail(0), ALLOW));
     decisions
 }
@@ -128,6 +144,19 @@ fn prlimit() -> Decision {
     let change = core_limit(resource, change_core, ALLOW);
     let change = when(pid, Test::Equal(1), fail(libc::EPERM), change);
     null(2, ALLOW, change)
+}
+
+/// Who made PID 1 wait for processors could keep it from ending what the VM runs.
+fn not_pid_1(pid: Field) -> Decision {
+    when(pid, Test::Equal(1), fail(libc::EPERM), ALLOW)
+}
+
+/// Of a process or a group, 1 is PID 1 or its own group, in which nothing else can be. Of a user, PID 1 may
+/// always be among them: the VM's root can become whoever PID 1's real uid is.
+fn priority(of_a_user: u32) -> Decision {
+    let (kind, who) = (Field::Low(0), Field::Low(1));
+    let all_of_a_user = Test::Equal(of_a_user);
+    when(kind, all_of_a_user, fail(libc::EPERM), not_pid_1(who))
 }
 
 /// `RLIMIT_CORE` stays 1, the only value with which the kernel does not even start the program of a
@@ -207,8 +236,11 @@ mod tests {
                 libc::SYS_ioctl,
                 libc::SYS_personality,
                 libc::SYS_prlimit64,
+                libc::SYS_setpriority,
+                libc::SYS_ioprio_set,
                 calls::SETRLIMIT,
             ],
+            &OF_ONE_PROCESS,
         ];
         let mut all: Vec<i64> = lists.into_iter().flatten().copied().collect();
         all.sort_unstable();
@@ -315,6 +347,36 @@ mod tests {
             ([mine, core, pointer, pointer], libc::EPERM),
         ] {
             check(libc::SYS_prlimit64, &arguments, expected);
+        }
+    }
+
+    #[test]
+    fn nobody_says_when_pid_1_runs() {
+        let filter = filter();
+        let check = |call, kind, who, expected| {
+            let error = answer(&filter, call, [kind, who, 0, 0, 0, 0]);
+            assert_eq!(error, expected, "{call} {kind} {who}");
+        };
+        let far = 1 << 32;
+        for call in OF_ONE_PROCESS {
+            for (pid, expected) in [(0, 0), (2, 0), (1, libc::EPERM), (far | 1, libc::EPERM)] {
+                check(call, pid, 0, expected);
+            }
+        }
+        let kinds = [
+            (libc::SYS_setpriority, [0, 1, 2]),
+            (libc::SYS_ioprio_set, [1, 2, 3]),
+        ];
+        for (call, [process, group, user]) in kinds {
+            for kind in [process, group] {
+                check(call, kind, 0, 0);
+                check(call, kind, 2, 0);
+                check(call, kind, 1, libc::EPERM);
+                check(call, kind | far, 1 | far, libc::EPERM);
+            }
+            for who in [0, 1, 1000] {
+                check(call, user, who, libc::EPERM);
+            }
         }
     }
 

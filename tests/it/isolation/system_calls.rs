@@ -138,6 +138,51 @@ async fn no_limit_of_pid_1_can_be_changed() {
 }
 
 #[tokio::test]
+async fn nobody_says_when_pid_1_runs() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let no_priority = "pack(\"l\", 0)";
+    // struct sched_attr of SCHED_IDLE.
+    let attributes = "pack(\"LL x40\", 48, 5)";
+    let first_cpu = "pack(\"Q x120\", 1)";
+    let calls = [
+        attempt(
+            "policy",
+            libc::SYS_sched_setscheduler,
+            &["1", "5", no_priority],
+        ),
+        attempt("parameter", libc::SYS_sched_setparam, &["1", no_priority]),
+        attempt(
+            "attributes",
+            libc::SYS_sched_setattr,
+            &["1", attributes, "0"],
+        ),
+        attempt(
+            "processors",
+            libc::SYS_sched_setaffinity,
+            &["1", "128", first_cpu],
+        ),
+        attempt("nice", libc::SYS_setpriority, &["0", "1", "19"]),
+        attempt("nice group", libc::SYS_setpriority, &["1", "1", "19"]),
+        attempt("nice user", libc::SYS_setpriority, &["2", "0", "19"]),
+        attempt("disk", libc::SYS_ioprio_set, &["1", "1", "0x6000"]),
+        attempt("disk, group", libc::SYS_ioprio_set, &["2", "1", "0x6000"]),
+        attempt("disk, user", libc::SYS_ioprio_set, &["3", "0", "0x6000"]),
+    ];
+    for user in users() {
+        for (name, outcome) in outcomes(&vm, user, &calls).await {
+            assert_eq!(outcome, "EPERM", "{name} as {user:?}");
+        }
+        let own = "sleep 60 & renice -n 5 -p $! && ionice -c 3 -p $! && chrt -i -p 0 $! && \
+                   taskset -p 1 $! && renice -n 5 -g 0 && nice -n 15 ionice -c 2 -n 7 true; \
+                   error=$?; kill %1; exit $error";
+        let output = sh_as(&vm, user, own).await;
+        assert_eq!(output.exit, Exit::Code(0), "{user:?}: {output:?}");
+    }
+    vm.shutdown().await;
+}
+
+#[tokio::test]
 async fn the_limit_of_core_dumps_stays_the_one_that_pipes_obey() {
     let data = tempfile::tempdir().unwrap();
     let vm = booted(data.path(), "a").await;
