@@ -90,7 +90,7 @@ pub(crate) fn boot(spec: &BootSpec, descriptors: Vec<OwnedFd>) -> Result<Booted,
     if !setid {
         setid::forbid(&spec.program_seccomp);
     }
-    // After the last change of credentials, which would clear both.
+    // After the last change of credentials, which would undo it.
     step("become undumpable", become_undumpable)?;
     Ok(Booted { net, sockets, lock })
 }
@@ -213,12 +213,10 @@ fn install_seccomp(filter: &[SockFilter]) -> nix::Result<()> {
 }
 
 /// Processes of the VM share an id with PID 1 where only one id is mapped: none may trace it or read
-/// its memory. SIGTERM, not SIGKILL, when the host's thread dies: PID 1 must end everything and only
-/// then let its lock go (the kernel would close the lock first). The kernel clears both at each change
-/// of credentials (`commit_creds`), so that it is done again after each.
+/// its memory. The kernel forgets it at each change of credentials (`commit_creds`), so that it is done
+/// again after each.
 pub(crate) fn become_undumpable() -> nix::Result<()> {
-    nix::sys::prctl::set_dumpable(false)?;
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+    nix::sys::prctl::set_dumpable(false)
 }
 
 pub(crate) fn errno_of(error: &std::io::Error) -> Errno {

@@ -443,7 +443,7 @@ pub(crate) fn act_as(user: Account) -> nix::Result<()> {
     if user == Account::User && nix::unistd::geteuid().is_root() {
         set_fs_ids(USER_ID);
     }
-    nix::sys::prctl::set_dumpable(false)
+    become_undumpable()
 }
 
 fn set_fs_ids(id: u32) {

@@ -620,6 +620,18 @@ async fn pid_1_can_be_neither_read_nor_traced_nor_ended() {
             libc::SYS_rt_sigqueueinfo
         );
         sh_as(&vm, user, &format!("perl -e \"{forged}\"")).await;
+        // One whose sender the kernel has no room for: as who PID 1 is, after all signals that may wait.
+        let full = format!(
+            r#"use POSIX; open(F, "</proc/1/status"); map {{ /^Uid:\s+(\d+)/ and $id = $1 }} <F>;
+            syscall({}, $id + 0, -1, -1); sigprocmask(SIG_BLOCK, POSIX::SigSet->new(40));
+            1 while syscall({}, $$ + 0, 40, $info = pack("l3x116", 40, 0, -1)) == 0;
+            print $!{{EAGAIN}} ? "full" : $!; syscall({}, 1, 1, 15)"#,
+            libc::SYS_setresuid,
+            libc::SYS_rt_sigqueueinfo,
+            libc::SYS_tgkill,
+        );
+        let output = sh_as(&vm, user, &format!("perl -e '{full}'")).await;
+        assert_eq!(output.stdout, b"full", "{output:?}");
         assert_eq!(stdout(&vm, "echo alive").await, "alive\n");
     }
     vm.shutdown().await;

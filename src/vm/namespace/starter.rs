@@ -65,8 +65,8 @@ pub(super) struct StartError {
     pub(super) errno: Errno,
 }
 
-/// Starts a guest. PID 1 learns of this process's death also through its control socket; the parent
-/// death signal follows the *thread* that started it, hence one thread for the life of the process.
+/// Starts a guest, in a thread for the life of the process: it has a keyring of its own, and is somebody
+/// else for a moment each time. PID 1 learns of this process's death through its control socket.
 pub(super) async fn start(ids: IdMap) -> Result<Started, StartError> {
     let namespaces = NAMESPACES;
     #[cfg(feature = "weaken")]
