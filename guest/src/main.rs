@@ -4,7 +4,7 @@
 //! socket ([`serve`]): starts processes, signals them, opens files, reaps. Stdio and file contents
 //! never pass through it, only descriptors do. When the host's end closes, it ends the VM.
 
-#![no_main]
+#![cfg_attr(not(test), no_main)]
 
 mod boot;
 mod capabilities;
@@ -39,7 +39,7 @@ use crate::control::Control;
 /// panics and a terminal, and looking for the end of the stack in `/proc/self/maps` alone takes a
 /// fifth of a millisecond of every boot.
 // SAFETY: no other symbol of this program is called main.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 extern "C" fn main() -> c_int {
     default_signals();
     // Anything else that is open belongs to nobody: the host closed its own before exec.
