@@ -5,22 +5,24 @@
 //! parent are PID 1's from then on, as background processes are. So all are stopped first, which
 //! keeps every one in its place, until none is left that could start another.
 //!
-//! PID 1 does nothing else meanwhile, so all of it is bounded: by [`LONGEST`] and one more look at
-//! each process of the VM.
+//! PID 1 does nothing else meanwhile, so all of it is bounded: by [`LONGEST`] to find and stop them, and as
+//! long again to kill them. What there is no time left for is not looked at.
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::iter;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant as Time};
 
-use agentvm_guest::foreground::{Process, foreground, runs, tick};
+use agentvm_guest::foreground::{Process, foreground, tick};
 use agentvm_guest::protocol::{Instance, MAX_SEEN, Turn};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
 use crate::limits;
+use crate::spared::{Spared, runs_one_of};
 
 /// Usually it takes a few milliseconds, and longer only where processes go on starting others on a busy
 /// machine. When it takes so long, what is known by then is killed.
@@ -35,16 +37,16 @@ const LOOKS_ALIVE: Duration = Duration::from_millis(50);
 /// Of one `/proc/<pid>/status`, which has all groups of a process before its session.
 const MAX_STATUS: u64 = 1 << 20;
 
-/// Of a command line; one that is longer is none that the host has named.
-const MAX_CMDLINE: u64 = 128 * 1024;
-
 /// What is in the foreground now, parents first. `None`: `agent` has exited.
 pub(crate) fn look(agent: i32, turn: &Turn) -> nix::Result<Option<(Instance, Vec<Instance>)>> {
-    let processes = processes()?;
+    let deadline = Time::now() + LONGEST;
+    let processes = processes(agent, deadline)?;
     let Some(agent) = processes.iter().find(|p| p.instance.pid == agent) else {
         return Ok(None);
     };
-    let found = in_foreground(&processes, agent.instance, turn);
+    let is_named = |pid| runs_one_of(&turn.spare, pid);
+    let mut spared = spared(turn, &is_named, deadline);
+    let found = in_foreground(&processes, agent.instance, turn, &mut spared);
     let seen = found.iter().map(|p| p.instance).take(MAX_SEEN).collect();
     Ok(Some((agent.instance, seen)))
 }
@@ -59,19 +61,23 @@ pub(crate) fn end_foreground(
 ) -> nix::Result<u32> {
     let deadline = Time::now() + LONGEST;
     // The number of a child of ours is nobody else's before we reap it.
-    let group = processes()?
-        .iter()
-        .find(|process| process.instance == agent && agent_too)
+    let group = process(agent.pid)
+        .filter(|process| process.instance == agent && agent_too)
         .map(|process| process.instance.pid);
     signal_group(group, libc::SIGSTOP);
     let mut doomed = Doomed::default();
-    for instance in seen {
+    for instance in seen.into_iter().take_while(|_| Time::now() < deadline) {
         doomed.stop(instance);
     }
-    let stopped = stop_all(&mut doomed, group, deadline, |processes| {
-        in_foreground(processes, agent, turn)
+    let is_named = |pid| runs_one_of(&turn.spare, pid);
+    let mut spared = spared(turn, &is_named, deadline);
+    let stopped = stop_all(&mut doomed, group, deadline, || {
+        let processes = processes(agent.pid, deadline)?;
+        let found = in_foreground(&processes, agent, turn, &mut spared);
+        Ok((processes, found))
     });
-    let killed = doomed.kill();
+    drop(spared);
+    let killed = doomed.kill(Time::now() + LONGEST);
     signal_group(group, libc::SIGKILL);
     stopped?;
     doomed.wait(deadline);
@@ -89,7 +95,7 @@ pub(crate) fn end_session(session: i32) -> nix::Result<()> {
     let mut were_still = false;
     loop {
         let mut are_still = true;
-        for member in members(session)? {
+        for member in members(session, deadline)? {
             if member.stopped == Stopped::No {
                 are_still = false;
             }
@@ -108,9 +114,10 @@ pub(crate) fn end_session(session: i32) -> nix::Result<()> {
         }
         were_still = are_still;
     }
+    let deadline = Time::now() + LONGEST; // However long it took to stop them.
     // Once more for those that the end of others lets go on.
     for _ in 0..2 {
-        for member in members(session)? {
+        for member in members(session, deadline)? {
             member.signal(libc::SIGKILL);
         }
     }
@@ -153,12 +160,14 @@ impl Member {
     }
 }
 
-/// Children before their parents, as a rule: see [`Doomed::kill`]. Each is looked at when its turn comes.
-fn members(session: i32) -> nix::Result<impl Iterator<Item = Member>> {
+/// Children before their parents, as a rule: see [`Doomed::kill`]. Each is looked at when its turn comes, if
+/// there is time for it.
+fn members(session: i32, deadline: Time) -> nix::Result<impl Iterator<Item = Member>> {
     let mut pids: Vec<i32> = limits::pids()?.collect();
     pids.sort_unstable_by(|one, other| other.cmp(one));
     Ok(pids
         .into_iter()
+        .take_while(move |_| Time::now() < deadline)
         .filter_map(move |pid| Member::find(pid, session)))
 }
 
@@ -198,19 +207,19 @@ impl Status {
     }
 }
 
-/// Stops what `select` finds, until it finds no more. `group` was stopped before.
+/// Stops what `find` finds among all processes, until it finds no more. `group` was stopped before.
 fn stop_all(
     doomed: &mut Doomed,
     group: Option<i32>,
     deadline: Time,
-    select: impl Fn(&[Process]) -> Vec<Process>,
+    mut find: impl FnMut() -> nix::Result<(Vec<Process>, Vec<Process>)>,
 ) -> nix::Result<()> {
     // Whether nobody could have started a process since the last look.
     let mut were_still = false;
     loop {
-        let processes = processes()?;
+        let (processes, found) = find()?;
         let mut grown = false;
-        for process in select(&processes) {
+        for process in found.into_iter().take_while(|_| Time::now() < deadline) {
             grown |= doomed.stop(process.instance);
         }
         let nothing = doomed.in_order.is_empty() && group.is_none();
@@ -248,11 +257,12 @@ impl Doomed {
     }
 
     /// Returns how many there were left to kill.
-    fn kill(&self) -> u32 {
+    fn kill(&self, deadline: Time) -> u32 {
         let mut killed = 0;
         // Children first: the kernel continues a stopped process group, and hangs up on it, when its
         // last parent outside of it dies.
-        for instance in self.in_order.iter().rev() {
+        let doomed = self.in_order.iter().rev();
+        for instance in doomed.take_while(|_| Time::now() < deadline) {
             if signal(*instance, libc::SIGKILL).is_ok() {
                 killed += 1;
             }
@@ -261,38 +271,40 @@ impl Doomed {
     }
 
     fn wait(&self, deadline: Time) {
-        while Time::now() < deadline && self.in_order.iter().any(|instance| lives(*instance)) {
-            std::thread::sleep(PAUSE);
+        for instance in &self.in_order {
+            while Time::now() < deadline && lives(*instance) {
+                std::thread::sleep(PAUSE);
+            }
         }
     }
 }
 
-fn in_foreground(processes: &[Process], agent: Instance, turn: &Turn) -> Vec<Process> {
-    let mut is_spared = |process: &Process| {
-        if turn.spare.is_empty() {
-            return false;
-        }
-        let cmdline = cmdline(process.instance.pid);
-        turn.spare.iter().any(|argv| runs(&cmdline, argv))
-    };
+fn spared<'a>(turn: &Turn, is_named: &'a dyn Fn(i32) -> bool, deadline: Time) -> Spared<'a> {
+    Spared::new((!turn.spare.is_empty()).then_some(is_named), deadline)
+}
+
+fn in_foreground(
+    processes: &[Process],
+    agent: Instance,
+    turn: &Turn,
+    spared: &mut Spared<'_>,
+) -> Vec<Process> {
+    let mut is_spared = |process: &Process| spared.contains(process.instance);
     foreground(processes, agent, tick(turn.since), &mut is_spared)
 }
 
-/// Every process of the VM. One that comes or goes meanwhile may or may not be there.
-fn processes() -> nix::Result<Vec<Process>> {
-    let entries = std::fs::read_dir("/proc").map_err(|error| crate::boot::errno_of(&error))?;
-    let mut processes = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|error| crate::boot::errno_of(&error))?;
-        let name = entry.file_name();
-        let pid: Option<i32> = name.to_str().and_then(|name| name.parse().ok());
-        let process = pid.and_then(|pid| {
-            let file = File::open(format!("/proc/{pid}/stat")).ok()?;
-            read_stat(file)
-        });
-        processes.extend(process);
-    }
-    Ok(processes)
+/// Every process of the VM that there is time for, and before all others `agent`. One that comes or goes
+/// meanwhile may or may not be there.
+fn processes(agent: i32, deadline: Time) -> nix::Result<Vec<Process>> {
+    let others = limits::pids()?
+        .filter(|pid| *pid != agent)
+        .take_while(|_| Time::now() < deadline);
+    let pids = iter::once(agent).chain(others);
+    Ok(pids.filter_map(process).collect())
+}
+
+fn process(pid: i32) -> Option<Process> {
+    read_stat(File::open(format!("/proc/{pid}/stat")).ok()?)
 }
 
 fn read_stat(mut file: File) -> Option<Process> {
@@ -300,16 +312,6 @@ fn read_stat(mut file: File) -> Option<Process> {
     let mut stat = [0; 1024];
     let length = file.read(&mut stat).ok()?;
     Process::parse(&stat[..length])
-}
-
-fn cmdline(pid: i32) -> Vec<u8> {
-    let mut cmdline = Vec::new();
-    if let Ok(file) = File::open(format!("/proc/{pid}/cmdline"))
-        && file.take(MAX_CMDLINE).read_to_end(&mut cmdline).is_err()
-    {
-        cmdline.clear();
-    }
-    cmdline
 }
 
 /// The process's directory in /proc, if it still is that process; the directory stays its own.
@@ -363,6 +365,22 @@ mod tests {
             "Name:\tState: x\nState:\t{state} (what it is)\nPid:\t7\nNSsid:\t6\nVmRSS:\t1 kB\nThreads:\t{threads}\n"
         );
         Status::read(text.as_bytes()).expect("valid")
+    }
+
+    #[test]
+    fn when_there_is_no_time_left_nobody_but_the_agent_is_looked_at() {
+        let own = std::process::id().cast_signed();
+        let pids = |deadline| {
+            let found = processes(own, deadline).expect("processes");
+            found.iter().map(|p| p.instance.pid).collect::<Vec<_>>()
+        };
+        assert_eq!(pids(Time::now()), [own]);
+        assert!(pids(Time::now() + Duration::from_hours(1)).len() > 1);
+        // SAFETY: an integer.
+        let session = unsafe { libc::getsid(0) };
+        let count = |deadline| members(session, deadline).expect("processes").count();
+        assert_eq!(count(Time::now()), 0);
+        assert_ne!(count(Time::now() + Duration::from_hours(1)), 0);
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod process;
 mod processes;
 mod serve;
 mod setid;
+mod spared;
 mod terminal;
 mod tree;
 mod watch;
