@@ -50,6 +50,10 @@ const OF_ONE_PROCESS: [i64; 4] = [
     libc::SYS_sched_setscheduler,
 ];
 
+/// Groups of a process. The kernel would let it have 65,536, and write them all out for whoever reads its
+/// status, as PID 1 does for every process.
+const MOST_GROUPS: u32 = 64;
+
 /// Of `ioprio_set(2)`: all processes of a user.
 const IOPRIO_WHO_USER: u32 = 3;
 
@@ -100,6 +104,10 @@ fn decisions() -> BTreeMap<u32, Decision> {
     for call in OF_ONE_PROCESS {
         decide(call, not_pid_1(Field::Low(0)));
     }
+    // The kernel, too, says EINVAL above its own limit.
+    let too_many = Test::AtLeast(MOST_GROUPS + 1);
+    let groups = when(Field::Low(0), too_many, fail(libc::EINVAL), ALLOW);
+    decide(libc::SYS_setgroups, groups);
     decide(libc::SYS_setpriority, priority(libc::PRIO_USER));
     decide(libc::SYS_ioprio_set, priority(IOPRIO_WHO_USER));
     decide(calls::SETRLIMIT, core_limit(Field::Low(0), fail(0), ALLOW));
@@ -236,6 +244,7 @@ mod tests {
                 libc::SYS_ioctl,
                 libc::SYS_personality,
                 libc::SYS_prlimit64,
+                libc::SYS_setgroups,
                 libc::SYS_setpriority,
                 libc::SYS_ioprio_set,
                 calls::SETRLIMIT,
@@ -347,6 +356,25 @@ mod tests {
             ([mine, core, pointer, pointer], libc::EPERM),
         ] {
             check(libc::SYS_prlimit64, &arguments, expected);
+        }
+    }
+
+    #[test]
+    fn a_process_has_few_groups() {
+        let filter = filter();
+        for (count, expected) in [
+            (0, 0),
+            (64, 0),
+            (65, libc::EINVAL),
+            (u64::from(u32::MAX), libc::EINVAL),
+            ((1 << 32) + 65, libc::EINVAL),
+        ] {
+            let arguments = [count, 0x1000, 0, 0, 0, 0];
+            assert_eq!(
+                answer(&filter, libc::SYS_setgroups, arguments),
+                expected,
+                "{count}"
+            );
         }
     }
 

@@ -183,6 +183,24 @@ async fn nobody_says_when_pid_1_runs() {
 }
 
 #[tokio::test]
+async fn a_process_has_few_groups() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let groups = "pack(\"L*\", 1 .. 65)";
+    let calls = [
+        attempt("few", libc::SYS_setgroups, &["64", groups]),
+        attempt("many", libc::SYS_setgroups, &["65", groups]),
+    ];
+    for user in users() {
+        // Only root may say which groups it has.
+        let few = if user == User::Root { "done" } else { "EPERM" };
+        let expected = [("few", few), ("many", "EINVAL")].map(owned);
+        assert_eq!(outcomes(&vm, user, &calls).await, expected, "{user:?}");
+    }
+    vm.shutdown().await;
+}
+
+#[tokio::test]
 async fn the_limit_of_core_dumps_stays_the_one_that_pipes_obey() {
     let data = tempfile::tempdir().unwrap();
     let vm = booted(data.path(), "a").await;

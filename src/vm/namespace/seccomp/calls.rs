@@ -198,7 +198,6 @@ pub(super) const ALLOWED: &[i64] = &[
     libc::SYS_setfsgid,
     libc::SYS_setfsuid,
     libc::SYS_setgid,
-    libc::SYS_setgroups,
     libc::SYS_setitimer,
     libc::SYS_setpgid,
     libc::SYS_setregid,
