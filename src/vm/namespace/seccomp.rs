@@ -119,7 +119,9 @@ fn number(call: i64) -> u32 {
 }
 
 fn socket() -> Decision {
-    let (family, protocol) = (Field::Low(0), Field::Low(2));
+    // Of the types that there are (1 to 6, and 10) the bit of one: packet sockets by an old name.
+    const SOCK_PACKET: u32 = 8;
+    let (family, kind, protocol) = (Field::Low(0), Field::Low(1), Field::Low(2));
     let is = |value: i32| Test::Equal(value.cast_unsigned());
     // As a kernel without them: whoever wants to audit or to hear of devices goes on without.
     let no_protocol = fail(libc::EPROTONOSUPPORT);
@@ -131,6 +133,8 @@ fn socket() -> Decision {
     );
     let protocols = INTERNET_PROTOCOLS.map(i32::cast_unsigned);
     let internet = one_of(protocol, &protocols, &ALLOW, no_protocol);
+    let packets = Test::AnyBit(SOCK_PACKET);
+    let internet = when(kind, packets, fail(libc::EPERM), internet);
     let families = [libc::AF_INET, libc::AF_INET6].map(i32::cast_unsigned);
     let others = one_of(family, &families, &internet, fail(libc::EPERM));
     let not_local = when(family, is(libc::AF_NETLINK), routes, others);
@@ -326,6 +330,13 @@ mod tests {
             ] {
                 check(call, &[family, 1, protocol], expected);
             }
+            let flags = i64::from(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+            for kind in 1..=6 {
+                check(call, &[inet, kind | flags, 0], 0);
+            }
+            let packets = 10;
+            check(call, &[inet, packets, 0], libc::EPERM);
+            check(call, &[inet6, packets | flags, 6], libc::EPERM);
         }
         let thread = libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND;
         check(libc::SYS_clone, &[thread.into()], 0);

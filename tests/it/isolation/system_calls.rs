@@ -83,6 +83,7 @@ async fn sockets_reach_the_network_of_the_vm_and_nothing_else() {
         ("sctp", ["2", "1", "132"], "EPROTONOSUPPORT"),
         ("raw", ["2", raw, "1"], "EPERM"),
         ("raw v6", ["10", raw, "58"], "EPERM"),
+        ("packets by their old name", ["2", "10", "0"], "EPERM"),
         ("crypto", ["38", "5", "0"], "EPERM"),
         ("vsock", ["40", "1", "0"], "EPERM"),
         ("udp", ["2", datagram, "17"], "done"),
