@@ -10,6 +10,7 @@ use agentvm::vm::exec::{ExecEnd, ExecOptions, exec};
 use agentvm::vm::limits::{InForce, Mechanism};
 use agentvm::vm::namespace::{boot, disk_usage};
 use agentvm::vm::{DynVm, Exit, Limit, Limits, User};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use tokio::time::timeout;
 
@@ -326,6 +327,35 @@ async fn a_process_may_open_as_many_files_as_it_is_given() {
     let vm = limited(data.path(), "a", limits).await;
     assert_eq!(stdout(&vm, "ulimit -Sn; ulimit -Hn").await, "100\n100\n");
     vm.shutdown().await;
+}
+
+#[test]
+fn what_the_host_process_has_before_others_its_vms_do_not() {
+    let test = "limits::what_the_host_process_has_before_others_its_vms_do_not";
+    in_child(&[], test, || {
+        block_on(async {
+            // As who may: an ordinary user has no more than it was given.
+            for resource in [Resource::RLIMIT_NICE, Resource::RLIMIT_RTPRIO] {
+                let _ = setrlimit(resource, 30, 30);
+            }
+            let _ = fs::write("/proc/self/oom_score_adj", "-500");
+            let data = tempfile::tempdir().unwrap();
+            let vm = booted(data.path(), "a").await;
+            for user in users() {
+                let limits = "awk '/nice|realtime prio/ { print $4, $5 }' /proc/self/limits";
+                let output = sh_as(&vm, user, limits).await;
+                assert_eq!(output.stdout, b"0 0\n0 0\n", "{user:?}");
+                let output = sh_as(&vm, user, "chrt -f 1 true").await;
+                assert_ne!(output.exit, Exit::Code(0), "{user:?}");
+                let adjusted = "cat /proc/self/oom_score_adj; echo -1 > /proc/self/oom_score_adj";
+                let output = sh_as(&vm, user, adjusted).await;
+                let score = String::from_utf8(output.stdout).unwrap();
+                assert!(!score.starts_with('-'), "{score}");
+                assert_ne!(output.exit, Exit::Code(0), "{user:?}");
+            }
+            vm.shutdown().await;
+        });
+    });
 }
 
 #[tokio::test]

@@ -457,6 +457,22 @@ pub(super) fn stop_core_dumps(pid: i32) {
     }
 }
 
+/// Takes from PID 1 what the host process may have to be the last that is killed where memory is short.
+/// Where it runs without `CAP_SYS_RESOURCE`, the VM's programs may take it back.
+pub(super) fn be_killed_like_others(pid: i32) {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let adjusted = fs::read_to_string(&path).and_then(|score| {
+        if score.starts_with('-') {
+            fs::write(&path, "0")
+        } else {
+            Ok(())
+        }
+    });
+    if let Err(error) = adjusted {
+        tracing::debug!(%error, "where memory is short, this VM is killed when its host process is");
+    }
+}
+
 /// What PID 1 sets, whatever the host process has.
 pub(super) fn spec(limits: &Limits, ids: IdMap) -> Result<LimitSpec> {
     let files = open_files(limits, ids);
@@ -479,6 +495,10 @@ pub(super) fn spec(limits: &Limits, ids: IdMap) -> Result<LimitSpec> {
             16 << 10,
         ),
     ];
+    // To run before all other programs of the host.
+    for resource in [libc::RLIMIT_NICE, libc::RLIMIT_RTPRIO] {
+        rlimits.push(both(resource, 0));
+    }
     // See `stop_core_dumps`.
     if hard_limit(Resource::RLIMIT_CORE) > 0 {
         rlimits.push(both(libc::RLIMIT_CORE, CORE));

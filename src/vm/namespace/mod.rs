@@ -184,6 +184,7 @@ async fn start(limiter: &mut Limiter, ids: IdMap) -> Result<Started> {
         .await
         .map_err(|error| unsupported::namespaces(error.step, error.errno))?;
     limits::stop_core_dumps(started.pid);
+    limits::be_killed_like_others(started.pid);
     limiter.enter(started.pid).await?;
     Ok(started)
 }
