@@ -2,7 +2,9 @@
 //!
 //! What is in neither list is answered as by a kernel that does not have it, so that programs do
 //! without: calls that are newer than these lists, those that the kernel itself has given up, and
-//! `statmount`, `listmount`, `listns` and `lsm_*`, whose few users fall back to `/proc`.
+//! `statmount`, `listmount`, `listns` and `lsm_*`, whose few users fall back to `/proc`; and `io_setup` with
+//! what belongs to it: what it gives, the whole machine has one number of (`fs.aio-max-nr`). Databases and
+//! web servers read by threads where it is not there, as on kernels built without it.
 //! `seccomp` has the calls whose arguments decide.
 
 /// What programs use that need no privileges. Many of these can do more for who has capabilities;
@@ -85,11 +87,6 @@ pub(super) const ALLOWED: &[i64] = &[
     libc::SYS_inotify_add_watch,
     libc::SYS_inotify_init1,
     libc::SYS_inotify_rm_watch,
-    libc::SYS_io_cancel,
-    libc::SYS_io_destroy,
-    libc::SYS_io_getevents,
-    libc::SYS_io_setup,
-    libc::SYS_io_submit,
     libc::SYS_ioprio_get,
     libc::SYS_kill,
     libc::SYS_landlock_add_rule,
@@ -288,7 +285,6 @@ pub(super) const ALLOWED_HERE: &[i64] = &[
     libc::SYS_getrlimit,
     libc::SYS_renameat,
     libc::SYS_sync_file_range,
-    333, // io_pgetevents
     // The kernel lets probes of the host's make these two, in whatever program they are.
     335, // uretprobe
     336, // uprobe
@@ -298,7 +294,6 @@ pub(super) const ALLOWED_HERE: &[i64] = &[
     38,  // renameat
     84,  // sync_file_range
     163, // getrlimit
-    292, // io_pgetevents
 ];
 
 /// The same numbers everywhere, and not in libc everywhere.
