@@ -54,6 +54,10 @@ const OF_ONE_PROCESS: [i64; 4] = [
 /// status, as PID 1 does for every process.
 const MOST_GROUPS: u32 = 64;
 
+/// Programs of a socket, as the first BPF has them. All of the machine share the memory of what the kernel
+/// compiles them to (`net.core.bpf_jit_limit`), and without that no VM gets its filter of system calls.
+const SOCKET_PROGRAMS: [i32; 2] = [libc::SO_ATTACH_FILTER, libc::SO_ATTACH_REUSEPORT_CBPF];
+
 /// Of `ioprio_set(2)`: all processes of a user.
 const IOPRIO_WHO_USER: u32 = 3;
 
@@ -111,6 +115,14 @@ fn decisions() -> BTreeMap<u32, Decision> {
     decide(libc::SYS_setpriority, priority(libc::PRIO_USER));
     decide(libc::SYS_ioprio_set, priority(IOPRIO_WHO_USER));
     decide(calls::SETRLIMIT, core_limit(Field::Low(0), fail(0), ALLOW));
+    let programs = SOCKET_PROGRAMS.map(i32::cast_unsigned);
+    // As a kernel that does not have the option.
+    let option = one_of(Field::Low(2), &programs, &fail(libc::ENOPROTOOPT), ALLOW);
+    let of_sockets = Test::Equal(libc::SOL_SOCKET.cast_unsigned());
+    decide(
+        libc::SYS_setsockopt,
+        when(Field::Low(1), of_sockets, option, ALLOW),
+    );
     decisions
 }
 
@@ -250,6 +262,7 @@ mod tests {
                 libc::SYS_prlimit64,
                 libc::SYS_setgroups,
                 libc::SYS_setpriority,
+                libc::SYS_setsockopt,
                 libc::SYS_ioprio_set,
                 calls::SETRLIMIT,
             ],
@@ -389,6 +402,23 @@ mod tests {
                 expected,
                 "{count}"
             );
+        }
+    }
+
+    #[test]
+    fn no_socket_gets_a_program() {
+        let filter = filter();
+        for (level, option, expected) in [
+            (1, 26, libc::ENOPROTOOPT),
+            (1, 51, libc::ENOPROTOOPT),
+            ((1 << 32) + 1, (1 << 32) + 26, libc::ENOPROTOOPT),
+            (1, 9, 0),  // SO_KEEPALIVE
+            (1, 27, 0), // SO_DETACH_FILTER
+            (6, 26, 0), // one of TCP's
+        ] {
+            let arguments = [3, level, option, 0x1000, 16, 0];
+            let error = answer(&filter, libc::SYS_setsockopt, arguments);
+            assert_eq!(error, expected, "{level} {option}");
         }
     }
 

@@ -101,6 +101,36 @@ async fn sockets_reach_the_network_of_the_vm_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn no_socket_gets_a_program() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    // It takes every packet: struct sock_fprog with one instruction, BPF_RET.
+    let program = "pack(\"S x6 P\", 1, $code = pack(\"SCCL\", 6, 0, 0, 0xffff))";
+    let attach = |name, option| {
+        attempt(
+            name,
+            libc::SYS_setsockopt,
+            &["3", "1", option, program, "16"],
+        )
+    };
+    let calls = [
+        attempt("socket", libc::SYS_socket, &["2", "2", "0"]),
+        attach("filter", "26"),
+        attach("choice of a socket", "51"),
+    ];
+    let expected = [
+        ("socket", "done"),
+        ("filter", "ENOPROTOOPT"),
+        ("choice of a socket", "ENOPROTOOPT"),
+    ];
+    for user in users() {
+        let outcomes = outcomes(&vm, user, &calls).await;
+        assert_eq!(outcomes, expected.map(owned), "{user:?}");
+    }
+    vm.shutdown().await;
+}
+
+#[tokio::test]
 async fn the_clock_can_be_asked_about_and_not_set() {
     let data = tempfile::tempdir().unwrap();
     let vm = booted(data.path(), "a").await;

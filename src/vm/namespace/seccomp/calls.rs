@@ -202,7 +202,6 @@ pub(super) const ALLOWED: &[i64] = &[
     libc::SYS_setresuid,
     libc::SYS_setreuid,
     libc::SYS_setsid,
-    libc::SYS_setsockopt,
     libc::SYS_setuid,
     libc::SYS_setxattr,
     libc::SYS_shmat,
