@@ -20,6 +20,9 @@ use crate::worker::{Failure, Outcome, Output};
 /// Copied until it is looked whether anybody waits for it.
 const CHUNK: usize = 8 << 20;
 
+/// Copied of a file that says that it is empty.
+const MOST_OF_EMPTY: i64 = 1 << 30;
+
 /// Permissions, without the set-ID and sticky bits: those are not the copy's.
 const PERMISSIONS: u32 = 0o777;
 
@@ -119,7 +122,7 @@ struct Tree<'a> {
 impl Tree<'_> {
     fn copy(mut self) -> Outcome {
         loop {
-            let next = self.from.level()?.next();
+            let next = self.from.next();
             match next.map_err(|errno| self.from.failed(c"", errno))? {
                 Some(Entry { name, kind }) => {
                     let copied = self.entry(&name, kind);
@@ -230,23 +233,28 @@ impl Copy<'_> {
         }
     }
 
-    /// Copies what a file holds. Its holes are holes of the copy.
+    /// Copies what a file holds now: what is appended meanwhile could have no end.
     fn fill(&self, from: &OwnedFd, to: &OwnedFd) -> nix::Result<()> {
         let size = i64::try_from(stat(from.as_fd())?.size).map_err(|_| Errno::EOVERFLOW)?;
         if size == 0 {
             // Files of /proc say so, whatever they hold.
-            return self.fill_to(from, to, i64::MAX);
+            return self.fill_to(from, to, MOST_OF_EMPTY);
         }
+        self.fill_up_to(from, to, size)
+    }
+
+    /// Copies so many bytes. Holes are holes of the copy.
+    fn fill_up_to(&self, from: &OwnedFd, to: &OwnedFd, size: i64) -> nix::Result<()> {
         let mut end = 0;
         loop {
             let start = match lseek(from, end, Whence::SeekData) {
-                Ok(start) => start,
-                Err(Errno::ENXIO) => return ftruncate(to, size),
+                Ok(start) if start < size => start,
+                Ok(_) | Err(Errno::ENXIO) => return ftruncate(to, size),
                 // A file system without holes.
-                Err(Errno::EINVAL) => return self.fill_to(from, to, i64::MAX),
+                Err(Errno::EINVAL) => return self.fill_to(from, to, size),
                 Err(errno) => return Err(errno),
             };
-            end = lseek(from, start, Whence::SeekHole)?;
+            end = lseek(from, start, Whence::SeekHole)?.min(size);
             lseek(from, start, Whence::SeekSet)?;
             lseek(to, start, Whence::SeekSet)?;
             self.fill_to(from, to, end - start)?;
@@ -321,4 +329,35 @@ fn is_at(open: &OwnedFd, (directory, name): At<'_>) -> nix::Result<bool> {
 fn set_permissions(file: BorrowedFd<'_>, mode: u32) -> nix::Result<()> {
     // SAFETY: integers.
     Errno::result(unsafe { libc::fchmod(file.as_raw_fd(), mode & PERMISSIONS) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    #[test]
+    fn what_is_appended_to_a_file_while_it_is_copied_is_not_copied() {
+        let name = |what| {
+            let own = format!("agentvm-copy-{what}-{}", std::process::id());
+            std::env::temp_dir().join(own)
+        };
+        let (from, to) = (name("from"), name("to"));
+        fs::write(&from, "before, after").expect("written");
+        let (_reader, pipe) = nix::unistd::pipe().expect("a pipe");
+        let copy = Copy {
+            replace: false,
+            output: &Output::new(pipe),
+        };
+        let source: OwnedFd = fs::File::open(&from).expect("a file").into();
+        let made: OwnedFd = fs::File::create(&to).expect("a file").into();
+        copy.fill_up_to(&source, &made, 6).expect("copied");
+        let copied = fs::read(&to).expect("a copy");
+        for path in [from, to] {
+            fs::remove_file(path).expect("removed");
+        }
+        assert_eq!(copied, b"before");
+    }
 }

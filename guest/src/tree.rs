@@ -21,6 +21,10 @@ const MAX_OPEN: usize = 64;
 /// How often something that others put into a directory while it is being removed is removed, too.
 const MAX_PASSES: u32 = 8;
 
+/// Entries that are removed or copied at most: who puts others into a directory as fast has it read without
+/// end. Of a tree that has more, another call removes the rest.
+const MAX_ENTRIES: u32 = 1 << 24;
+
 /// Entries after which a worker looks whether anybody waits for it.
 const CHECK_AFTER: u32 = 512;
 
@@ -146,12 +150,27 @@ pub(crate) struct Descent {
     levels: Vec<Level>,
     /// Where removed entries are not met again, reading anew from the start skips nothing.
     removing: bool,
+    /// Entries that [`Descent::next`] still gives.
+    left: u32,
 }
 
 impl Descent {
     pub(crate) fn new(top: OwnedFd, removing: bool) -> nix::Result<Self> {
         let levels = vec![Level::new(CString::default(), top)?];
-        Ok(Self { levels, removing })
+        Ok(Self {
+            levels,
+            removing,
+            left: MAX_ENTRIES,
+        })
+    }
+
+    /// The next entry of the present level, of all that are looked at.
+    pub(crate) fn next(&mut self) -> nix::Result<Option<Entry>> {
+        let next = self.level()?.next()?;
+        if next.is_some() {
+            self.left = self.left.checked_sub(1).ok_or(Errno::E2BIG)?;
+        }
+        Ok(next)
     }
 
     pub(crate) fn level(&mut self) -> nix::Result<&mut Level> {
@@ -280,7 +299,7 @@ pub(crate) fn remove(path: &[u8], output: &Output) -> Outcome {
     }
     for _ in 0..MAX_PASSES {
         let emptied = match open_directory(&parent, &name) {
-            Ok(top) => empty(top, output).map(|()| true)?,
+            Ok(top) => empty(Descent::new(top, true)?, output).map(|()| true)?,
             Err(Errno::ENOTDIR | Errno::ELOOP) => false,
             Err(errno) => return Err(errno.into()),
         };
@@ -295,15 +314,14 @@ pub(crate) fn remove(path: &[u8], output: &Output) -> Outcome {
 }
 
 /// Removes everything in a directory.
-fn empty(top: OwnedFd, output: &Output) -> Outcome {
-    let mut descent = Descent::new(top, true)?;
+fn empty(mut descent: Descent, output: &Output) -> Outcome {
     let mut count = 0_u32;
     loop {
         count = count.wrapping_add(1);
         if count.is_multiple_of(CHECK_AFTER) {
             output.check();
         }
-        let next = descent.level()?.next();
+        let next = descent.next();
         if let Some(Entry { name, kind }) = next.map_err(|errno| descent.failed(c"", errno))? {
             let removed = remove_entry(&mut descent, &name, kind);
             removed.map_err(|errno| descent.failed(&name, errno))?;
@@ -398,5 +416,35 @@ pub(crate) fn visit(path: &[u8], found: &mut dyn FnMut(Found<'_>, Bytes) -> Outc
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_others_fill_is_not_emptied_without_end() {
+        let name = format!("agentvm-tree-{}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        fs::create_dir(&directory).expect("made");
+        for name in 0..5 {
+            fs::write(directory.join(name.to_string()), "").expect("written");
+        }
+        let (_reader, pipe) = nix::unistd::pipe().expect("a pipe");
+        let output = Output::new(pipe);
+        let descent = |left| {
+            let top = fs::File::open(&directory).expect("a directory");
+            let descent = Descent::new(top.into(), true).expect("a descent");
+            Descent { left, ..descent }
+        };
+        let failure = empty(descent(3), &output).expect_err("there are more");
+        let left = fs::read_dir(&directory).expect("a directory").count();
+        let rest = empty(descent(3), &output);
+        fs::remove_dir(&directory).expect("empty");
+        assert_eq!((failure.errno, left), (Errno::E2BIG, 2));
+        assert!(rest.is_ok());
     }
 }

@@ -46,6 +46,13 @@ pub(crate) struct Output {
 const CHUNK: usize = 64 * 1024;
 
 impl Output {
+    pub(crate) const fn new(pipe: OwnedFd) -> Self {
+        Self {
+            pipe,
+            waiting: Vec::new(),
+        }
+    }
+
     /// Says it, by and by. Nobody is there to hear of a failure: the worker ends.
     pub(crate) fn say(&mut self, record: &Record) -> Outcome {
         let framed = framed(record).ok_or(Errno::ENAMETOOLONG)?;
@@ -141,10 +148,7 @@ fn begin(name: &CStr, kept: BorrowedFd) {
 }
 
 fn work(pipe: OwnedFd, user: Account, run: &dyn Fn(&mut Output) -> Outcome) {
-    let mut output = Output {
-        pipe,
-        waiting: Vec::new(),
-    };
+    let mut output = Output::new(pipe);
     let outcome = files::act_as(user)
         .map_err(Failure::from)
         .and_then(|()| run(&mut output));

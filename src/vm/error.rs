@@ -196,6 +196,10 @@ fn file_problem(op: &str, errno: nix::errno::Errno) -> &'static str {
         (Errno::ENOENT, "can't write") => {
             "No such directory. mkdir makes one, and writeFiles makes those that are missing"
         }
+        // The guest's: see its `tree`.
+        (Errno::E2BIG, _) => {
+            "it has more than 16,777,216 entries, or programs in the VM go on making some"
+        }
         (Errno::ENOTEMPTY, "can't delete") => {
             "Directory not empty. With { recursive: true } all that is in it is deleted, too"
         }
