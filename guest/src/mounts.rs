@@ -224,7 +224,8 @@ const PROC_EMPTY_FILES: [&str; 9] = [
     "timer_stats",
 ];
 const PROC_EMPTY_DIRS: [&str; 3] = ["acpi", "scsi", "asound"];
-const PROC_READ_ONLY: [&str; 4] = ["bus", "fs", "irq", "sys"];
+/// PID 1's own among them: the VM's root has its user id, and could say there when it runs (`autogroup`).
+const PROC_READ_ONLY: [&str; 5] = ["1", "bus", "fs", "irq", "sys"];
 
 pub(crate) fn mask_proc() -> nix::Result<()> {
     let exists = |name: &str| Path::new("/proc").join(name).exists();

@@ -205,6 +205,10 @@ async fn nobody_says_when_pid_1_runs() {
         for (name, outcome) in outcomes(&vm, user, &calls).await {
             assert_eq!(outcome, "EPERM", "{name} as {user:?}");
         }
+        for file in ["autogroup", "oom_score_adj", "timerslack_ns"] {
+            let output = sh_as(&vm, user, &format!("echo 19 > /proc/1/{file}")).await;
+            assert_ne!(output.exit, Exit::Code(0), "{file} as {user:?}");
+        }
         let own = "sleep 60 & renice -n 5 -p $! && ionice -c 3 -p $! && chrt -i -p 0 $! && \
                    taskset -p 1 $! && renice -n 5 -g 0 && nice -n 15 ionice -c 2 -n 7 true; \
                    error=$?; kill %1; exit $error";
