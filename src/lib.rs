@@ -20,6 +20,7 @@ pub mod ids;
 pub mod images;
 pub mod net;
 mod node;
+pub mod pipe;
 pub mod session;
 pub mod store;
 pub mod vm;

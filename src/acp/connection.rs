@@ -12,11 +12,11 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
-use tokio::net::unix::pipe;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::line::{Line, LineError, LineReader};
 use super::message::{MAX_NESTING, Message, RpcError, nests_too_deeply};
+use crate::pipe;
 
 /// Lines on their way to the agent. An agent that reads none of them makes the next writer wait.
 const OUTGOING: usize = 16;
@@ -140,8 +140,8 @@ impl Connection {
         limit: usize,
         handler: Arc<dyn Handler>,
     ) -> io::Result<Self> {
-        let stdin = pipe::Sender::from_owned_fd(stdin)?;
-        let stdout = pipe::Receiver::from_owned_fd(stdout)?;
+        let stdin = pipe::Writer::new(stdin)?;
+        let stdout = pipe::Reader::new(stdout)?;
         let (outgoing, lines) = mpsc::channel(OUTGOING);
         let connection = Self {
             outgoing,
@@ -331,7 +331,7 @@ impl Drop for Forget {
 }
 
 /// Writes whole lines: a caller that gives up never leaves half a line behind.
-async fn write(mut stdin: pipe::Sender, mut lines: mpsc::Receiver<Vec<u8>>) {
+async fn write(mut stdin: pipe::Writer, mut lines: mpsc::Receiver<Vec<u8>>) {
     while let Some(line) = lines.recv().await {
         if stdin.write_all(&line).await.is_err() {
             // The agent closed its stdin or died; the reading side finds out which.
@@ -341,7 +341,7 @@ async fn write(mut stdin: pipe::Sender, mut lines: mpsc::Receiver<Vec<u8>>) {
 }
 
 async fn read(
-    stdout: pipe::Receiver,
+    stdout: pipe::Reader,
     limit: usize,
     handler: &dyn Handler,
     outgoing: &mpsc::WeakSender<Vec<u8>>,

@@ -217,14 +217,37 @@ impl<'de> Visitor<'de> for Fields<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut values = Vec::new();
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            if key == self.0 {
+        while let Some(is_it) = map.next_key_seed(Key(self.0))? {
+            if is_it {
                 values.push(map.next_value::<&'de RawValue>()?);
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
         }
         Ok(values)
+    }
+}
+
+/// Whether a key is this one. Another may hold what is no text, half of a surrogate pair.
+struct Key<'n>(&'n str);
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_bytes(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_bytes<E>(self, key: &[u8]) -> Result<bool, E> {
+        Ok(key == self.0.as_bytes())
     }
 }
 
@@ -376,6 +399,9 @@ mod tests {
         assert!(marked(r#"{"_meta":{"x":1,"agentvm":{}}}"#));
         assert!(marked(r#"{"_meta":{"agentvm":null},"_meta":{}}"#));
         assert!(marked(r#"{"_m\u0065ta":{"\u0061gentvm":{}}}"#));
+        assert!(marked(
+            r#"{"\ud800":"\ud800","_meta":{"\udc00":1,"agentvm":{}}}"#
+        ));
         for other in [
             r#"{"_meta":{}}"#,
             r#"{"update":{"_meta":{"agentvm":{}}}}"#,

@@ -11,7 +11,8 @@ use super::client::VmHandle;
 use super::life::{GRACE, Life, Lives, Output, Started};
 use super::outlet::{Channel, End, Interest, Outlet, OutputSubscription, Source, Stream};
 use crate::error::{Code, Error, Result};
-use crate::vm::{Command, DynVm, Exit, GuestPath, Process, ProcessInfo, User, environment, pipe};
+use crate::pipe;
+use crate::vm::{Command, DynVm, Exit, GuestPath, Process, ProcessInfo, User, environment};
 
 /// Processes that have ended and are still known: the latest.
 pub(super) const ENDED: usize = 128;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::AsyncReadExt;
 
-use crate::vm::pipe;
+use crate::pipe;
 
 /// Enough for a stack trace.
 const KEPT: usize = 16 * 1024;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
-use super::{Command, Exit, GuestPath, Process, Result, User, VmError, exited, limits, pipe};
+use super::{Command, Exit, GuestPath, Process, Result, User, VmError, exited, limits};
+use crate::pipe;
 use crate::vm::environment;
 
 const SHELL: &str = "/bin/sh";

@@ -33,7 +33,6 @@ mod image;
 pub mod limits;
 pub mod mount;
 pub mod namespace;
-pub mod pipe;
 mod port;
 mod process;
 mod terminal;
