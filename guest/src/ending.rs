@@ -121,7 +121,28 @@ pub(crate) fn end_session(session: i32) -> nix::Result<()> {
             member.signal(libc::SIGKILL);
         }
     }
+    for pid in limits::pids()?.take_while(|_| Time::now() < deadline) {
+        kill_who_keeps(pid, session);
+    }
     Ok(())
+}
+
+/// A dead process of a session that another one traces is the tracer's to bury first, which may never.
+fn kill_who_keeps(pid: i32, session: i32) {
+    let tracer = || {
+        let status = Status::read(File::open(format!("/proc/{pid}/status")).ok()?)?;
+        (status.session == session && status.is_dead()).then_some(status.tracer)
+    };
+    let Some(found) = tracer().filter(|tracer| *tracer > 1) else {
+        return;
+    };
+    let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    if let Ok(directory) = open(format!("/proc/{found}").as_str(), flags, Mode::empty())
+        // It still was when this was opened, and so what is open is it.
+        && tracer() == Some(found)
+    {
+        let _ = send(&directory, libc::SIGKILL);
+    }
 }
 
 /// A process of a session, by its directory in /proc, which stays its own.
@@ -174,6 +195,8 @@ fn members(session: i32, deadline: Time) -> nix::Result<impl Iterator<Item = Mem
 /// Of `proc_pid_status(5)`.
 struct Status {
     session: i32,
+    /// Who traces it; 0: nobody.
+    tracer: i32,
     /// That of the first thread.
     state: u8,
     threads: u32,
@@ -181,12 +204,14 @@ struct Status {
 
 impl Status {
     fn read(status: impl Read) -> Option<Self> {
-        let (mut session, mut state) = (None, None);
+        let (mut session, mut state, mut tracer) = (None, None, None);
         for line in BufReader::new(status.take(MAX_STATUS)).split(b'\n') {
             let line = line.ok()?;
             let number = |value: &[u8]| str::from_utf8(value).ok()?.trim().parse::<i32>().ok();
             if let Some(value) = line.strip_prefix(b"State:") {
                 state = value.trim_ascii().first().copied();
+            } else if let Some(value) = line.strip_prefix(b"TracerPid:") {
+                tracer = number(value);
             } else if let Some(value) = line.strip_prefix(b"NSsid:") {
                 session = number(value);
             } else if let Some(value) = line.strip_prefix(b"Threads:") {
@@ -194,6 +219,7 @@ impl Status {
                 let (session, state) = (session?, state?);
                 return Some(Self {
                     session,
+                    tracer: tracer?,
                     state,
                     threads,
                 });
@@ -362,7 +388,7 @@ mod tests {
 
     fn status(state: char, threads: u32) -> Status {
         let text = format!(
-            "Name:\tState: x\nState:\t{state} (what it is)\nPid:\t7\nNSsid:\t6\nVmRSS:\t1 kB\nThreads:\t{threads}\n"
+            "Name:\tState: x\nState:\t{state} (what it is)\nPid:\t7\nTracerPid:\t0\nNSsid:\t6\nVmRSS:\t1 kB\nThreads:\t{threads}\n"
         );
         Status::read(text.as_bytes()).expect("valid")
     }

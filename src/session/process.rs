@@ -14,7 +14,7 @@ use super::tail::Tail;
 use super::updates::Updates;
 use crate::acp::{Closed, Connection, RequestError};
 use crate::error::{Code, Error};
-use crate::vm::{DynVm, Exit, Reached, exited, limits};
+use crate::vm::{DynVm, Exit, KILL_AGAIN, Reached, exited, limits};
 
 /// How long an agent has to exit after its stdin was closed.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
@@ -102,7 +102,9 @@ impl AgentProcess {
                             if let Err(error) = vm.signal(pid, libc::SIGKILL).await {
                                 tracing::debug!(%error, pid, "the agent's VM is gone too");
                             }
-                            exited(&mut exit).await;
+                            while timeout(KILL_AGAIN, exited(&mut exit)).await.is_err() {
+                                drop(vm.kill(pid).await);
+                            }
                             AgentEnd::Stopped(why.unwrap_or(Closed::Eof))
                         }
                     }
@@ -149,10 +151,14 @@ impl AgentProcess {
 
     /// Stops it by force, with everything in its session.
     pub(super) async fn kill(&self) {
-        if let Err(error) = self.vm.kill(self.pid).await {
-            tracing::debug!(%error, pid = self.pid, "the agent's VM is gone too");
+        loop {
+            if let Err(error) = self.vm.kill(self.pid).await {
+                tracing::debug!(%error, pid = self.pid, "the agent's VM is gone too");
+            }
+            if timeout(KILL_AGAIN, self.ended()).await.is_ok() {
+                return;
+            }
         }
-        self.ended().await;
     }
 
     pub(super) async fn ended(&self) -> AgentEnd {

@@ -4,8 +4,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, sleep};
 
-use super::{Command, Exit, GuestPath, Process, Result, User, VmError, exited, limits};
+use super::{Command, Exit, GuestPath, KILL_AGAIN, Process, Result, User, VmError, exited, limits};
 use crate::pipe;
 use crate::vm::environment;
 
@@ -95,12 +96,7 @@ pub async fn attend(vm: &super::DynVm, process: Process, options: ExecOptions) -
     let mut exit = process.exit;
     let mut feed = Box::pin(feed(process.stdin, options.stdin));
     let mut fed = false;
-    let mut deadline = Box::pin(async {
-        match options.timeout {
-            Some(limit) => tokio::time::sleep(limit).await,
-            None => std::future::pending().await,
-        }
-    });
+    let mut deadline = Box::pin(sleep(options.timeout.unwrap_or(Duration::MAX)));
     let mut timed_out = false;
     let exit = loop {
         tokio::select! {
@@ -108,9 +104,10 @@ pub async fn attend(vm: &super::DynVm, process: Process, options: ExecOptions) -
             () = &mut feed, if !fed => fed = true,
             () = stdout.read(), if stdout.open => {}
             () = stderr.read(), if stderr.open => {}
-            () = &mut deadline, if !timed_out => {
+            () = &mut deadline => {
                 timed_out = true;
                 vm.kill(pid).await?;
+                deadline.as_mut().reset(Instant::now() + KILL_AGAIN);
             }
         }
     };

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -157,6 +158,10 @@ pub async fn exited(exit: &mut watch::Receiver<Option<Exit>>) -> Option<Exit> {
         .ok()
         .and_then(|exit| *exit)
 }
+
+/// After which what does not end is killed again: one that another program traces is not known to have
+/// ended before that one has, which [`Vm::kill`] kills, too, once it sees that.
+pub const KILL_AGAIN: Duration = Duration::from_secs(1);
 
 /// How to open a regular file of the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -178,6 +178,30 @@ async fn a_time_limit_kills_the_whole_session_but_not_what_was_detached() {
 }
 
 #[tokio::test]
+async fn who_traces_a_command_does_not_keep_it_from_ending() {
+    let data = tempfile::tempdir().unwrap();
+    let vm = booted(data.path(), "a").await;
+    let options = ExecOptions {
+        timeout: Some(Duration::from_millis(500)),
+        ..ExecOptions::default()
+    };
+    // PTRACE_SEIZE, after the command has let anybody trace it (PR_SET_PTRACER), where that is asked.
+    let (ptrace, prctl) = (libc::SYS_ptrace, libc::SYS_prctl);
+    let command = format!(
+        "exec perl -MPOSIX -e 'my $traced = $$; syscall({prctl}, 0x59616d61, -1, 0, 0, 0);
+         if (!fork) {{ setsid; syscall({ptrace}, 0x4206, $traced, 0, 0) == 0 or die \"$!\\n\";
+             print \"traced\\n\"; close STDOUT; close STDERR; sleep 1000 }} sleep 1000'"
+    );
+    let ended = exec(&vm, &command, options);
+    let ended = tokio::time::timeout(Duration::from_mins(1), ended).await;
+    match ended.expect("an end").unwrap() {
+        ExecEnd::TimedOut(output) => assert_eq!(output.stdout, b"traced\n", "{output:?}"),
+        ExecEnd::Exited(output) => panic!("{output:?}"),
+    }
+    vm.shutdown().await;
+}
+
+#[tokio::test]
 async fn an_exec_that_is_given_up_before_it_hears_of_its_command_leaves_none() {
     let data = tempfile::tempdir().unwrap();
     let vm = booted(data.path(), "a").await;
