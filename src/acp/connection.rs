@@ -21,6 +21,10 @@ use crate::pipe;
 /// Lines on their way to the agent. An agent that reads none of them makes the next writer wait.
 const OUTGOING: usize = 16;
 
+/// Bytes of a request's id and of its method, both of which an answer repeats, and one that waits keeps.
+const MAX_ID: usize = 1024;
+const MAX_METHOD: usize = 256;
+
 /// Receives what the agent says on its own.
 ///
 /// Called by the one reading task, in order: the next line
@@ -375,6 +379,15 @@ async fn read(
         let flow = match message {
             Some((line, Message::Notification { method, params })) => {
                 handler.notification(line, &method, params).await
+            }
+            Some((_, Message::Request { id, .. })) if id.get().len() > MAX_ID => {
+                return Closed::Protocol(format!(
+                    "a request whose id has more than {MAX_ID} bytes"
+                ));
+            }
+            Some((_, Message::Request { method, .. })) if method.len() > MAX_METHOD => {
+                let problem = format!("a request whose method has more than {MAX_METHOD} bytes");
+                return Closed::Protocol(problem);
             }
             Some((line, Message::Request { id, method, params })) => {
                 // Without a client that could still answer there is nobody to ask.

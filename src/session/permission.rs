@@ -20,8 +20,9 @@ pub(super) const REQUEST: &str = "session/request_permission";
 const MAX_PENDING: usize = 256;
 const MAX_PENDING_BYTES: usize = 64 << 20;
 
-/// Bytes of options that are looked into: a parsed value takes many times its text.
-const MAX_OPTIONS: usize = 1 << 20;
+/// Bytes of options that are looked into: a parsed value takes many times its text, and each request that
+/// waits keeps one.
+const MAX_OPTIONS: usize = 16 << 10;
 
 /// A request that waits for the caller.
 #[derive(Debug, Clone, Serialize)]

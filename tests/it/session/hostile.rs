@@ -84,6 +84,22 @@ async fn an_answer_that_is_no_answer_leaves_nobody_waiting() {
 }
 
 #[tokio::test]
+async fn what_an_answer_repeats_is_no_longer_than_anybody_needs() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let long = "x".repeat(2000);
+    for line in [
+        format!(r#"{{"id":"{long}","method":"session/request_permission","params":{{}}}}"#),
+        format!(r#"{{"id":1,"method":"{long}"}}"#),
+    ] {
+        let failed = world.run(session, &format!("line {line}\nhang")).await;
+        assert_eq!(code(failed), Code::AgentProtocol);
+    }
+    assert_eq!(world.text(session, "say fine").await, "fine");
+    world.close().await;
+}
+
+#[tokio::test]
 async fn an_agent_that_asks_without_end_is_answered_as_cancelled() {
     let world = World::new().await;
     let mut ask = options(&[]);
