@@ -1614,7 +1614,7 @@ export interface VmProcess {
   /** Milliseconds since the epoch. */
   startedAt: number;
   /**
-   * Program and arguments, the first 2 KiB. Its name in brackets of a process without any, and where reading
+   * Program and arguments, the first 2 KiB and 256 of them. Its name in brackets of a process without any, and where reading
    * them took long, as during a fork bomb.
    */
   command: string[];

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use agentvm_guest::protocol::{ProcessEntry, ProcessOp, Request};
+use agentvm_guest::protocol::{MAX_COMMAND, ProcessEntry, ProcessOp, Request};
 use async_trait::async_trait;
 
 use super::control::Answer;
@@ -11,6 +11,9 @@ use crate::vm::{ProcessInfo, ProcessState, Processes, Result, Vm, VmError};
 
 /// Whatever PID 1 says, the host holds no more.
 const MAX_LISTED: usize = 20_000;
+
+/// Arguments of a process that are told: each takes many times the memory of its byte.
+const MAX_ARGUMENTS: usize = 256;
 
 /// Pages of a list are asked for with command lines as long as this. One that could not have them takes two
 /// seconds by itself.
@@ -46,6 +49,11 @@ impl Processes for NamespaceVm {
                 // So the list has an end.
                 if pid <= after {
                     return Err(VmError::Protocol("processes out of order".to_owned()));
+                }
+                if entry.command.len() > MAX_COMMAND {
+                    return Err(VmError::Protocol(
+                        "a command line that is too long".to_owned(),
+                    ));
                 }
                 after = pid;
                 listed.push(info(&entry, booted_at));
@@ -98,7 +106,32 @@ fn info(entry: &ProcessEntry, booted_at: u64) -> ProcessInfo {
         },
         command: command
             .split(|byte| *byte == 0)
+            .take(MAX_ARGUMENTS)
             .map(|word| String::from_utf8_lossy(word).into_owned())
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentvm_guest::protocol::Instance;
+
+    use super::*;
+
+    #[test]
+    fn of_a_thousand_arguments_the_first_are_told() {
+        let entry = ProcessEntry {
+            instance: Instance { pid: 7, started: 0 },
+            parent: 1,
+            group: 7,
+            session: 7,
+            uid: 1000,
+            state: b'R',
+            threads: 1,
+            cpu_ticks: 0,
+            resident_bytes: 0,
+            command: vec![0; 2000],
+        };
+        assert_eq!(info(&entry, 0).command.len(), MAX_ARGUMENTS);
     }
 }
