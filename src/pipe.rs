@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -194,7 +194,7 @@ impl AsyncRead for Reader {
     }
 }
 
-/// Writes what a program reads. A write whose future is dropped may have been done, or be done yet.
+/// Writes what a program reads.
 #[derive(Debug)]
 pub struct Writer {
     end: End<usize>,
@@ -206,35 +206,25 @@ impl Writer {
         let end = End::new(fd, Interest::WRITABLE)?;
         Ok(Self { end })
     }
-}
 
-impl AsyncWrite for Writer {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let end = &mut self.end;
-        loop {
-            match ready!(end.poll(cx)) {
-                Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Some(written) => return Poll::Ready(written),
-                None => {}
-            }
-            drop(ready!(end.fd()?.poll_write_ready(cx))?);
+    /// Returns when the pipe has taken all of it. Some of it may be written, or be written yet, where the future
+    /// is dropped.
+    pub async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        // What a call has begun that was given up is none of this one's.
+        drop(poll_fn(|cx| self.end.poll(cx)).await);
+        while !bytes.is_empty() {
+            drop(self.end.fd()?.writable().await?);
             let chunk = bytes[..bytes.len().min(CHUNK)].to_vec();
-            end.begin(move |fd| {
+            self.end.begin(move |fd| {
                 fd.try_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, &chunk)?))
             })?;
+            match poll_fn(|cx| self.end.poll(cx)).await {
+                Some(Ok(written)) => bytes = bytes.get(written..).unwrap_or_default(),
+                Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                Some(Err(_)) | None => {}
+            }
         }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        Ok(())
     }
 }
 
@@ -243,7 +233,7 @@ mod tests {
     use std::time::Duration;
 
     use nix::unistd::pipe2;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
     use tokio::time::timeout;
 
     use super::*;
@@ -289,6 +279,43 @@ mod tests {
         }
         all.extend(reader.rest().await.expect("the rest"));
         assert_eq!(all, (0..100).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_write_that_is_given_up_is_none_of_the_next_ones() {
+        let (read, write) = pipe();
+        let mut writer = Writer::new(write).expect("a writer");
+        // More than there is room for.
+        let much = vec![b'a'; 1 << 20];
+        let given_up = timeout(Duration::from_millis(50), writer.write_all(&much)).await;
+        assert!(given_up.is_err());
+        let mut reader = Reader::new(read).expect("a reader");
+        let writing = tokio::spawn(async move { writer.write_all(b"end").await });
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).await.expect("an end");
+        writing.await.expect("a task").expect("written");
+        assert!(all.ends_with(b"aend"));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_was_begun_is_not_taken_for_the_next_one() {
+        let (read, write) = pipe();
+        let mut writer = Writer::new(write).expect("a writer");
+        {
+            let mut begun = std::pin::pin!(writer.write_all(&[b'a'; 1000]));
+            // Until it has begun, and not to its end.
+            poll_fn(|cx| {
+                drop(begun.as_mut().poll(cx));
+                Poll::Ready(())
+            })
+            .await;
+        }
+        writer.write_all(b"end").await.expect("written");
+        drop(writer);
+        let mut all = Vec::new();
+        let mut reader = Reader::new(read).expect("a reader");
+        reader.read_to_end(&mut all).await.expect("an end");
+        assert!(all.ends_with(b"end"), "{} bytes", all.len());
     }
 
     #[tokio::test]

@@ -11,7 +11,6 @@ use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use thiserror::Error;
-use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::line::{Line, LineError, LineReader};

@@ -3,7 +3,6 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
 
 use super::{Command, Exit, GuestPath, KILL_AGAIN, Process, Result, User, VmError, exited, limits};
