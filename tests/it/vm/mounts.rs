@@ -528,6 +528,11 @@ async fn symlinks_that_no_vm_could_have_made_are_followed() {
     }
 }
 
+fn mount_tmpfs(point: &Path) {
+    let (tmpfs, flags) = (Some("tmpfs"), nix::mount::MsFlags::empty());
+    nix::mount::mount(tmpfs, point, tmpfs, flags, None::<&str>).unwrap();
+}
+
 #[test]
 fn a_vm_neither_unmounts_nor_moves_what_the_host_has_mounted_in_a_mount() {
     in_child(
@@ -538,14 +543,7 @@ fn a_vm_neither_unmounts_nor_moves_what_the_host_has_mounted_in_a_mount() {
             let work = host.path().join("work");
             let point = work.join("deep/point");
             fs::create_dir_all(&point).unwrap();
-            nix::mount::mount(
-                Some("tmpfs"),
-                &point,
-                Some("tmpfs"),
-                nix::mount::MsFlags::empty(),
-                None::<&str>,
-            )
-            .unwrap();
+            mount_tmpfs(&point);
             fs::write(point.join("file"), "mounted").unwrap();
             block_on(async {
                 let vm = booted(data.path(), vec![mount("/work", &work)]).await;
@@ -579,14 +577,7 @@ fn what_is_mounted_where_only_the_owner_gets_stays_mounted() {
             chown(directory, owner, owner).unwrap();
         }
         chown(work.join("between"), owner, group).unwrap();
-        nix::mount::mount(
-            Some("tmpfs"),
-            &point,
-            Some("tmpfs"),
-            nix::mount::MsFlags::empty(),
-            None::<&str>,
-        )
-        .unwrap();
+        mount_tmpfs(&point);
         fs::write(point.join("file"), "mounted").unwrap();
         let mode = |mode| {
             fs::set_permissions(work.join("between"), fs::Permissions::from_mode(mode)).unwrap();
