@@ -143,6 +143,10 @@ impl fmt::Display for Platform {
     }
 }
 
+/// What an image may give every program: as much as one argument of a program may have.
+const MAX_ENVIRONMENT: usize = 128 << 10;
+const MAX_VARIABLES: usize = 1000;
+
 /// What an image says about itself.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Config {
@@ -171,6 +175,15 @@ impl Config {
             return Err(ImageError::Invalid(format!(
                 "image {image} has {layers} layers, but its configuration names {}",
                 self.rootfs.diff_ids.len()
+            )));
+        }
+        let variables = self.execution.env.as_deref().unwrap_or_default();
+        let bytes: usize = variables.iter().map(String::len).sum();
+        if variables.len() > MAX_VARIABLES || bytes > MAX_ENVIRONMENT {
+            return Err(ImageError::TooLarge(format!(
+                "it gives its programs {} variables of {bytes} bytes, and {MAX_VARIABLES} of {MAX_ENVIRONMENT} bytes \
+                 are the most",
+                variables.len()
             )));
         }
         Ok(())
@@ -205,4 +218,36 @@ impl Execution {
 pub(super) struct RootFs {
     #[serde(default)]
     pub(super) diff_ids: Vec<Digest>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_is_no_larger_than_programs_can_be_given() {
+        let wanted = Platform::of_this_machine();
+        let image = format!("sha256:{}", "0".repeat(64));
+        let image = Digest::try_from(image).expect("a digest");
+        let check = |env: Vec<String>| {
+            let config = Config {
+                os: wanted.os.clone(),
+                architecture: wanted.architecture.clone(),
+                execution: Execution { env: Some(env) },
+                rootfs: RootFs {
+                    diff_ids: Vec::new(),
+                },
+            };
+            config.check(&image, 0)
+        };
+        let variable = "A=".to_owned();
+        assert!(check(vec![variable.clone(); MAX_VARIABLES]).is_ok());
+        for env in [
+            vec![variable; MAX_VARIABLES + 1],
+            vec!["x".repeat(MAX_ENVIRONMENT + 1)],
+        ] {
+            let refused = check(env);
+            assert!(matches!(refused, Err(ImageError::TooLarge(_))));
+        }
+    }
 }
