@@ -1,8 +1,8 @@
 //! What the programs of a VM hold of the disk that has no name any more: files that were deleted while
 //! they were open or mapped.
 //!
-//! Not seen is a file that is only under way in a socket, and one that is only mapped if this process is
-//! an ordinary user's: the kernel shows these to nobody else.
+//! Not seen is a file that is only under way in a socket. One that is only mapped is known to be there, and not
+//! how large it is, if this process is an ordinary user's: the kernel shows these to nobody else.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -33,10 +33,17 @@ pub(super) fn measure(pid: i32, device: u64, deadline: Instant) -> Measured {
                         measured.complete = false;
                         return;
                     }
-                    if let Some(bytes) = deleted(&format!("{directory}/{name}"), device, &mut seen)
-                    {
-                        measured.bytes = measured.bytes.saturating_add(bytes);
-                        measured.files += 1;
+                    match deleted(&format!("{directory}/{name}"), device, &mut seen) {
+                        Ok(Some(bytes)) => {
+                            measured.bytes = measured.bytes.saturating_add(bytes);
+                            measured.files += 1;
+                        }
+                        // Nor does it show any other.
+                        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                            measured.complete &= !maps_deleted(task, device);
+                            return;
+                        }
+                        Ok(None) | Err(_) => {}
                     }
                 }
             }
@@ -70,17 +77,29 @@ fn has_ended(task: &str) -> bool {
 }
 
 /// What the file that a link of `/proc` leads to takes of a disk, if it has no name and was not met before.
-fn deleted(link: &str, device: u64, seen: &mut HashSet<(u64, u64)>) -> Option<u64> {
+fn deleted(link: &str, device: u64, seen: &mut HashSet<(u64, u64)>) -> io::Result<Option<u64>> {
     // It opens nothing.
-    let file = fs::metadata(link).ok()?;
+    let file = fs::metadata(link)?;
     if !file.is_file() || file.nlink() > 0 || !seen.insert((file.dev(), file.ino())) {
-        return None;
+        return Ok(None);
     }
-    match statfs(link) {
+    Ok(match statfs(link) {
         // That is memory.
         Ok(system) if system.filesystem_type() == TMPFS_MAGIC && file.dev() != device => None,
         _ => Some(file.blocks().saturating_mul(512)),
-    }
+    })
+}
+
+/// Whether a process has a file of this device mapped that has no name, by `proc_pid_maps(5)`: range,
+/// permissions, offset, device, inode, path.
+fn maps_deleted(task: &str, device: u64) -> bool {
+    let device = format!("{:02x}:{:02x}", libc::major(device), libc::minor(device));
+    let maps = fs::read(format!("/proc/{task}/maps")).unwrap_or_default();
+    let mut lines = maps.split(|byte| *byte == b'\n');
+    lines.any(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        line.ends_with(b" (deleted)") && fields.nth(3) == Some(device.as_bytes())
+    })
 }
 
 /// Every process of a VM is a descendant of its PID 1.
@@ -119,6 +138,7 @@ fn names(directory: &str) -> io::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::fd::AsRawFd;
     use std::process::{Command, Stdio};
     use std::time::Duration;
 
@@ -157,6 +177,31 @@ mod tests {
         child.kill().expect("killed");
         child.wait().expect("reaped");
         assert!((1 << 20..2 << 20).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn what_is_mapped_and_has_no_name_is_known_of() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(4096).expect("a length");
+        let device = file.metadata().expect("its data").dev();
+        let own = std::process::id().to_string();
+        assert!(!maps_deleted(&own, device));
+        // SAFETY: nobody uses what is mapped.
+        let mapped = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(mapped, libc::MAP_FAILED);
+        drop(file);
+        assert!(maps_deleted(&own, device));
+        // SAFETY: as above.
+        unsafe { libc::munmap(mapped, 4096) };
     }
 
     #[test]
