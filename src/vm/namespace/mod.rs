@@ -125,18 +125,18 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
     let mut limiter = Limiter::prepare(&options.limits, ids, &options.dir).await?;
     let (started, prepared) =
         tokio::join!(start(&mut limiter, ids), preparation::prepare(&options));
-    let started = match started {
-        Ok(started) => started,
+    let first_boot = prepared.as_ref().ok().and_then(Prepared::of_a_new_image);
+    let pid = started.as_ref().map_or(0, |started| started.pid);
+    let (guest, control) = match started.and_then(Guest::adopt) {
+        Ok(adopted) => adopted,
         Err(error) => {
             limiter.end().await;
             // What is wrong with the VM's directory comes first: that is the caller's own.
-            prepared?;
+            let _locked = prepared?;
+            forget(first_boot).await;
             return Err(error);
         }
     };
-    let pid = started.pid;
-    let first_boot = prepared.as_ref().ok().and_then(Prepared::of_a_new_image);
-    let (guest, control) = Guest::adopt(started)?;
     match furnish(pid, &control, prepared, &options).await {
         Ok(Furnished {
             directory,
@@ -167,14 +167,22 @@ pub async fn boot(options: BootOptions) -> Result<Booted> {
             drop(control);
             guest.gone().await;
             limiter.end().await;
-            if let Some(first_boot) = first_boot {
-                directory::blocking(move || first_boot.forget()).await?;
-            }
+            forget(first_boot).await;
             Err(match &options.image {
                 Some(image) => image::explain(image, error),
                 None => error,
             })
         }
+    }
+}
+
+/// Undoes what a first boot has kept when it fails. Why it failed is what its caller is to hear.
+async fn forget(first_boot: Option<image::FirstBoot>) {
+    let Some(first_boot) = first_boot else {
+        return;
+    };
+    if let Err(error) = directory::blocking(move || first_boot.forget()).await {
+        tracing::warn!(%error, "a VM that did not boot keeps its image");
     }
 }
 

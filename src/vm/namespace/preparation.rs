@@ -104,10 +104,12 @@ fn finish(ids: IdMap, directory: Directory, options: &BootOptions) -> Result<Pre
     let first_boot = image::remember(&directory, ids, &options.key, options.image.as_ref())?;
     let undo = first_boot.clone();
     let prepared = prepare_boot(ids, directory, options, first_boot);
-    match (&prepared, undo) {
-        (Err(_), Some(undo)) => undo.forget().and(prepared),
-        _ => prepared,
+    if let (Err(_), Some(undo)) = (&prepared, undo)
+        && let Err(error) = undo.forget()
+    {
+        tracing::warn!(%error, "a VM that was not prepared keeps its image");
     }
+    prepared
 }
 
 fn prepare_boot(
