@@ -22,6 +22,9 @@ pub use place::{Place, Table};
 mod exposure;
 mod place;
 
+/// Directories in each other, of each of which a descriptor is open: links lead further than a path is long.
+const MAX_DIRECTORIES: usize = 512;
+
 /// Symlinks that one path may lead through, as for the kernel.
 const MAX_LINKS: usize = 40;
 
@@ -144,6 +147,9 @@ impl Way {
     }
 
     fn enter(&mut self, directory: File) -> io::Result<()> {
+        if self.directories.len() == MAX_DIRECTORIES {
+            return Err(Errno::ENAMETOOLONG.into());
+        }
         self.identities.push(Identity::of(&directory)?);
         self.directories.push(directory);
         Ok(())
@@ -183,6 +189,15 @@ mod tests {
 
     fn real(path: &Path) -> PathBuf {
         resolve(path).expect("a place").real_path
+    }
+
+    #[test]
+    fn a_way_through_more_directories_than_anybody_makes_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let deep = directory.path().join("d/".repeat(MAX_DIRECTORIES));
+        fs::create_dir_all(&deep).expect("mkdir");
+        let error = resolve(&deep).expect_err("an error");
+        assert_eq!(error.raw_os_error(), Some(libc::ENAMETOOLONG));
     }
 
     #[test]
