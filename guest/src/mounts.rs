@@ -225,7 +225,8 @@ const PROC_EMPTY_FILES: [&str; 9] = [
 ];
 const PROC_EMPTY_DIRS: [&str; 3] = ["acpi", "scsi", "asound"];
 /// PID 1's own among them: the VM's root has its user id, and could say there when it runs (`autogroup`).
-const PROC_READ_ONLY: [&str; 5] = ["1", "bus", "fs", "irq", "sys"];
+/// Who may write there can have the kernel watch the pressure of the machine (`pressure`).
+const PROC_READ_ONLY: [&str; 6] = ["1", "bus", "fs", "irq", "pressure", "sys"];
 
 pub(crate) fn mask_proc() -> nix::Result<()> {
     let exists = |name: &str| Path::new("/proc").join(name).exists();
