@@ -2,11 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -164,8 +166,31 @@ struct RetryParams<'a> {
 struct TextBlock<'a> {
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "lossy")]
     text: Cow<'a, str>,
+}
+
+/// A text as far as it is one: a chunk may end with half of a character.
+fn lossy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'de, str>, D::Error> {
+    struct Lossy;
+
+    impl<'de> Visitor<'de> for Lossy {
+        type Value = Cow<'de, str>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a text")
+        }
+
+        fn visit_borrowed_bytes<E>(self, text: &'de [u8]) -> Result<Self::Value, E> {
+            Ok(String::from_utf8_lossy(text))
+        }
+
+        fn visit_bytes<E>(self, text: &[u8]) -> Result<Self::Value, E> {
+            Ok(String::from_utf8_lossy(text).into_owned().into())
+        }
+    }
+
+    deserializer.deserialize_bytes(Lossy)
 }
 
 impl Updates {

@@ -84,6 +84,19 @@ async fn an_answer_that_is_no_answer_leaves_nobody_waiting() {
 }
 
 #[tokio::test]
+async fn half_of_a_character_takes_no_text_with_it() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let half = r#"line {"method":"session/update","params":{"sessionId":"$SESSION","update":{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"kept\ud83d"}}}}"#;
+    let text = world.text(session, &format!("{half}\nsay !")).await;
+    assert!(
+        text.starts_with("kept\u{fffd}") && text.ends_with('!'),
+        "{text}"
+    );
+    world.close().await;
+}
+
+#[tokio::test]
 async fn what_an_answer_repeats_is_no_longer_than_anybody_needs() {
     let world = World::new().await;
     let session = world.session().await;
