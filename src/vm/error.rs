@@ -159,8 +159,10 @@ pub enum VmError {
         "port: {0} is in loopbackExemptPorts: in this VM, port {0} of 127.0.0.1 is the host's. Connect to it from the host, or let the server in the VM use another port"
     )]
     ExemptPort(u16),
-    /// PID 1 broke the protocol; the VM is stopped.
-    #[error("the VM's PID 1 sent {0}: the VM was stopped")]
+    /// PID 1 broke the protocol.
+    #[error(
+        "the VM's PID 1 sent {0}, which it never should: agent.sleep() ends this VM, and the next call boots it anew"
+    )]
     Protocol(String),
 }
 
