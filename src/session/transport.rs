@@ -1,5 +1,7 @@
 //! Which transport a remote MCP server speaks, where its caller has not said so.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::mcp::{McpServer, Transport};
@@ -7,6 +9,9 @@ use crate::agents::Launch;
 use crate::error::Result;
 use crate::vm::DynVm;
 use crate::vm::exec::{ExecEnd, ExecOptions, exec};
+
+/// What serves is asked with limits of its own. Programs of the VM may stop who asks, but not what waits for it.
+const LIMIT: Duration = Duration::from_mins(1);
 
 const SCRIPT: &str = include_str!("transport.mjs");
 
@@ -27,6 +32,7 @@ pub(super) async fn settle(
     let options = ExecOptions {
         env: vec![("AGENTVM_SCRIPT".to_owned(), SCRIPT.to_owned())],
         stdin: json!(open).to_string().into_bytes(),
+        timeout: Some(LIMIT),
         ..ExecOptions::default()
     };
     let command = format!("exec '{node}' --input-type=module --eval \"$AGENTVM_SCRIPT\"");
@@ -37,7 +43,10 @@ pub(super) async fn settle(
             tracing::warn!(%error, %said, "can't find out the transport of MCP servers");
             Vec::new()
         }),
-        ExecEnd::TimedOut(_) => Vec::new(), // without a time limit there is no such end
+        ExecEnd::TimedOut(_) => {
+            tracing::warn!("the transport of MCP servers is not found in time");
+            Vec::new()
+        }
     };
     for server in &mut servers {
         let is_sse = sse.iter().any(|name| name == server.name());
