@@ -138,11 +138,18 @@ impl Bound {
         let whole = uri.path_and_query()?.as_str();
         let (path, query) = whole.split_once('?').unwrap_or((whole, ""));
         self.scan(path.as_bytes(), &mut found.left, Place::Url);
+        // There may be as many pieces as bytes, and each would be looked through for each secret.
+        let shortest = self.secrets.iter().map(|own| own.placeholder.len()).min()?;
+        Search::of(&self.secrets, query.as_bytes()).next_from(0)?;
         let mut is_replaced = false;
         let mut text = Zeroizing::new(Vec::with_capacity(whole.len() * 2));
         text.extend_from_slice(path.as_bytes());
         for (index, piece) in query.split('&').enumerate() {
             append(&mut text, if index == 0 { b"?" } else { b"&" });
+            if piece.len() < shortest {
+                append(&mut text, piece.as_bytes());
+                continue;
+            }
             let name = form_urlencoded::parse(piece.as_bytes()).next();
             let name = name.map(|(name, _)| name).unwrap_or_default();
             let goes = |secret: &Secret| {
