@@ -2,19 +2,20 @@
 //!
 //! PID 1 may keep a duplicate, and with it share the socket's flags and options: it could let calls block
 //! that must not. So every call here says by itself that it does not wait (`MSG_DONTWAIT`), and the
-//! socket is closed, which may wait too (`SO_LINGER`), where waiting harms nobody.
+//! socket is closed as [`Closing`] does.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::sys::socket::{
     MsgFlags, Shutdown, SockType, getpeername, getsockopt, recv, send, setsockopt, shutdown,
     sockopt,
 };
 use tokio::io::unix::AsyncFd;
-use tokio::runtime::Handle;
 
 use super::sockets;
+use crate::closing::Closing;
 
 /// Most that one read gives.
 const CHUNK: usize = 256 * 1024;
@@ -25,25 +26,25 @@ const CHUNK: usize = 256 * 1024;
 pub struct Connection {
     /// `None` only while it is dropped.
     socket: Option<AsyncFd<OwnedFd>>,
-    runtime: Handle,
+    closing: Arc<Closing>,
 }
 
 impl Connection {
     /// Waits until a connection that PID 1 has begun is established. Anything but a TCP socket is an error.
-    pub async fn establish(socket: OwnedFd) -> io::Result<Self> {
+    /// `closing`: of its VM.
+    pub async fn establish(socket: OwnedFd, closing: Arc<Closing>) -> io::Result<Self> {
         let check = || {
             sockets::check(&socket, &[sockets::V4, sockets::V6], SockType::Stream)?;
             check_protocol(&socket)
         };
         if let Err(error) = check() {
-            // See [`Self::release`].
-            Handle::current().spawn_blocking(move || drop(socket));
+            closing.close(socket);
             return Err(error);
         }
         let connection = Self {
             // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
             socket: Some(unsafe { AsyncFd::register(socket) }?),
-            runtime: Handle::current(),
+            closing,
         };
         let socket = connection.socket()?;
         loop {
@@ -130,9 +131,7 @@ impl Connection {
         if reset {
             sockets::reset(socket.as_fd());
         }
-        // Closing the last descriptor waits as long as SO_LINGER says, and PID 1 may have set that.
-        // It ends with the VM at the latest, whose end of the connection is gone then.
-        self.runtime.spawn_blocking(move || drop(socket));
+        self.closing.close(socket);
     }
 }
 
@@ -204,14 +203,14 @@ mod tests {
             multipath.ok(),
         ];
         for other in others.into_iter().flatten() {
-            assert!(Connection::establish(other).await.is_err());
+            assert!(Connection::establish(other, Closing::new()).await.is_err());
         }
     }
 
     #[tokio::test]
     async fn a_socket_that_listens_is_never_established() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
-        let establishing = Connection::establish(listener.into());
+        let establishing = Connection::establish(listener.into(), Closing::new());
         // It has no events, or it fails: it is no connection in any case.
         let ended = tokio::time::timeout(Duration::from_millis(100), establishing).await;
         assert!(!matches!(ended, Ok(Ok(_))));
@@ -220,7 +219,9 @@ mod tests {
     #[tokio::test]
     async fn bytes_go_both_ways_until_both_have_ended() {
         let (mut server, ours, _kept) = pair();
-        let connection = Connection::establish(ours).await.expect("established");
+        let connection = Connection::establish(ours, Closing::new())
+            .await
+            .expect("established");
         connection.write(b"ping").await.expect("written");
         let mut asked = [0; 4];
         server.read_exact(&mut asked).expect("read");
@@ -238,7 +239,9 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_was_made_to_block_does_not_block() {
         let (mut server, ours, kept) = pair();
-        let connection = Connection::establish(ours).await.expect("established");
+        let connection = Connection::establish(ours, Closing::new())
+            .await
+            .expect("established");
         let_it_block(&kept);
         let slow = tokio::time::timeout(Duration::from_millis(50), connection.read()).await;
         assert!(slow.is_err(), "nothing was sent");
@@ -254,7 +257,9 @@ mod tests {
     async fn closing_does_not_wait_for_a_server_that_does_not_read() {
         for reset in [true, false] {
             let (server, ours, kept) = pair();
-            let connection = Connection::establish(ours).await.expect("established");
+            let connection = Connection::establish(ours, Closing::new())
+                .await
+                .expect("established");
             let much = vec![0; 64 << 20];
             let full = tokio::time::timeout(Duration::from_millis(50), connection.write(&much));
             assert!(full.await.is_err(), "nobody reads");
@@ -278,7 +283,9 @@ mod tests {
     #[tokio::test]
     async fn dropping_resets_the_server() {
         let (mut server, ours, kept) = pair();
-        let connection = Connection::establish(ours).await.expect("established");
+        let connection = Connection::establish(ours, Closing::new())
+            .await
+            .expect("established");
         drop(kept);
         drop(connection);
         let error = server.read(&mut [0]).expect_err("a reset");

@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use agentvm_guest::protocol::files::FileAnswer;
 use agentvm_guest::protocol::{
@@ -22,9 +23,14 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg, setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::timeout;
 
 use super::directory::host;
+use crate::closing::Closing;
 use crate::vm::{Exit, VmError};
+
+/// How long what PID 1 has sent may take to be closed, when there is too much of it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The answer to one request.
 #[derive(Debug)]
@@ -76,40 +82,52 @@ impl Descriptors {
     }
 }
 
-/// A descriptor that PID 1 has sent, whatever it is. To close the last one of a connection waits as long as
-/// PID 1 has said (`SO_LINGER`): so what nobody takes is reset, and closed where waiting harms nobody.
+/// A descriptor that PID 1 has sent, whatever it is. What nobody takes is reset, and closed as [`Closing`]
+/// does.
 #[derive(Debug)]
-pub(super) struct Received(ManuallyDrop<OwnedFd>);
+pub(super) struct Received {
+    descriptor: ManuallyDrop<OwnedFd>,
+    taken: bool,
+    closing: Arc<Closing>,
+}
 
 impl Received {
+    const fn new(descriptor: OwnedFd, closing: Arc<Closing>) -> Self {
+        Self {
+            descriptor: ManuallyDrop::new(descriptor),
+            taken: false,
+            closing,
+        }
+    }
+
     /// For who has looked at it.
-    pub(super) fn take(self) -> OwnedFd {
-        let mut own = ManuallyDrop::new(self);
-        // SAFETY: `own` is neither used nor dropped after this.
-        unsafe { ManuallyDrop::take(&mut own.0) }
+    pub(super) fn take(mut self) -> OwnedFd {
+        self.taken = true;
+        // SAFETY: `taken` says that it is gone, and nothing uses `self` but its drop.
+        unsafe { ManuallyDrop::take(&mut self.descriptor) }
     }
 }
 
 impl AsFd for Received {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.descriptor.as_fd()
     }
 }
 
 impl Drop for Received {
     fn drop(&mut self) {
-        // SAFETY: nothing uses `self` after this.
-        let descriptor = unsafe { ManuallyDrop::take(&mut self.0) };
+        if self.taken {
+            return;
+        }
+        // SAFETY: it was not taken, and nothing uses `self` after this.
+        let descriptor = unsafe { ManuallyDrop::take(&mut self.descriptor) };
         let at_once = libc::linger {
             l_onoff: 1,
             l_linger: 0,
         };
         // An error: it is no socket.
         let _ = setsockopt(&descriptor, sockopt::Linger, &at_once);
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(descriptor))),
-            Err(_outside) => drop(descriptor),
-        }
+        self.closing.close(descriptor);
     }
 }
 
@@ -119,6 +137,7 @@ pub(super) struct Control {
     state: Mutex<State>,
     /// There is something in [`State::unwanted`].
     abandoned: Notify,
+    closing: Arc<Closing>,
 }
 
 #[derive(Default)]
@@ -139,7 +158,13 @@ impl Control {
             next_id: AtomicU32::new(1),
             state: Mutex::default(),
             abandoned: Notify::new(),
+            closing: Closing::new(),
         })
+    }
+
+    /// Where what PID 1 may have a duplicate of is closed.
+    pub(super) const fn closing(&self) -> &Arc<Closing> {
+        &self.closing
     }
 
     pub(super) fn next_id(&self) -> RequestId {
@@ -241,7 +266,8 @@ impl Control {
                 .readable()
                 .await
                 .map_err(|error| error.to_string())?;
-            match ready.try_io(|socket| receive_packet(socket.as_fd(), &mut packet)) {
+            match ready.try_io(|socket| receive_packet(socket.as_fd(), &mut packet, &self.closing))
+            {
                 Ok(Ok(received)) => break received,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Ok(None);
@@ -289,6 +315,9 @@ impl Control {
     /// Reads what PID 1 sends, to its end, and returns why.
     async fn take_all(&self, fork_bomb: impl Fn()) -> String {
         loop {
+            if timeout(PATIENCE, self.closing.few()).await.is_err() {
+                return "PID 1 sent descriptors that can't be closed".to_owned();
+            }
             match self.receive().await {
                 Ok(Some((reply, descriptors))) => {
                     // It may send faster than this reads, and who ends the VM is to have a turn.
@@ -444,7 +473,11 @@ impl Drop for Waiting<'_> {
 }
 
 /// Not nix's `cmsgs`, which gives nothing of a message that was cut, and so leaves open what it brought.
-fn receive_packet(socket: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<(usize, Descriptors)> {
+fn receive_packet(
+    socket: BorrowedFd<'_>,
+    packet: &mut [u8],
+    closing: &Arc<Closing>,
+) -> io::Result<(usize, Descriptors)> {
     let mut ancillary = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
     let mut part = libc::iovec {
         iov_base: packet.as_mut_ptr().cast(),
@@ -461,7 +494,7 @@ fn receive_packet(socket: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<(usiz
     // their sizes.
     let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
     let length = usize::try_from(Errno::result(length)?).unwrap_or(0);
-    let received = descriptors_of(&message);
+    let received = descriptors_of(&message, closing);
     // Fewer than there was room for: it is this process that may have no more (unix(7), SCM_RIGHTS).
     let cut = message.msg_flags & libc::MSG_CTRUNC != 0;
     let lost = cut && received.len() < MAX_DESCRIPTORS;
@@ -472,7 +505,7 @@ fn receive_packet(socket: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<(usiz
 }
 
 /// Those that the kernel has just installed for this process with a message.
-fn descriptors_of(message: &libc::msghdr) -> Vec<Received> {
+fn descriptors_of(message: &libc::msghdr, closing: &Arc<Closing>) -> Vec<Received> {
     let mut received = Vec::new();
     // SAFETY: recvmsg has filled the message's control buffer, and set its length to what it holds.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
@@ -488,7 +521,7 @@ fn descriptors_of(message: &libc::msghdr) -> Vec<Received> {
                 // SAFETY: the kernel has written so many descriptors there, which are nobody's yet.
                 let descriptor =
                     unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(data.add(index).read())) };
-                Received(ManuallyDrop::new(descriptor))
+                Received::new(descriptor, Arc::clone(closing))
             }));
         }
         // SAFETY: see above.
@@ -513,7 +546,7 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::pin::pin;
     use std::task::Poll;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
 
@@ -588,7 +621,7 @@ mod tests {
         };
         setsockopt(&sent, sockopt::Linger, &minutes).expect("SO_LINGER");
         let began = Instant::now();
-        drop(Received(ManuallyDrop::new(sent.into())));
+        drop(Received::new(sent.into(), Closing::new()));
         assert!(began.elapsed() < Duration::from_secs(10));
     }
 }

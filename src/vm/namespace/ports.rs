@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use agentvm_guest::net::{ADDRESS_V4, ADDRESS_V6, PROXY_PORT, RESOLVER};
 use agentvm_guest::protocol::{PortOp, Request};
@@ -72,12 +72,14 @@ impl NamespaceVm {
     }
 
     async fn connect_to(&self, port: u16, v6: bool) -> Result<Connection> {
+        let closing = self.control.closing();
         let socket: OwnedFd = match self.port(PortOp::Connect { port, v6 }).await? {
             Answer::Opened(socket) => socket.take(),
             Answer::Failed { errno, .. } => return Err(VmError::Connect { port, errno }),
             other => return Err(unexpected(&other)),
         };
-        Connection::establish(socket).await.map_err(|error| {
+        let established = Connection::establish(socket, Arc::clone(closing)).await;
+        established.map_err(|error| {
             // What PID 1 handed out is no TCP socket: no errno says so.
             let errno = error.raw_os_error().map_or(Errno::EPROTO, Errno::from_raw);
             VmError::Connect { port, errno }

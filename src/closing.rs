@@ -1,0 +1,136 @@
+//! Closing descriptors that PID 1 has opened.
+//!
+//! To close the last one of a connection waits as long as `SO_LINGER` says, which PID 1 may set at any time on
+//! a duplicate that it has kept; to close the last one of a deleted file frees its blocks. So they are closed
+//! by a thread that may wait: one for each VM, however many there are, and whoever takes descriptors from
+//! PID 1 waits while many are left.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+/// So many may wait for their turn.
+const MANY: usize = 256;
+
+/// What is to be closed, one after the other: of one VM, or of one file of it.
+#[derive(Debug)]
+pub struct Closing {
+    waiting: Mutex<Waiting>,
+    /// Fewer wait than did.
+    fewer: Notify,
+    runtime: Handle,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    descriptors: VecDeque<OwnedFd>,
+    /// A thread is at it.
+    under_way: bool,
+}
+
+impl Closing {
+    /// To be called in the runtime whose threads close them.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            waiting: Mutex::default(),
+            fewer: Notify::new(),
+            runtime: Handle::current(),
+        })
+    }
+
+    /// Closes it soon, and waits for nothing.
+    pub fn close(self: &Arc<Self>, descriptor: OwnedFd) {
+        let mut waiting = self.waiting();
+        waiting.descriptors.push_back(descriptor);
+        if std::mem::replace(&mut waiting.under_way, true) {
+            return;
+        }
+        let own = Arc::clone(self);
+        self.runtime.spawn_blocking(move || {
+            while let Some(next) = own.next() {
+                drop(next);
+            }
+        });
+    }
+
+    /// Waits until no more than some are left.
+    pub async fn few(&self) {
+        while self.waiting().descriptors.len() > MANY {
+            self.fewer.notified().await;
+        }
+    }
+
+    fn next(&self) -> Option<OwnedFd> {
+        let mut waiting = self.waiting();
+        let next = waiting.descriptors.pop_front();
+        waiting.under_way = next.is_some();
+        drop(waiting);
+        self.fewer.notify_one();
+        next
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+
+    use nix::sys::socket::{setsockopt, sockopt};
+
+    use super::*;
+
+    /// A connection whose last descriptor takes minutes to close, until its server is gone.
+    fn lingering() -> (TcpStream, OwnedFd) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let mut ours = TcpStream::connect(address).expect("a connection");
+        let (never_reads, _) = listener.accept().expect("a connection");
+        ours.set_nonblocking(true).expect("O_NONBLOCK");
+        while ours.write(&[0; 1 << 12]).is_ok() {}
+        let minutes = libc::linger {
+            l_onoff: 1,
+            l_linger: 600,
+        };
+        setsockopt(&ours, sockopt::Linger, &minutes).expect("SO_LINGER");
+        (never_reads, ours.into())
+    }
+
+    #[tokio::test]
+    async fn connections_that_linger_hold_one_thread_and_whoever_takes_more() {
+        let closing = Closing::new();
+        let mut servers = Vec::new();
+        let began = Instant::now();
+        for _ in 0..MANY + 2 {
+            // What it takes is a thread each, or this one.
+            let (server, descriptor) = lingering();
+            servers.push(server);
+            closing.close(descriptor);
+        }
+        assert!(began.elapsed() < Duration::from_mins(1));
+        let soon = tokio::time::timeout(Duration::from_millis(200), closing.few()).await;
+        assert!(soon.is_err(), "more than it bears are left");
+        // Another VM's are closed meanwhile.
+        let other = Closing::new();
+        let (server, descriptor) = lingering();
+        drop(server);
+        other.close(descriptor);
+        while other.waiting().under_way {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // The first is under way, and the end of its server ends it.
+        drop(servers);
+        closing.few().await;
+        while closing.waiting().under_way {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
