@@ -550,7 +550,10 @@ impl Subscription {
             for item in items {
                 match item {
                     Item::Event { session, seq, .. } => {
-                        position.delivered.insert(*session, *seq);
+                        // Not of one that was forgotten.
+                        if let Some(delivered) = position.delivered.get_mut(session) {
+                            *delivered = *seq;
+                        }
                     }
                     Item::PermissionRequest { .. } => {}
                     Item::Notice(_) => position.told += 1,
@@ -592,9 +595,12 @@ impl Subscription {
     /// Reads what follows what is delivered, of each session.
     async fn read(&self, sessions: Vec<SessionId>) -> Result<()> {
         for session in sessions {
-            let since = self.subscriber.state().delivered.get(&session).copied();
+            let delivered = |position: &Position| position.delivered.get(&session).copied();
+            let Some(since) = delivered(&self.subscriber.state()) else {
+                continue;
+            };
             let query = Query {
-                since: since.unwrap_or_default(),
+                since,
                 method: None,
                 limit: Some(PAGE_EVENTS),
                 max_bytes: PAGE_BYTES,
@@ -606,6 +612,10 @@ impl Subscription {
                 Err(error) => return Err(error.into()),
             };
             let mut position = self.subscriber.state();
+            if delivered(&position).is_none() {
+                // It was forgotten while it was read.
+                continue;
+            }
             let events = page.events.into_iter();
             position.ahead.extend(events.map(|event| (session, event)));
         }

@@ -11,6 +11,7 @@ use super::awake::Awake;
 use super::client::{VmHandle, closed_error};
 use super::host_file::{self, NewFile, on_host};
 use super::upload::told;
+use crate::closing::Closing;
 use crate::error::{Code, Error, Result};
 use crate::host_path::Exposure;
 use crate::vm::files::{
@@ -223,7 +224,10 @@ impl VmHandle {
         };
         let (vm, file) = self.machine.begin(settings, open).await?;
         Ok(Download {
-            file: Arc::new(file),
+            file: Opened {
+                file: Some(Arc::new(file)),
+                closing: Closing::new(),
+            },
             path,
             position: offset,
             left: length.unwrap_or(u64::MAX),
@@ -330,17 +334,40 @@ impl FileRecords {
 
 /// A file of the VM that is read bit by bit.
 pub struct Download {
-    file: Arc<File>,
+    file: Opened,
     path: GuestPath,
     position: u64,
     left: u64,
     held: Held,
 }
 
+/// A file that may be deleted when the last descriptor of it is closed, which takes as long as it is large.
+struct Opened {
+    /// `None` only while it is dropped.
+    file: Option<Arc<File>>,
+    closing: Arc<Closing>,
+}
+
+impl Opened {
+    fn get(&self) -> Result<Arc<File>> {
+        let gone = || Error::new(Code::Internal, "a file that is being closed is read");
+        self.file.clone().ok_or_else(gone)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // Otherwise a thread that reads it has the last.
+        if let Some(last) = self.file.take().and_then(Arc::into_inner) {
+            self.closing.close(last.into());
+        }
+    }
+}
+
 impl Download {
     /// The next bytes; none at the end.
     pub async fn read(&mut self) -> Result<Vec<u8>> {
-        let (file, position) = (Arc::clone(&self.file), self.position);
+        let (file, position) = (self.file.get()?, self.position);
         let length = usize::try_from(self.left.min(CHUNK)).unwrap_or(0);
         let read = file::blocking("can't read", &self.path, move || {
             let mut chunk = vec![0; length];
@@ -362,7 +389,7 @@ impl Download {
             .map_err(|refused| host_file::failed("write", to, refused))?;
         let saved = Arc::new(saved);
         loop {
-            let (from, into) = (Arc::clone(&self.file), Arc::clone(&saved));
+            let (from, into) = (self.file.get()?, Arc::clone(&saved));
             let position = self.position;
             let copying = file::on_a_thread(move || file::copy_some(&from, position, into.file()));
             let copied = self.held.until_the_end(async { Ok(copying.await) });
