@@ -83,10 +83,10 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
             self.buffer.drain(..self.start);
             self.scanned -= self.start;
             self.start = 0;
-        }
-        // A single long line must not keep its memory for the life of the stream.
-        if self.buffer.is_empty() && self.buffer.capacity() > 4 * CHUNK {
-            self.buffer = Vec::new();
+            // A single long line must not keep its memory for the life of the stream.
+            if self.buffer.len() <= CHUNK && self.buffer.capacity() > 4 * CHUNK {
+                self.buffer.shrink_to(2 * CHUNK);
+            }
         }
         self.buffer.reserve(CHUNK);
     }
