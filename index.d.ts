@@ -326,7 +326,10 @@ export interface ClientOptions extends VmOptions {
    * before it is emitted. The death of the process takes back nothing in either. Default: `"normal"`.
    */
   durability?: "normal" | "full";
-  /** Longest line, in bytes, that an agent may send; a longer one ends it. 1 KiB to 1 GiB. Default: 64 MiB. */
+  /**
+   * Longest line, in bytes, that an agent may send; a longer one ends it, as does one of more than 100,000 JSON
+   * values (`[`, `{` and `,` count) or 2,000 levels. 1 KiB to 1 GiB. Default: 64 MiB.
+   */
   maxMessageBytes?: number;
   /**
    * Milliseconds that an agent gets to obey a cancel before it is stopped. Its session is resumed by
@@ -575,7 +578,8 @@ export interface Agent extends AsyncDisposable {
    * The same as they are stored, for transcripts.
    *
    * @throws {AgentVmError} `SESSION_NOT_FOUND`; `SEQ_AHEAD` for a `since` beyond the last event;
-   * `RESULT_TOO_LARGE` over 256 MiB: iterate with `sessionEvents`, or page with `limit` and `since`
+   * `RESULT_TOO_LARGE` over 256 MiB or 5,000,000 JSON values: iterate with `sessionEvents`, or page with
+   * `limit` and `since`
    */
   getSessionEvents(sessionId: string, options?: EventQuery): Promise<PersistedEvent[]>;
 

@@ -69,6 +69,13 @@ const commands = {
   stream(count) {
     for (let i = 1; i <= Number(count); i++) say(`${i} `);
   },
+  /** An update of so many JSON values, so many times. */
+  values(counts) {
+    const [count = 0, times = 1] = counts.split(" ").map(Number);
+    const update = { sessionUpdate: "own", values: Array(count).fill(0) };
+    const params = { sessionId: SESSION, update };
+    for (let i = 0; i < times; i++) send({ method: "session/update", params });
+  },
   /** Asks for permission, with options of these kinds, and says what came of it. */
   async permission(kinds) {
     const options = kinds.split(",").map((kind) => ({ optionId: `id-${kind}`, name: kind, kind }));

@@ -54,6 +54,39 @@ test("since, method and limit choose together, in each of them", async () => {
   expect(await agent.getEvents(id, { method: "session/nothing" })).toEqual([]);
 });
 
+test("a long history is read in parts, and the process does other things in between", async () => {
+  const { agent, session } = await newOwnVm();
+  const id = await session();
+  await agent.sendPrompt(id, "values 90000 50");
+
+  let turns = 0;
+  const others = setInterval(() => turns++, 1);
+  const events = await agent.getSequencedEvents(id);
+  clearInterval(others);
+  expect(events.map(({ sequenceNumber }) => sequenceNumber)).toEqual(upTo(53));
+  // A part has some 10 of them.
+  expect(turns).toBeGreaterThan(3);
+
+  await agent.sendPrompt(id, "values 90000 6");
+  const { code, message } = await failureOf(() => agent.getEvents(id));
+  expect({ code, message }).toMatchObject({
+    code: "RESULT_TOO_LARGE",
+    message: expect.stringContaining("5000000 JSON values"),
+  });
+  expect(await collect(agent.sessionEvents(id))).toHaveLength(62);
+});
+
+test("a message of more values than a process should read ends its agent alone", async () => {
+  const { agent, session } = await newOwnVm();
+  const id = await session();
+  const { code, message } = await failureOf(() => agent.sendPrompt(id, "values 100000"));
+  expect({ code, message }).toMatchObject({
+    code: "AGENT_PROTOCOL",
+    message: expect.stringContaining("100000 values"),
+  });
+  expect((await agent.sendPrompt(id, "say again")).text).toBe("again");
+});
+
 test("sessionEvents without follow is the history, and ends", async () => {
   const { agent, session } = await newOwnVm();
   const id = await session();

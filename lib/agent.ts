@@ -31,6 +31,7 @@ import {
 import { Listeners } from "./listeners";
 import { native } from "./native";
 import { FIELDS, OPTIONS } from "./options";
+import { elements } from "./parts";
 import { processEnd, requirePid, shellEnd, treeOf } from "./processes";
 import { SessionEvents } from "./session-events";
 import { vmFetch, vmWebSocket } from "./vm-fetch";
@@ -225,7 +226,7 @@ export class Agent implements Api.Agent {
   ): Promise<Api.JsonRpcNotification[]> {
     requireString("sessionId", sessionId);
     const query = json("options", requireOptions(options, OPTIONS.events));
-    return JSON.parse(await call(this.#vm.getEvents(sessionId, query)));
+    return elements(await call(this.#vm.getEvents(sessionId, query)));
   }
 
   async getSequencedEvents(
@@ -234,7 +235,7 @@ export class Agent implements Api.Agent {
   ): Promise<Api.SequencedEvent[]> {
     requireString("sessionId", sessionId);
     const query = json("options", requireOptions(options, OPTIONS.events));
-    return JSON.parse(await call(this.#vm.getSequencedEvents(sessionId, query)));
+    return elements(await call(this.#vm.getSequencedEvents(sessionId, query)));
   }
 
   async getSessionEvents(
@@ -243,7 +244,7 @@ export class Agent implements Api.Agent {
   ): Promise<Api.PersistedEvent[]> {
     requireString("sessionId", sessionId);
     const query = json("options", requireOptions(options, OPTIONS.events));
-    return JSON.parse(await call(this.#vm.getSessionEvents(sessionId, query)));
+    return elements(await call(this.#vm.getSessionEvents(sessionId, query)));
   }
 
   sessionEvents(

@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::line::{Line, LineError, LineReader};
-use super::message::{MAX_NESTING, Message, RpcError, nests_too_deeply};
+use super::message::{Message, RpcError, too_complex};
 use crate::pipe;
 
 /// Lines on their way to the agent. An agent that reads none of them makes the next writer wait.
@@ -371,9 +371,10 @@ async fn read(
         let message = std::str::from_utf8(line)
             .ok()
             .and_then(|text| Some((text, Message::parse(text)?)));
-        if message.is_some() && nests_too_deeply(line) {
-            let problem = format!("a message nested more than {MAX_NESTING} levels deep");
-            return Closed::Protocol(problem);
+        if message.is_some()
+            && let Some(how) = too_complex(line)
+        {
+            return Closed::Protocol(format!("a message {how}"));
         }
         let flow = match message {
             Some((line, Message::Notification { method, params })) => {
@@ -433,6 +434,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
 
     use super::*;
+    use crate::acp::message::{MAX_NESTING, MAX_VALUES};
 
     /// Records what it hears.
     #[derive(Default)]
@@ -561,17 +563,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_that_is_nested_too_deeply_ends_the_connection() {
-        let mut agent = agent();
-        let (open, close) = ("[".repeat(MAX_NESTING), "]".repeat(MAX_NESTING));
-        let deep = format!("{{\"method\":\"x\",\"params\":{open}{close}}}\n");
-        agent.stdout.write_all(deep.as_bytes()).expect("written");
-        let mut closed = agent.connection.closed();
-        let closed = closed.wait_for(Option::is_some).await.expect("closed");
-        let Some(Closed::Protocol(problem)) = &*closed else {
-            panic!("{closed:?}");
-        };
-        assert!(problem.contains("nested"), "{problem}");
+    async fn a_message_that_javascript_reads_too_slowly_ends_the_connection() {
+        let deep = format!("{}{}", "[".repeat(MAX_NESTING), "]".repeat(MAX_NESTING));
+        let many = format!("[{}0]", "{},".repeat(MAX_VALUES));
+        for (params, why) in [(deep, "nested"), (many, "values")] {
+            let agent = agent();
+            let mut stdout = agent.stdout;
+            let writing = tokio::task::spawn_blocking(move || {
+                writeln!(stdout, "{{\"method\":\"x\",\"params\":{params}}}")
+            });
+            let mut closed = agent.connection.closed();
+            let closed = closed.wait_for(Option::is_some).await.expect("closed");
+            let Some(Closed::Protocol(problem)) = &*closed else {
+                panic!("{closed:?}");
+            };
+            assert!(problem.contains(why), "{problem}");
+            writing.await.expect("no panic").expect("written");
+        }
     }
 
     #[tokio::test]

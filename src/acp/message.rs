@@ -98,32 +98,65 @@ pub fn present<'de, D: Deserializer<'de>>(
 /// JavaScript reads any depth, but can't write a few thousand: `JSON.stringify` would throw.
 pub(super) const MAX_NESTING: usize = 2000;
 
-/// Whether this JSON is nested deeper than [`MAX_NESTING`]. Nearly always a matter of counting brackets.
+/// How many values a message may have, counted by what begins them: `[`, `{` and `,`. What is said in ACP has some hundreds; JavaScript reads all kinds of
+/// so many within half a second, in which the process that asked does nothing else.
+pub(super) const MAX_VALUES: usize = 100_000;
+
+/// Why JavaScript should not have to read this JSON. Nearly always a matter of counting brackets and commas.
 #[must_use]
-pub(super) fn nests_too_deeply(json: &[u8]) -> bool {
-    if json.len() <= MAX_NESTING
-        || memchr::memchr2_iter(b'{', b'[', json)
-            .nth(MAX_NESTING)
-            .is_none()
-    {
-        return false;
+pub(super) fn too_complex(json: &[u8]) -> Option<String> {
+    let may_nest = json.len() > MAX_NESTING
+        && (memchr::memchr2_iter(b'{', b'[', json).nth(MAX_NESTING)).is_some();
+    if may_nest && depth(json) > MAX_NESTING {
+        return Some(format!("nested more than {MAX_NESTING} levels deep"));
     }
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    for byte in json {
+    if has_more_values([json], MAX_VALUES) {
+        return Some(format!("of more than {MAX_VALUES} values"));
+    }
+    None
+}
+
+/// Whether there are more than so many values in these texts, counted as for [`MAX_VALUES`].
+#[must_use]
+pub fn has_more_values<'a>(
+    texts: impl IntoIterator<Item = &'a [u8], IntoIter: Clone>,
+    limit: usize,
+) -> bool {
+    let texts = texts.into_iter();
+    let quickly = (texts.clone()).flat_map(|text| memchr::memchr3_iter(b'{', b'[', b',', text));
+    // Those within strings do not count.
+    let begins_value = |byte: &u8| matches!(byte, b'{' | b'[' | b',');
+    quickly.take(limit + 1).count() > limit
+        && (texts.flat_map(outside_strings).filter(begins_value))
+            .nth(limit)
+            .is_some()
+}
+
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    for byte in outside_strings(json) {
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            _ if in_string => {}
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        if depth > MAX_NESTING {
-            return true;
-        }
+        deepest = deepest.max(depth);
     }
-    false
+    deepest
+}
+
+/// The bytes that are not in a string.
+fn outside_strings(json: &[u8]) -> impl Iterator<Item = u8> {
+    let (mut in_string, mut escaped) = (false, false);
+    json.iter().copied().filter(move |byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ => return !in_string,
+        }
+        false
+    })
 }
 
 impl<'a> Message<'a> {
@@ -300,15 +333,28 @@ mod tests {
 
     #[test]
     fn brackets_count_as_levels_where_they_nest_and_not_in_strings() {
+        let is_too_deep =
+            |json: String| too_complex(json.as_bytes()).is_some_and(|how| how.contains("nested"));
         let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
-        assert!(!nests_too_deeply(nested(MAX_NESTING).as_bytes()));
-        assert!(nests_too_deeply(nested(MAX_NESTING + 1).as_bytes()));
-        let unfinished = r#"{"a":"#.repeat(MAX_NESTING + 1);
-        assert!(nests_too_deeply(unfinished.as_bytes()));
+        assert!(!is_too_deep(nested(MAX_NESTING)));
+        assert!(is_too_deep(nested(MAX_NESTING + 1)));
+        assert!(is_too_deep(r#"{"a":"#.repeat(MAX_NESTING + 1)));
         let side_by_side = format!("[{}]", "[],".repeat(2 * MAX_NESTING));
-        assert!(!nests_too_deeply(side_by_side.as_bytes()));
+        assert!(!is_too_deep(side_by_side));
         let text = format!(r#"{{"a":"\"{}"}}"#, "[{".repeat(MAX_NESTING));
-        assert!(!nests_too_deeply(text.as_bytes()));
+        assert!(!is_too_deep(text));
+    }
+
+    #[test]
+    fn values_are_counted_but_not_in_strings() {
+        let are_too_many =
+            |json: String| too_complex(json.as_bytes()).is_some_and(|how| how.contains("values"));
+        let numbers = |count: usize| format!("[{}0]", "0,".repeat(count - 1));
+        assert!(!are_too_many(numbers(MAX_VALUES)));
+        assert!(are_too_many(numbers(MAX_VALUES + 1)));
+        assert!(are_too_many(format!("[{}0]", "{},".repeat(MAX_VALUES / 2))));
+        let text = format!(r#"["\"{}"]"#, "{},".repeat(MAX_VALUES));
+        assert!(!are_too_many(text));
     }
 
     fn rewritten(line: &str) -> String {

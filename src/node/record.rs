@@ -156,6 +156,26 @@ pub(super) fn notifications(events: &[StoredEvent]) -> String {
     array(events, |json, event| json.push_str(&event.json))
 }
 
+/// What JavaScript reads at once of what may be much.
+const PART: usize = 1 << 20;
+
+/// Parts of the events, of some length or one event each.
+pub(super) fn in_parts(
+    events: &[StoredEvent],
+    text: impl Fn(&[StoredEvent]) -> String,
+) -> Vec<String> {
+    let mut length = 0;
+    let parts = events.chunk_by(|before, next| {
+        length += before.json.len();
+        let together = length + next.json.len() <= PART;
+        if !together {
+            length = 0;
+        }
+        together
+    });
+    parts.map(text).collect()
+}
+
 /// Without parsing the stored texts.
 fn array(events: &[StoredEvent], add: impl Fn(&mut String, &StoredEvent)) -> String {
     let texts: usize = events.iter().map(|event| event.json.len() + 128).sum();

@@ -17,17 +17,19 @@ use tokio::sync::{Mutex, watch};
 use super::error::{promise, rejection};
 use super::options::{parse, query, resume_options, stream};
 use super::record::{
-    LiveSession, PersistedSession, notifications, permission_json, persisted_events,
+    LiveSession, PersistedSession, in_parts, notifications, permission_json, persisted_events,
     sequenced_events, text,
 };
 use super::vm::NativeVm;
+use crate::acp::has_more_values;
 use crate::error::{Code, Error, Result};
 use crate::ids::SessionId;
 use crate::session::{Change, EventStream, VmHandle};
 use crate::store::StoredEvent;
 
-/// What one call returns at most: V8 holds strings of 512 MiB.
+/// What one call returns at most: V8 needs some 10 to 140 bytes for a value, and may have 2 GiB.
 const MAX_RESULT: u64 = 256 << 20;
+const MAX_VALUES: usize = 5_000_000;
 
 /// A change of the agent's settings, in the caller's words.
 enum Setting {
@@ -218,49 +220,51 @@ impl NativeVm {
         })
     }
 
-    /// Returns JSON of an array of `{ sessionId, seq, createdAt, event }`.
+    /// Returns JSON of arrays, parts of one, of `{ sessionId, seq, createdAt, event }`.
     #[napi]
     pub fn get_session_events<'env>(
         &self,
         env: &'env Env,
         session_id: String,
         options: String,
-    ) -> napi::Result<PromiseRaw<'env, String>> {
+    ) -> napi::Result<PromiseRaw<'env, Vec<String>>> {
         let handle = self.handle.clone();
         promise(env, async move {
             let session = SessionId::parse(&session_id)?;
             let events = events(&handle, session, &options).await?;
-            Ok(persisted_events(session, &events))
+            Ok(in_parts(&events, |part| persisted_events(session, part)))
         })
     }
 
-    /// Returns JSON of an array of `{ sequenceNumber, notification }`.
+    /// Returns JSON of arrays, parts of one, of `{ sequenceNumber, notification }`.
     #[napi]
     pub fn get_sequenced_events<'env>(
         &self,
         env: &'env Env,
         session_id: String,
         options: String,
-    ) -> napi::Result<PromiseRaw<'env, String>> {
+    ) -> napi::Result<PromiseRaw<'env, Vec<String>>> {
         let handle = self.handle.clone();
         promise(env, async move {
             let session = SessionId::parse(&session_id)?;
-            Ok(sequenced_events(&events(&handle, session, &options).await?))
+            let events = events(&handle, session, &options).await?;
+            Ok(in_parts(&events, sequenced_events))
         })
     }
 
-    /// Returns JSON of an array of notifications.
+    /// Returns JSON of arrays, parts of one, of notifications.
     #[napi]
     pub fn get_events<'env>(
         &self,
         env: &'env Env,
         session_id: String,
         options: String,
-    ) -> napi::Result<PromiseRaw<'env, String>> {
+    ) -> napi::Result<PromiseRaw<'env, Vec<String>>> {
         let handle = self.handle.clone();
         promise(env, async move {
             let session = SessionId::parse(&session_id)?;
-            Ok(notifications(&events(&handle, session, &options).await?))
+            let events = events(&handle, session, &options).await?;
+            Ok(in_parts(&events, notifications))
         })
     }
 
@@ -343,17 +347,35 @@ impl NativeVm {
 /// All that a query asks for, or an error that says how to ask for less.
 async fn events(handle: &VmHandle, session: SessionId, options: &str) -> Result<Vec<StoredEvent>> {
     let page = handle.events(session, query(options, MAX_RESULT)?).await?;
-    if !page.complete {
-        return Err(Error::new(
-            Code::ResultTooLarge,
-            format!(
-                "the events of session {session} are more than {} MiB: read them with sessionEvents(), \
-                 or ask with limit, and go on from the last number with since",
-                MAX_RESULT >> 20
-            ),
-        ));
+    let what = if page.complete {
+        match few_values(page.events).await? {
+            Some(events) => return Ok(events),
+            None => format!("{MAX_VALUES} JSON values"),
+        }
+    } else {
+        format!("{} MiB", MAX_RESULT >> 20)
+    };
+    Err(Error::new(
+        Code::ResultTooLarge,
+        format!(
+            "the events of session {session} are more than {what}: read them with sessionEvents(), \
+             or ask with limit, and go on from the last number with since"
+        ),
+    ))
+}
+
+/// The events, unless they have more values than JavaScript bears.
+async fn few_values(events: Vec<StoredEvent>) -> Result<Option<Vec<StoredEvent>>> {
+    let length: usize = events.iter().map(|event| event.json.len()).sum();
+    if length <= MAX_VALUES {
+        return Ok(Some(events));
     }
-    Ok(page.events)
+    let counting = tokio::task::spawn_blocking(move || {
+        let texts = events.iter().map(|event| event.json.as_bytes());
+        let too_many = has_more_values(texts, MAX_VALUES);
+        (!too_many).then_some(events)
+    });
+    (counting.await).map_err(|error| Error::new(Code::Internal, error.to_string()))
 }
 
 /// A session's events, one batch after the other.
