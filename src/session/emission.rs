@@ -37,6 +37,9 @@ const MAX_MISDIRECTED: usize = 64;
 /// Refusals of the network that wait for a slow listener.
 const MAX_DENIALS: usize = 512;
 
+/// Bytes in a batch, for each event that it may have: one that is longer than all of it comes alone.
+const BATCH_BYTES: usize = 512;
+
 /// A listener that takes longer for a batch gets smaller ones.
 const SLOW: Duration = Duration::from_millis(100);
 
@@ -573,7 +576,14 @@ impl Subscription {
         let is_end = |item: &Item| matches!(item, Item::Notice(Notice::VmShutdown { .. }));
         let end = items.iter().position(is_end).unwrap_or(items.len());
         let rest = items.split_off(end);
-        let count = position.batch.min(position.ahead.len());
+        let mut room = Some(position.batch * BATCH_BYTES);
+        let fits = |(_, event): &&(SessionId, StoredEvent)| {
+            room = room.and_then(|room| room.checked_sub(event.json.len()));
+            room.is_some()
+        };
+        let ahead = position.ahead.iter().take(position.batch);
+        let count = ahead.take_while(fits).count();
+        let count = count.max(position.ahead.len().min(1));
         for (session, event) in position.ahead.drain(..count) {
             // A request that was answered meanwhile is history.
             let waiting = (event.method == PERMISSION_REQUEST)
