@@ -232,7 +232,7 @@ export interface NetworkRules {
    * which takes no `allow`), or nothing but what `allow` has (`allowlist`).
    */
   default?: "public" | "none" | "allowlist";
-  /** At most 4096. */
+  /** At most 4096. Where the default is `public`, those that open what is not: of addresses and networks. */
   allow?: readonly string[];
   /** At most 4096. */
   deny?: readonly string[];

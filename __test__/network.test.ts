@@ -54,7 +54,7 @@ test("setNetwork holds for a boot that a call has asked for already", async () =
 });
 
 test("a wrong rule is named, and what is wrong with it", async () => {
-  const wrong = { network: { allow: ["example.com", "https://example.org"] } };
+  const wrong = { network: { allow: ["192.0.2.0/24", "https://example.org"] } };
   await expect(newClient(wrong)).rejects.toMatchObject({
     code: "INVALID_ARGUMENT",
     message: expect.stringContaining('network.allow[1]: "https://example.org" is a URL'),
@@ -64,6 +64,10 @@ test("a wrong rule is named, and what is wrong with it", async () => {
   await expect(agent.setNetwork({ default: "none", allow: ["example.com"] })).rejects.toMatchObject(
     { message: expect.stringContaining("allowlist") },
   );
+  await expect(agent.setNetwork({ allow: ["example.com"] })).rejects.toMatchObject({
+    code: "INVALID_ARGUMENT",
+    message: expect.stringContaining('network.allow[0]: "example.com" is of no use'),
+  });
   expect(() => client.vm.getOrCreate("vm", { network: { deny: ["127.0.0.1:80"] } })).toThrow(
     "loopbackExemptPorts",
   );

@@ -53,9 +53,24 @@ impl RawNetwork {
                 "is of no use where the default is \"none\": with \"allowlist\" nothing else is allowed",
             ));
         }
+        let allow = rules(&self.allow, &format!("{field}.allow"))?;
+        // Only those of addresses open what is not public.
+        let unused = allow.iter().position(|rule| !rule.is_of_addresses());
+        if otherwise == Otherwise::Public
+            && let Some(index) = unused
+        {
+            return Err(Error::invalid_argument(
+                &format!("{field}.allow[{index}]"),
+                format!(
+                    "\"{}\" is of no use where the default is \"public\", which allows all public hosts: \
+                     with default: \"allowlist\" nothing else is allowed",
+                    allow[index]
+                ),
+            ));
+        }
         Ok(Rules {
             otherwise,
-            allow: rules(&self.allow, &format!("{field}.allow"))?,
+            allow,
             deny: rules(&self.deny, &format!("{field}.deny"))?,
         })
     }
@@ -117,12 +132,17 @@ mod tests {
     fn a_wrong_rule_is_named_with_its_place_and_what_is_wrong() {
         for (json, problem) in [
             (
-                r#"{"allow":["a.test","10.0.0.1/8"]}"#,
+                r#"{"allow":["1.0.0.0/8","10.0.0.1/8"]}"#,
                 "network.allow[1]: \"10.0.0.1/8\" has bits beyond its prefix: write 10.0.0.0/8",
             ),
             (
                 r#"{"deny":["https://a.test"]}"#,
                 "network.deny[0]: \"https://a.test\" is a URL: a rule is host[:port[-port]]",
+            ),
+            (
+                r#"{"allow":["10.0.0.0/8","a.test:443"]}"#,
+                "network.allow[1]: \"a.test:443\" is of no use where the default is \"public\", which \
+                 allows all public hosts: with default: \"allowlist\" nothing else is allowed",
             ),
             ("[]", "network: must be an object, not an array"),
             (r#"{"default":true}"#, "network.default: must be a string"),

@@ -49,6 +49,12 @@ impl Rule {
         })
     }
 
+    /// Of an address or a network, not of names.
+    #[must_use]
+    pub const fn is_of_addresses(&self) -> bool {
+        matches!(self.host, Host::Block(_))
+    }
+
     pub(super) fn text(&self) -> Arc<str> {
         Arc::clone(&self.text)
     }
