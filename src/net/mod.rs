@@ -18,6 +18,7 @@
 mod address;
 mod connection;
 mod denials;
+mod dial;
 pub mod dns;
 pub mod hello;
 mod host_address;

@@ -60,6 +60,14 @@ impl Names {
         current.map(|own| Arc::clone(&own.name)).collect()
     }
 
+    /// In no order.
+    pub(super) fn addresses_of(&self, name: &str, now: Instant) -> Vec<IpAddr> {
+        let known = self.known();
+        let is_named = |known: &Known| known.until > now && &*known.name == name;
+        let named = known.iter().filter(|(_, names)| names.iter().any(is_named));
+        named.map(|(address, _)| *address).collect()
+    }
+
     fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, Vec<Known>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -101,6 +109,10 @@ mod tests {
         assert_eq!(at(0), [name("short.test"), name("long.test")]);
         assert_eq!(at(599), [name("short.test"), name("long.test")]);
         assert_eq!(at(600), [name("long.test")]);
+        let addresses =
+            |name, seconds| names.addresses_of(name, now + Duration::from_secs(seconds));
+        assert_eq!(addresses("short.test", 599), [address]);
+        assert_eq!(addresses("short.test", 600), [] as [IpAddr; 0]);
         assert_eq!(at(3600), []);
         assert_eq!(names.of(Ipv4Addr::new(1, 2, 3, 5).into(), now), []);
     }

@@ -1,7 +1,7 @@
 //! Serves the connections that the VM's rules redirect.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::Traffic;
 use super::denials::{Denials, Protocol, Refused};
+use super::dial::dial;
 use super::hello::{ClientHello, Inspection};
 use super::log::Packet;
 use super::names::Names;
@@ -37,6 +38,9 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// New connections of one VM in a second, after so many at once. More wait in the backlog.
 const NEW_PER_SECOND: u32 = 256;
 const NEW_AT_ONCE: u32 = 1024;
+
+/// Other addresses of a name that are tried for one connection.
+const MAX_OTHERS: usize = 3;
 
 pub(super) struct Proxy {
     /// As it is now.
@@ -223,22 +227,22 @@ impl Proxy {
         // Before the verdict, so that a change after it is one.
         let mut changes = self.policy.clone();
         let policy = Arc::clone(&changes.borrow_and_update());
-        let destination = original_destination(guest)?;
-        let judged = Judged {
-            destination,
-            names: self.names.of(destination.ip(), Instant::now()),
-            begun: OnceLock::new(),
-        };
+        let judged = self.judged(original_destination(guest)?);
         if let Err(reason) = judged.judge(&policy) {
             return Err(self.deny(&judged, reason));
         }
         // As long as it takes: a program that gives up resets its side.
-        let mut server = tokio::select! {
-            dialled = dial(destination) => dialled?,
+        let (mut server, destination) = tokio::select! {
+            dialled = dial(judged.destination, || self.others(&judged, &policy)) => dialled?,
             gone = guest.ready(Interest::ERROR) => {
                 gone?;
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
+        };
+        let judged = if destination == judged.destination {
+            judged
+        } else {
+            self.judged(destination)
         };
         // Both programs have already decided what goes into one segment.
         guest.set_nodelay(true)?;
@@ -264,6 +268,29 @@ impl Proxy {
                 Err(error)
             }
         }
+    }
+
+    fn judged(&self, destination: SocketAddr) -> Judged {
+        Judged {
+            destination,
+            names: self.names.of(destination.ip(), Instant::now()),
+            begun: OnceLock::new(),
+        }
+    }
+
+    /// Where else what was asked for may be: at the other addresses of the name, as far as they are allowed.
+    fn others(&self, judged: &Judged, policy: &Policy) -> Vec<SocketAddr> {
+        let Some(name) = judged.names.last() else {
+            return Vec::new();
+        };
+        let (address, port) = (judged.destination.ip(), judged.destination.port());
+        let mut others = self.names.addresses_of(name, Instant::now());
+        others.retain(|other| *other != address);
+        // What does not answer may be all of IPv6.
+        others.sort_by_key(|other| other.is_ipv6() == address.is_ipv6());
+        let others = others.into_iter().map(|other| SocketAddr::new(other, port));
+        let allowed = others.filter(|other| self.judged(*other).judge(policy).is_ok());
+        allowed.take(MAX_OTHERS).collect()
     }
 
     /// Relays to the end, unless the guest says hello to a host of a secret. `read`: what was read by then.
@@ -353,11 +380,7 @@ impl Proxy {
             destination,
             protocol,
         } = packet;
-        let judged = Judged {
-            destination,
-            names: self.names.of(destination.ip(), Instant::now()),
-            begun: OnceLock::new(),
-        };
+        let judged = self.judged(destination);
         let denied = |policy: &watch::Receiver<Arc<Policy>>| {
             let policy = Arc::clone(&policy.borrow());
             judged.judge(&policy).err()
@@ -386,23 +409,6 @@ impl Proxy {
             self.denials.report_lost(count);
         }
     }
-}
-
-/// On the host's loopback, also by its other address: programs of the VM that ask for `localhost` use
-/// `::1` and do not fall back, because their connection has already succeeded, while many servers
-/// listen on 127.0.0.1 only.
-async fn dial(destination: SocketAddr) -> io::Result<TcpStream> {
-    let other: IpAddr = match destination.ip() {
-        address if !address.is_loopback() => return TcpStream::connect(destination).await,
-        IpAddr::V4(_) => Ipv6Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv4Addr::LOCALHOST.into(),
-    };
-    let refused = match TcpStream::connect(destination).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => error,
-        result => return result,
-    };
-    let dialled = TcpStream::connect((other, destination.port())).await;
-    dialled.map_err(|_| refused)
 }
 
 /// Where the guest's program wanted to connect, as connection tracking of its namespace knows it.

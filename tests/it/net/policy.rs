@@ -11,7 +11,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 use super::world::{
-    COUNT, ECHO, GREET, GREETING, OTHER_V4, OTHER_V6, PRIVATE, SERVER_V4, SERVER_V6, in_a_world,
+    COUNT, ECHO, GREET, GREETING, OTHER_V4, OTHER_V6, PRIVATE, SERVER_V4, SERVER_V6, SILENT_V4,
+    in_a_world,
 };
 use super::{AT_ONCE, assert_refused, booted_under, failure, sh, stdout};
 
@@ -161,6 +162,25 @@ fn names_are_held_to_their_ipv6_addresses_too() {
             ruled.hears_of(OTHER_V6, ECHO, Protocol::Tcp).await,
             "allowlist"
         );
+        ruled.vm.shutdown().await;
+    });
+}
+
+#[test]
+fn where_an_address_does_not_answer_another_of_its_name_does_that_is_allowed() {
+    let name =
+        "net::policy::where_an_address_does_not_answer_another_of_its_name_does_that_is_allowed";
+    in_a_world(name, |world| async move {
+        let ruled = booted(rules(Otherwise::Public, &[], &[])).await;
+        stdout(&ruled.vm, "getent ahosts half.example").await;
+        ruled.echoes(SILENT_V4, ECHO).await;
+        ruled.vm.shutdown().await;
+
+        let ruled = booted(rules(Otherwise::Public, &[], &[SERVER_V6])).await;
+        stdout(&ruled.vm, "getent ahosts half.example").await;
+        let command = format!("timeout 2 perl duplex.pl {SILENT_V4} {ECHO}");
+        assert_eq!(sh(&ruled.vm, &command).await.exit, Exit::Code(124));
+        assert_eq!(*world.open.borrow(), 0);
         ruled.vm.shutdown().await;
     });
 }

@@ -24,6 +24,8 @@ pub(super) const SERVER_V6: &str = "2606:4700::1";
 /// Another server, and one in a private network.
 pub(super) const OTHER_V4: &str = "1.2.3.5";
 pub(super) const OTHER_V6: &str = "2606:4700::2";
+/// What is sent there is lost.
+pub(super) const SILENT_V4: &str = "1.2.3.9";
 pub(super) const PRIVATE: &str = "10.9.9.9";
 /// Public addresses of the host.
 pub(super) const HOST_V4: &str = "5.6.7.8";
@@ -266,6 +268,8 @@ fn zone() -> HashMap<(&'static str, RecordType), RData> {
         (("b.example.", RecordType::A), address(SERVER_V4)),
         (("other.example.", RecordType::A), address(OTHER_V4)),
         (("other.example.", RecordType::AAAA), address(OTHER_V6)),
+        (("half.example.", RecordType::A), address(SILENT_V4)),
+        (("half.example.", RecordType::AAAA), address(SERVER_V6)),
         (("long.example.", RecordType::TXT), RData::TXT(long)),
         (("private.example.", RecordType::A), address("10.0.0.5")),
         (
