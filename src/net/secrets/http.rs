@@ -9,10 +9,11 @@ use std::error::Error as _;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http_body_util::{Either, Full};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
@@ -50,6 +51,9 @@ const SEND_BUFFER: usize = CONNECTION_WINDOW as usize / MAX_STREAMS as usize;
 /// What a server has for its part of TLS. Nobody looks at the guest meanwhile, and connections are few.
 const HANDSHAKE: Duration = Duration::from_secs(30);
 
+/// How long what nobody wants of a request is read, for its client to see the answer.
+const LINGER: Duration = Duration::from_secs(30);
+
 /// Of the head of a request: more than any server takes.
 const MAX_HEADERS: u32 = 64 * 1024;
 
@@ -58,7 +62,7 @@ const MAX_STREAMS: u32 = 64;
 
 type GuestTls = tls_server::TlsStream<Guest>;
 type ServerTls = tls_client::TlsStream<TcpStream>;
-type Body = Either<Incoming, Full<Bytes>>;
+type Answer = Either<Incoming, Full<Bytes>>;
 
 /// Why a request of HTTP/2 has no answer. Its stream is reset for the reason of the source.
 #[derive(Debug, thiserror::Error)]
@@ -221,13 +225,15 @@ impl Exchange {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADERS)
             .max_send_buf_size(SEND_BUFFER)
-            .handshake::<_, Incoming>(TokioIo::new(server))
+            .handshake::<_, Lingering>(TokioIo::new(server))
             .await
             .map_err(io::Error::other)?;
         let no_http = NoHttp::default();
-        let service = service_fn(|request| {
+        let lingering = executor.clone();
+        let service = service_fn(|request: Request<Incoming>| {
             let exchange = Arc::clone(&self);
             let (no_http, mut sender) = (no_http.clone(), sender.clone());
+            let request = request.map(|body| Lingering::new(body, &lingering));
             async move {
                 let request = match exchange.prepare(request) {
                     Ok(request) => request,
@@ -279,15 +285,18 @@ impl Exchange {
         tracing::warn!(%name, port, %error, "can't connect to a host of a secret");
         let text = format!("agentvm: can't make a TLS connection to {name}:{port}: {error}\n");
         let asked = Notify::new();
-        let service = service_fn(|_| {
+        let (_tasks, executor) = Tasks::new();
+        let service = service_fn(|request: Request<Incoming>| {
+            if is_h2 {
+                drop(Lingering::new(request.into_body(), &executor));
+            }
             asked.notify_one();
             let refusal = Refusal(StatusCode::BAD_GATEWAY, text.clone());
             async move { Ok::<_, Infallible>(refusal.answer()) }
         });
         let guest = TokioIo::new(guest);
         let told = if is_h2 {
-            let (_tasks, executor) = Tasks::new();
-            let serving = server::conn::http2::Builder::new(executor);
+            let serving = server::conn::http2::Builder::new(executor.clone());
             let mut serving = pin!(serving.serve_connection(guest, service));
             tokio::select! {
                 served = &mut serving => served,
@@ -306,7 +315,7 @@ impl Exchange {
     }
 
     /// Tells the guest of an answer that is none.
-    fn unreadable(&self, why: &str) -> Response<Body> {
+    fn unreadable(&self, why: &str) -> Response<Answer> {
         let Self { name, port, .. } = self;
         tracing::warn!(%name, port, why, "a host of a secret answers with what is no HTTP");
         let text = format!("agentvm: the answer of {name}:{port} can't be read: {why}\n");
@@ -425,7 +434,7 @@ fn to_origin_form(uri: &mut Uri) {
 }
 
 impl Refusal {
-    fn answer(self) -> Response<Body> {
+    fn answer(self) -> Response<Answer> {
         let Self(status, text) = self;
         let mut response = Response::new(Either::Right(Full::new(text.into())));
         *response.status_mut() = status;
@@ -492,6 +501,59 @@ fn why_no_http(error: &hyper::Error) -> Option<String> {
         None => error.is_parse(),
     };
     is_no_http.then(|| format!("{error}: {cause}"))
+}
+
+/// The body of a request of HTTP/2, which may have its answer before all of it has been sent. Its stream is not
+/// reset at once then: some clients would not look at the answer (curl before 8).
+struct Lingering {
+    /// `None` only while it is dropped.
+    body: Option<Incoming>,
+    spawn: Spawn,
+}
+
+impl Lingering {
+    fn new(body: Incoming, spawn: &Spawn) -> Self {
+        Self {
+            body: Some(body),
+            spawn: spawn.clone(),
+        }
+    }
+}
+
+impl Body for Lingering {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map(Body::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        let Some(mut body) = self.body.take().filter(|body| !body.is_end_stream()) else {
+            return;
+        };
+        rt::Executor::execute(&self.spawn, async move {
+            let end = async { while let Some(Ok(_lost)) = body.frame().await {} };
+            // Then it is reset.
+            let _ = tokio::time::timeout(LINGER, end).await;
+        });
+    }
 }
 
 /// What HTTP/2 does beside its connection, which ends with it.
