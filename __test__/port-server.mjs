@@ -84,8 +84,10 @@ web.on("upgrade", (request, socket) => {
     "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n" +
       `sec-websocket-accept: ${accept}\r\n\r\n`,
   );
+  let isDeaf = false;
   // Short frames only: unmasked, and sent back.
   socket.on("data", (/** @type {Buffer} */ frame) => {
+    if (isDeaf) return;
     const [first = 0, second = 0] = frame;
     const length = second & 0x7f;
     const mask = frame.subarray(2, 6);
@@ -95,7 +97,11 @@ web.on("upgrade", (request, socket) => {
     const said = Buffer.from(payload).toString();
     if (said === "end") socket.end();
     else if (said === "destroy") socket.destroy();
-    else socket.write(Buffer.concat([Buffer.from([first, length]), payload]));
+    else if (said === "deaf") isDeaf = true;
+    else if (said === "close") {
+      isDeaf = true;
+      socket.write(Buffer.from([0x80 | CLOSE_FRAME, 0]));
+    } else socket.write(Buffer.concat([Buffer.from([first, length]), payload]));
     if ((first & 0x0f) === CLOSE_FRAME) socket.end();
   });
 });

@@ -264,6 +264,19 @@ test.each(["end", "destroy", "sleep"])(
   },
 );
 
+test.each(["deaf", "close"])(
+  "a WebSocket whose server does not end the connection is closed: %s",
+  async (how) => {
+    const agent = await newServers();
+    const socket = agent.vmWebSocket(3000, "/socket");
+    await new Promise((resolve) => socket.addEventListener("open", resolve));
+    const events = eventsOf(socket);
+    socket.send(how);
+    if (how === "deaf") socket.close();
+    expect(await events).toEqual([how === "deaf" ? "close 1006" : "close 1005 clean"]);
+  },
+);
+
 /** What a WebSocket tells until it is closed. */
 function eventsOf(socket: ReturnType<Agent["vmWebSocket"]>): Promise<string[]> {
   const events: string[] = [];

@@ -245,6 +245,16 @@ const COMMANDS: Record<string, (args: string[]) => Promise<unknown>> = {
   images,
 };
 
+/** What the usage says of a command. */
+function usageOf(command = ""): string | undefined {
+  if (!Object.hasOwn(COMMANDS, command)) {
+    return undefined;
+  }
+  const [, ...parts] = USAGE.split(/^ {2}(?=\S)/m);
+  const own = parts.filter((part) => part.split(" ")[0] === command);
+  return `Usage:\n\n  ${own.join("  ")}`;
+}
+
 const HELP = "`agentvm --help` explains all commands";
 
 async function main(args: string[]): Promise<number> {
@@ -252,7 +262,7 @@ async function main(args: string[]): Promise<number> {
   // What follows a -- is for somebody else.
   const own = args.includes("--") ? args.slice(0, args.indexOf("--")) : args;
   if (command === "help" || own.some((word) => word === "--help" || word === "-h")) {
-    process.stdout.write(USAGE);
+    process.stdout.write(usageOf(command) ?? USAGE);
     return 0;
   }
   if (command === "--version") {
@@ -282,7 +292,10 @@ async function main(args: string[]): Promise<number> {
 
 // Who reads what comes is gone, as `head` is: nothing is wrong with that.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-  if (error.code !== "EPIPE") throw error;
+  if (error.code !== "EPIPE") {
+    tell(`agentvm can't write what it has to say: ${error.message}`);
+    process.exit(1);
+  }
 });
 
 main(process.argv.slice(2)).then(

@@ -1,6 +1,6 @@
 /** HTTP and WebSocket to servers inside a VM: fetch as the platform knows it, over connections of ours. */
 
-import { Readable } from "node:stream";
+import { type Duplex, Readable } from "node:stream";
 import type * as Undici from "undici";
 import type * as Api from "../index";
 import { bytes, requireSignal, requireString } from "./arguments";
@@ -67,23 +67,41 @@ export function vmWebSocket(
   protocols?: string | readonly string[],
 ): Undici.WebSocket {
   const url = address("ws", port, path);
-  return new (webSocketClass())(url, {
-    ...(protocols === undefined ? {} : { protocols: protocols as string | string[] }),
-    // As TCP sockets are: one whose server has ended is closed.
-    dispatcher: loopback(vm, { allowHalfOpen: false }),
+  let connection: Duplex | undefined;
+  // As TCP sockets are: one whose server has ended is closed.
+  const dispatcher = loopback(vm, {
+    allowHalfOpen: false,
+    onConnect: (own) => {
+      connection = own;
+    },
   });
+  const init = protocols === undefined ? {} : { protocols: protocols as string | string[] };
+  return new (webSocketClass())(url, { ...init, dispatcher }, () => connection?.destroy());
 }
 
-let webSocket: typeof Undici.WebSocket | undefined;
+/** A server has this long to end a connection after a close, in milliseconds, and twice as long at most. */
+const CLOSING_MS = 5000;
 
-/** Undici's, whose failure to connect is its end, too: that of undici alone says `error` and goes on connecting. */
-function webSocketClass(): typeof Undici.WebSocket {
+type WebSocketClass = new (
+  url: string,
+  init: Undici.WebSocketInit,
+  giveUp: () => void,
+) => Undici.WebSocket;
+
+let webSocket: WebSocketClass | undefined;
+
+/**
+ * Undici's, which has an end in any case: that of undici alone says `error` and goes on connecting where it can't
+ * connect, and waits for ever for a server that does not end the connection after a close.
+ */
+function webSocketClass(): WebSocketClass {
   const { CloseEvent, WebSocket } = undici();
   webSocket ??= class extends WebSocket {
     #failed = false;
 
-    constructor(...args: ConstructorParameters<typeof Undici.WebSocket>) {
-      super(...args);
+    constructor(url: string, init: Undici.WebSocketInit, giveUp: () => void) {
+      super(url, init);
+      this.addEventListener("open", () => this.#watch(giveUp), { once: true });
       this.addEventListener("error", (event) => {
         if (this.#failed) {
           event.stopImmediatePropagation();
@@ -102,6 +120,17 @@ function webSocketClass(): typeof Undici.WebSocket {
       if (!this.#failed) super.close(code, reason);
     }
 
+    /** Nothing tells of a close that came from the server. */
+    #watch(giveUp: () => void): void {
+      let wasClosing = false;
+      const timer = setInterval(() => {
+        if (wasClosing) giveUp();
+        wasClosing = super.readyState === WebSocket.CLOSING;
+      }, CLOSING_MS);
+      timer.unref();
+      this.addEventListener("close", () => clearInterval(timer), { once: true });
+    }
+
     override send(data: Parameters<Undici.WebSocket["send"]>[0]): void {
       if (!this.#failed) super.send(data);
     }
@@ -115,7 +144,7 @@ function loopback(
   {
     allowHalfOpen = true,
     onConnect = () => {},
-  }: { allowHalfOpen?: boolean; onConnect?: () => void },
+  }: { allowHalfOpen?: boolean; onConnect?: (connection: Duplex) => void },
 ): Undici.Dispatcher {
   return new (undici().Agent)({
     connect: ({ protocol, hostname, port }, callback) => {
@@ -125,7 +154,7 @@ function loopback(
       }
       connect(vm, Number(port || 80)).then(
         (connection) => {
-          onConnect();
+          onConnect(connection);
           connection.allowHalfOpen = allowHalfOpen;
           // A Duplex is all of a socket that undici uses.
           callback(null, connection as unknown as import("node:net").Socket);

@@ -230,8 +230,7 @@ impl NativeVm {
     ) -> napi::Result<PromiseRaw<'env, Vec<String>>> {
         let handle = self.handle.clone();
         promise(env, async move {
-            let session = SessionId::parse(&session_id)?;
-            let events = events(&handle, session, &options).await?;
+            let (session, events) = events(&handle, &session_id, &options).await?;
             Ok(in_parts(&events, |part| persisted_events(session, part)))
         })
     }
@@ -246,8 +245,7 @@ impl NativeVm {
     ) -> napi::Result<PromiseRaw<'env, Vec<String>>> {
         let handle = self.handle.clone();
         promise(env, async move {
-            let session = SessionId::parse(&session_id)?;
-            let events = events(&handle, session, &options).await?;
+            let (_, events) = events(&handle, &session_id, &options).await?;
             Ok(in_parts(&events, sequenced_events))
         })
     }
@@ -262,8 +260,7 @@ impl NativeVm {
     ) -> napi::Result<PromiseRaw<'env, Vec<String>>> {
         let handle = self.handle.clone();
         promise(env, async move {
-            let session = SessionId::parse(&session_id)?;
-            let events = events(&handle, session, &options).await?;
+            let (_, events) = events(&handle, &session_id, &options).await?;
             Ok(in_parts(&events, notifications))
         })
     }
@@ -275,8 +272,8 @@ impl NativeVm {
         options: String,
     ) -> napi::Result<NativeEventStream> {
         let opened = || {
-            let session = SessionId::parse(&session_id)?;
             let (since, follow) = stream(&options)?;
+            let session = SessionId::parse(&session_id)?;
             let events = self.handle.event_stream(session, since, follow)?;
             Ok(NativeEventStream {
                 session,
@@ -345,11 +342,17 @@ impl NativeVm {
 }
 
 /// All that a query asks for, or an error that says how to ask for less.
-async fn events(handle: &VmHandle, session: SessionId, options: &str) -> Result<Vec<StoredEvent>> {
-    let page = handle.events(session, query(options, MAX_RESULT)?).await?;
+async fn events(
+    handle: &VmHandle,
+    session_id: &str,
+    options: &str,
+) -> Result<(SessionId, Vec<StoredEvent>)> {
+    let query = query(options, MAX_RESULT)?;
+    let session = SessionId::parse(session_id)?;
+    let page = handle.events(session, query).await?;
     let what = if page.complete {
         match few_values(page.events).await? {
-            Some(events) => return Ok(events),
+            Some(events) => return Ok((session, events)),
             None => format!("{MAX_VALUES} JSON values"),
         }
     } else {

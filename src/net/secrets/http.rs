@@ -23,7 +23,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Uri, Version, client, rt, server};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, client as tls_client, server as tls_server};
 
@@ -229,31 +229,18 @@ impl Exchange {
             .await
             .map_err(io::Error::other)?;
         let no_http = NoHttp::default();
-        let lingering = executor.clone();
+        let spawn = executor.clone();
         let service = service_fn(|request: Request<Incoming>| {
             let exchange = Arc::clone(&self);
-            let (no_http, mut sender) = (no_http.clone(), sender.clone());
-            let request = request.map(|body| Lingering::new(body, &lingering));
+            let (no_http, sender) = (no_http.clone(), sender.clone());
+            let (answered, answer) = oneshot::channel();
+            let request = request.map(|body| Lingering::new(body, answer, &spawn));
             async move {
-                let request = match exchange.prepare(request) {
-                    Ok(request) => request,
-                    Err(refusal) => return Ok(refusal.answer()),
-                };
-                let answered = match sender.ready().await {
-                    Ok(()) => sender.send_request(request).await,
-                    Err(error) => Err(error),
-                };
-                let error = match answered {
-                    Ok(response) => return Ok(response.map(Either::Left)),
-                    Err(error) => error,
-                };
-                if let Some(why) = no_http.why(&error) {
-                    return Ok(exchange.unreadable(&why));
+                let answer = exchange.ask(request, sender, &no_http).await;
+                if let Ok(answer) = &answer {
+                    let _ = answered.send(answer.status());
                 }
-                if error.is_canceled() || error.is_closed() {
-                    return Err(Unanswered::Unseen(h2::Reason::REFUSED_STREAM.into()));
-                }
-                Err(Unanswered::Failed(error))
+                answer
             }
         });
         let mut serving = pin!(
@@ -279,6 +266,34 @@ impl Exchange {
         }
     }
 
+    /// Sends a request of HTTP/2.
+    async fn ask(
+        &self,
+        request: Request<Lingering>,
+        mut sender: client::conn::http2::SendRequest<Lingering>,
+        no_http: &NoHttp,
+    ) -> Result<Response<Answer>, Unanswered> {
+        let request = match self.prepare(request) {
+            Ok(request) => request,
+            Err(refusal) => return Ok(refusal.answer()),
+        };
+        let answered = match sender.ready().await {
+            Ok(()) => sender.send_request(request).await,
+            Err(error) => Err(error),
+        };
+        let error = match answered {
+            Ok(response) => return Ok(response.map(Either::Left)),
+            Err(error) => error,
+        };
+        if let Some(why) = no_http.why(&error) {
+            return Ok(self.unreadable(&why));
+        }
+        if error.is_canceled() || error.is_closed() {
+            return Err(Unanswered::Unseen(h2::Reason::REFUSED_STREAM.into()));
+        }
+        Err(Unanswered::Failed(error))
+    }
+
     /// Answers what is asked with why the server could not be.
     async fn tell(&self, guest: GuestTls, is_h2: bool, error: &io::Error) -> io::Result<()> {
         let Self { name, port, .. } = self;
@@ -288,7 +303,9 @@ impl Exchange {
         let (_tasks, executor) = Tasks::new();
         let service = service_fn(|request: Request<Incoming>| {
             if is_h2 {
-                drop(Lingering::new(request.into_body(), &executor));
+                let (answered, answer) = oneshot::channel();
+                drop(Lingering::new(request.into_body(), answer, &executor));
+                let _ = answered.send(StatusCode::BAD_GATEWAY);
             }
             asked.notify_one();
             let refusal = Refusal(StatusCode::BAD_GATEWAY, text.clone());
@@ -503,18 +520,22 @@ fn why_no_http(error: &hyper::Error) -> Option<String> {
     is_no_http.then(|| format!("{error}: {cause}"))
 }
 
-/// The body of a request of HTTP/2, which may have its answer before all of it has been sent. Its stream is not
-/// reset at once then: some clients would not look at the answer (curl before 8).
+/// The body of a request of HTTP/2, which may be refused before all of it has been sent. Its stream is not reset
+/// at once then: some clients would not look at the answer (curl before 8). What is answered otherwise is reset,
+/// for they would send all of it and then wait.
 struct Lingering {
     /// `None` only while it is dropped.
     body: Option<Incoming>,
+    /// What becomes of the request.
+    answer: Option<oneshot::Receiver<StatusCode>>,
     spawn: Spawn,
 }
 
 impl Lingering {
-    fn new(body: Incoming, spawn: &Spawn) -> Self {
+    fn new(body: Incoming, answer: oneshot::Receiver<StatusCode>, spawn: &Spawn) -> Self {
         Self {
             body: Some(body),
+            answer: Some(answer),
             spawn: spawn.clone(),
         }
     }
@@ -545,13 +566,24 @@ impl Body for Lingering {
 
 impl Drop for Lingering {
     fn drop(&mut self) {
-        let Some(mut body) = self.body.take().filter(|body| !body.is_end_stream()) else {
+        let body = self.body.take().filter(|body| !body.is_end_stream());
+        let (Some(mut body), Some(answer)) = (body, self.answer.take()) else {
             return;
         };
         rt::Executor::execute(&self.spawn, async move {
             let end = async { while let Some(Ok(_lost)) = body.frame().await {} };
-            // Then it is reset.
-            let _ = tokio::time::timeout(LINGER, end).await;
+            let wanted = async {
+                let refused =
+                    |status: StatusCode| status.is_client_error() || status.is_server_error();
+                if answer.await.is_ok_and(refused) {
+                    tokio::time::sleep(LINGER).await;
+                }
+            };
+            tokio::select! {
+                () = end => {}
+                // Then it is reset.
+                () = wanted => {}
+            }
         });
     }
 }

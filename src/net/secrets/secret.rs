@@ -91,8 +91,13 @@ impl Secret {
                 problem,
             })
         };
-        if name.is_empty() || name.contains(['=', '\0']) {
-            return wrong("", "is not a name of an environment variable");
+        // Any other is lost in a shell.
+        let begins = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+        let is_of_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+        if !begins || !name.chars().all(is_of_name) {
+            let problem = "is no name of an environment variable: it has ASCII letters, digits and _, \
+                           and begins with none of the digits";
+            return wrong("", problem);
         }
         if RESERVED.contains(&name) || name.starts_with("LD_") {
             return wrong("", "is a variable that programs need for something else");
@@ -412,6 +417,15 @@ mod tests {
             let wrong = Secret::new("KEY", options).expect_err("no value");
             assert_eq!(wrong.field, "KEY.value", "{value:?}");
         }
+    }
+
+    #[test]
+    fn a_name_is_one_that_a_shell_takes() {
+        for name in ["", "A B", "x-y", "1A", "a=b", "a\0", "Ä"] {
+            let wrong = Secret::new(name, options(&["a.example"])).expect_err(name);
+            assert_eq!(wrong.field, name);
+        }
+        assert!(Secret::new("_a1", options(&["a.example"])).is_ok());
     }
 
     #[test]

@@ -522,6 +522,26 @@ fn a_client_is_told_what_the_server_speaks() {
 }
 
 #[test]
+fn a_refusal_before_the_end_of_an_upload_reaches_its_client() {
+    with_pki(
+        "a_refusal_before_the_end_of_an_upload_reaches_its_client",
+        |pki| async move {
+            let data = tempfile::tempdir().unwrap();
+            let (vm, server) = with_key(&pki, data.path(), &PROTOCOLS).await;
+            stdout(&vm, "head -c 3000000 /dev/zero > zeros").await;
+            let curl = "curl -sS --http2 -w '%{http_code}' -o /dev/null -T zeros";
+            // It is a race.
+            let uploads = format!(
+                "for i in $(seq 20); do {curl} {}; done",
+                server.url("/refused")
+            );
+            assert_eq!(stdout(&vm, &uploads).await, "413".repeat(20));
+            vm.shutdown().await;
+        },
+    );
+}
+
+#[test]
 fn a_client_that_goes_away_takes_its_request_along() {
     with_pki(
         "a_client_that_goes_away_takes_its_request_along",

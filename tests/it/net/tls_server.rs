@@ -209,6 +209,11 @@ impl Service {
                     .header("upgrade", "echo");
                 response.body(Pieces::of(String::new())).unwrap()
             }
+            // At once, whatever is still to come of the request.
+            "/refused" => {
+                let response = Response::builder().status(StatusCode::PAYLOAD_TOO_LARGE);
+                response.body(Pieces::of("too large".to_owned())).unwrap()
+            }
             _ => Response::new(Pieces::of(head)),
         }
     }
