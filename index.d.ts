@@ -381,7 +381,8 @@ export interface Client extends AsyncDisposable {
      * I/O: a VM boots when something needs it.
      *
      * @param options what this VM has over the client's options, from its next boot on. They hold for
-     * this client until they are given again, and are not kept on disk. Not given: as they were
+     * this client until they are given again, and are not kept on disk. Not given: as they were; `network` and
+     * `secrets` are so too where others are given
      * @throws {AgentVmError} `INVALID_ARGUMENT`, `CLIENT_CLOSED`
      */
     getOrCreate(key: string | readonly string[], options?: VmOptions): Agent;
@@ -1014,7 +1015,8 @@ export interface Agent extends AsyncDisposable {
   listeningPorts(): Promise<ListeningPort[]>;
 
   /**
-   * Replaces the VM's `network` rules, now if it runs and for the boots to come by this client. New
+   * Replaces the VM's `network` rules, now if it runs and for the boots to come by this client until
+   * `getOrCreate` is given others. New
    * connections and names are judged by the new rules at once, and connections that they do not allow are
    * reset, whether by their address or by the server that their TLS has asked for. Like every option it is not
    * kept on disk. Boots nothing.
@@ -1041,7 +1043,7 @@ export interface Agent extends AsyncDisposable {
 
   /**
    * Exchanges the VM's secrets, to rotate a key for example: for requests from now on, and for its next
-   * boots until `getOrCreate` is given options. Placeholders of names that stay are as before; those of new
+   * boots until `getOrCreate` is given others. Placeholders of names that stay are as before; those of new
    * names are in the environment of programs that are started from now on. A connection that is open
    * already to what becomes a host of a secret stays without: its program has to connect anew. Boots nothing.
    *

@@ -72,3 +72,13 @@ test("a wrong rule is named, and what is wrong with it", async () => {
     "loopbackExemptPorts",
   );
 });
+
+test("what setNetwork denies stays denied when other options are given", async () => {
+  const client = await newClient();
+  const agent = client.vm.getOrCreate("vm");
+  await agent.setNetwork({ deny: ["one.one.one.one"] });
+  client.vm.getOrCreate("vm", { sleepAfterMs: false });
+  const denied = new Promise((resolve) => agent.once("networkDenied", resolve));
+  await agent.exec("getent hosts one.one.one.one");
+  expect(await denied).toMatchObject({ host: "one.one.one.one", rule: "one.one.one.one" });
+});

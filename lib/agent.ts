@@ -49,6 +49,10 @@ export class Agent implements Api.Agent {
     this.#listeners = new Listeners(vm);
   }
 
+  get native(): NativeVm {
+    return this.#vm;
+  }
+
   /** The same VM with other options, for the calls from now on. */
   use(vm: NativeVm): void {
     this.#vm = vm;

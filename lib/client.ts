@@ -57,15 +57,15 @@ class Client implements Api.Client {
       options === undefined
         ? undefined
         : json("options", requireOptions(options, OPTIONS.getOrCreate));
-    const vm = callSync(() => this.#native.vm([...parts], own));
     const name = JSON.stringify(parts);
-    let agent = this.#agents.get(name);
-    if (!agent) {
-      agent = new Agent(vm, [...parts]);
-      this.#agents.set(name, agent);
-    } else if (own !== undefined) {
-      agent.use(vm);
+    const known = this.#agents.get(name);
+    const vm = callSync(() => this.#native.vm([...parts], own, known?.native));
+    if (known) {
+      if (own !== undefined) known.use(vm);
+      return known;
     }
+    const agent = new Agent(vm, [...parts]);
+    this.#agents.set(name, agent);
     return agent;
   }
 

@@ -48,16 +48,26 @@ impl NativeClient {
         Ok(Self { client, open })
     }
 
-    /// `options`: JSON of what this VM has over the client's options.
+    /// `options`: JSON of what this VM has over the client's options. What confines it is that of `before`
+    /// where it is not given.
     #[napi]
-    pub fn vm(&self, key: Vec<String>, options: Option<String>) -> napi::Result<NativeVm> {
+    pub fn vm(
+        &self,
+        key: Vec<String>,
+        options: Option<String>,
+        before: Option<&NativeVm>,
+    ) -> napi::Result<NativeVm> {
         let options = options.map(Zeroizing::new);
         let vm = || {
             let key = VmKey::new(key)?;
             match &options {
                 Some(options) => {
-                    let settings = vm_options(options, self.client.vm_settings())?;
-                    self.client.vm_with(key, settings)
+                    let mut over = self.client.vm_settings().clone();
+                    if let Some(before) = before.map(NativeVm::settings) {
+                        over.network = before.network.clone();
+                        over.secrets = before.secrets.clone();
+                    }
+                    self.client.vm_with(key, vm_options(options, &over)?)
                 }
                 None => self.client.vm(key),
             }

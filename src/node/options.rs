@@ -100,9 +100,9 @@ impl RawVmOptions {
     }
 }
 
-/// The options of one VM, over those of its client.
-pub(super) fn vm_options(json: &str, client: &VmSettings) -> Result<VmSettings> {
-    parse::<RawVmOptions>(json)?.settings(client)
+/// The options of one VM, over those that it has.
+pub(super) fn vm_options(json: &str, over: &VmSettings) -> Result<VmSettings> {
+    parse::<RawVmOptions>(json)?.settings(over)
 }
 
 #[derive(Deserialize)]

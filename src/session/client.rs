@@ -419,6 +419,12 @@ pub struct VmHandle {
 }
 
 impl VmHandle {
+    /// What this handle boots the VM with.
+    #[must_use]
+    pub fn vm_settings(&self) -> &VmSettings {
+        &self.settings.vm
+    }
+
     /// Starts an agent in a new session. Nothing of it is left if it fails, or when `abort` resolves
     /// first.
     pub async fn create_session(
