@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::error::Error as _;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -29,7 +30,7 @@ use tokio_rustls::{TlsAcceptor, client as tls_client, server as tls_server};
 
 use super::Interceptor;
 use super::replace::TooMany;
-use super::stream::Guest;
+use super::stream::{Fair, Guest};
 use crate::net::hello::ClientHello;
 
 const H2: &[u8] = b"h2";
@@ -50,6 +51,9 @@ const SEND_BUFFER: usize = CONNECTION_WINDOW as usize / MAX_STREAMS as usize;
 
 /// What a server has for its part of TLS. Nobody looks at the guest meanwhile, and connections are few.
 const HANDSHAKE: Duration = Duration::from_secs(30);
+
+/// Interim answers to one request.
+const MAX_INTERIM: u32 = 100;
 
 /// How long what nobody wants of a request is read, for its client to see the answer.
 const LINGER: Duration = Duration::from_secs(30);
@@ -133,15 +137,17 @@ impl Exchange {
         let (sender, connection) = client::conn::http1::Builder::new()
             .preserve_header_case(true)
             .max_headers(MAX_LINES)
-            .handshake::<_, Incoming>(TokioIo::new(server))
+            .handshake::<_, Incoming>(TokioIo::new(Fair::new(server)))
             .await
             .map_err(io::Error::other)?;
         let sender = Arc::new(AsyncMutex::new(sender));
         let no_http = NoHttp::default();
+        let interim = Arc::new(Interim::default());
         let upgraded: Arc<Mutex<Option<(OnUpgrade, OnUpgrade)>>> = Arc::default();
         let service = service_fn(|request| {
             let (exchange, sender) = (Arc::clone(&self), Arc::clone(&sender));
             let (no_http, upgraded) = (no_http.clone(), Arc::clone(&upgraded));
+            let interim = Arc::clone(&interim);
             async move {
                 let mut request = match exchange.prepare(request) {
                     Ok(request) => request,
@@ -150,6 +156,7 @@ impl Exchange {
                 to_origin_form(request.uri_mut());
                 let guest = hyper::upgrade::on(&mut request);
                 let mut sender = sender.lock().await;
+                interim.begin(&mut request);
                 let answered = match sender.ready().await {
                     Ok(()) => sender.send_request(request).await,
                     Err(error) => Err(error),
@@ -187,6 +194,12 @@ impl Exchange {
         let served = loop {
             tokio::select! {
                 served = &mut serving => break served,
+                () = interim.too_many.notified() => {
+                    let why = format!("more than {MAX_INTERIM} interim answers");
+                    no_http.0.get_or_init(|| why);
+                    connection.close();
+                    serving.as_mut().graceful_shutdown();
+                }
                 ended = connection.end(), if connection.is_open() => {
                     no_http.note(ended);
                     connection.close();
@@ -225,7 +238,7 @@ impl Exchange {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADERS)
             .max_send_buf_size(SEND_BUFFER)
-            .handshake::<_, Lingering>(TokioIo::new(server))
+            .handshake::<_, Lingering>(TokioIo::new(Fair::new(server)))
             .await
             .map_err(io::Error::other)?;
         let no_http = NoHttp::default();
@@ -482,6 +495,25 @@ impl<F: Future> Connection<F> {
 
     fn close(&mut self) {
         self.0 = None;
+    }
+}
+
+/// Interim answers (103 and its like) to the request that is under way, which nobody is told.
+#[derive(Default)]
+struct Interim {
+    count: AtomicU32,
+    too_many: Notify,
+}
+
+impl Interim {
+    fn begin<B>(self: &Arc<Self>, request: &mut Request<B>) {
+        self.count.store(0, Ordering::Relaxed);
+        let own = Arc::clone(self);
+        hyper::ext::on_informational(request, move |_answer| {
+            if own.count.fetch_add(1, Ordering::Relaxed) == MAX_INTERIM {
+                own.too_many.notify_one();
+            }
+        });
     }
 }
 

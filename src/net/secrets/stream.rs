@@ -1,4 +1,4 @@
-//! The guest's side of a connection, some of which was read before.
+//! The two sides of a connection that is ended here.
 
 use std::io;
 use std::pin::Pin;
@@ -11,6 +11,10 @@ use tokio::net::TcpStream;
 
 use super::super::Traffic;
 
+/// What is read of a server at once.
+const TURN: usize = 64 * 1024;
+
+/// The guest's, some of which was read before.
 pub(super) struct Guest {
     stream: TcpStream,
     read: Vec<u8>,
@@ -88,5 +92,70 @@ impl AsyncWrite for Guest {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// The server's, which leaves others a turn however much it sends: what hyper makes nothing of, as interim answers,
+/// it would read without end.
+pub(super) struct Fair<T> {
+    stream: T,
+    /// In this turn.
+    read: usize,
+}
+
+impl<T> Fair<T> {
+    pub(super) const fn new(stream: T) -> Self {
+        Self { stream, read: 0 }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Fair<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read >= TURN {
+            self.read = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.read = match polled {
+            Poll::Ready(_) => self.read + buffer.filled().len() - before,
+            Poll::Pending => 0,
+        };
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Fair<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 }

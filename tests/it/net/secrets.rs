@@ -638,11 +638,12 @@ fn an_answer_that_is_no_http_is_a_bad_gateway() {
         "an_answer_that_is_no_http_is_a_bad_gateway",
         |pki| async move {
             let data = tempfile::tempdir().unwrap();
-            for (version, protocol, is_first) in [
-                ("1.1", "http/1.1", false),
-                ("1.1", "http/1.1", true),
-                ("2", "h2", false),
-                ("2", "h2", true),
+            for (version, protocol, is_first, is_endless) in [
+                ("1.1", "http/1.1", false, false),
+                ("1.1", "http/1.1", true, false),
+                ("1.1", "http/1.1", false, true),
+                ("2", "h2", false, false),
+                ("2", "h2", true, false),
             ] {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let port = listener.local_addr().unwrap().port();
@@ -657,8 +658,12 @@ fn an_answer_that_is_no_http_is_a_bad_gateway() {
                     if !is_first {
                         stream.read_exact(&mut heard[..16]).await.unwrap();
                     }
-                    let greeting = b"220 mail.example ESMTP\r\n";
-                    stream.write_all(greeting).await.unwrap();
+                    let answer = if is_endless {
+                        "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1000)
+                    } else {
+                        "220 mail.example ESMTP\r\n".to_owned()
+                    };
+                    stream.write_all(answer.as_bytes()).await.unwrap();
                     while let Ok(1..) = stream.read(&mut heard).await {}
                 };
                 let curl = format!(
