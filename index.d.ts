@@ -380,9 +380,10 @@ export interface Client extends AsyncDisposable {
      * The VM of this key, the same one after a restart of the process. `"a"` equals `["a"]`. Does no
      * I/O: a VM boots when something needs it.
      *
-     * @param options what this VM has over the client's options, from its next boot on. They hold for
-     * this client until they are given again, and are not kept on disk. Not given: as they were; `network` and
-     * `secrets` are so too where others are given
+     * @param options what this VM has over the client's options, from its next boot on; `network`
+     * from the next call on that needs the VM, also where another client has booted it. They hold for this client
+     * until they are given again, and are not kept on disk. Not given: as they were; `network` and `secrets` are
+     * so too where others are given
      * @throws {AgentVmError} `INVALID_ARGUMENT`, `CLIENT_CLOSED`
      */
     getOrCreate(key: string | readonly string[], options?: VmOptions): Agent;

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { AgentEvents } from "../index.js";
-import { newClient, newVm } from "./fixtures.js";
+import { newClient, newDirectory, newVm } from "./fixtures.js";
 
 type Denied = AgentEvents["networkDenied"];
 
@@ -81,4 +81,24 @@ test("what setNetwork denies stays denied when other options are given", async (
   const denied = new Promise((resolve) => agent.once("networkDenied", resolve));
   await agent.exec("getent hosts one.one.one.one");
   expect(await denied).toMatchObject({ host: "one.one.one.one", rule: "one.one.one.one" });
+});
+
+test("rules that are given hold for a VM that runs, whoever has booted it", async () => {
+  const dataDir = await newDirectory();
+  const [open, closed] = [
+    await newClient({ dataDir }),
+    await newClient({ dataDir, network: { default: "none" } }),
+  ];
+  const resolve = "getent hosts denied.test; true";
+  const rules: string[] = [];
+  const agent = open.vm.getOrCreate("vm");
+  agent.on("networkDenied", ({ rule }) => rules.push(rule));
+  await agent.exec(resolve);
+  expect(rules).toEqual([]);
+
+  await closed.vm.getOrCreate("vm").exec(resolve);
+  await expect.poll(() => rules).toContain("none");
+  open.vm.getOrCreate("vm", { network: { deny: ["denied.test"] } });
+  await agent.exec(resolve);
+  await expect.poll(() => rules).toContain("denied.test");
 });

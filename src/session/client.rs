@@ -230,7 +230,7 @@ impl Client {
     pub fn vm_with(&self, key: VmKey, mut vm: VmSettings) -> Result<VmHandle> {
         // What is exchanged by one handle is not exchanged in others.
         vm.secrets = vm.secrets.apart();
-        vm.network = NetworkRules::new(vm.network.get());
+        vm.network = vm.network.apart();
         let settings = Settings {
             vm,
             ..(*self.inner.settings).clone()

@@ -157,7 +157,9 @@ impl Machine {
             if let Some(vm) = &running.vm
                 && vm.still_runs().await
             {
-                return Ok((Arc::clone(vm), running));
+                let vm = Arc::clone(vm);
+                settings.vm.network.put_into_force(&vm).await?;
+                return Ok((vm, running));
             }
             // A call that was under way when its client closed must not boot what nobody would end.
             if self.users().is_empty() {
@@ -220,6 +222,7 @@ impl Machine {
                 format!("a VM's boot ended: {error}"),
             ))
         })?;
+        settings.vm.network.note(&booted.0);
         self.emission.noticed().await;
         Ok(booted)
     }
