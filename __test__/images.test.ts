@@ -129,12 +129,17 @@ test("an image that could not be booted does not stay with the VM", async () => 
   await mkdir(bad);
   await symlink("/nowhere", join(bad, "etc"));
   const client = await newClient(options);
-  await expect(
-    client.vm.getOrCreate("vm", { image: { rootfs: bad } }).exec("true"),
-  ).rejects.toMatchObject({
-    code: "IMAGE_INVALID",
-    message: expect.stringContaining("its /etc is a symbolic link"),
-  });
+  for (const [rootfs, problem] of [
+    [bad, "its /etc is a symbolic link"],
+    [join(bad, ".."), "it has no programs"],
+  ] as const) {
+    await expect(
+      client.vm.getOrCreate("vm", { image: { rootfs } }).exec("true"),
+    ).rejects.toMatchObject({
+      code: "IMAGE_INVALID",
+      message: expect.stringContaining(problem),
+    });
+  }
   const agent = client.vm.getOrCreate("vm", { image: { ociLayout } });
   expect((await agent.exec("echo $OF")).stdout).toBe("the image\n");
 });
@@ -191,7 +196,7 @@ test("an agent runs on an image with what it is linked to", async () => {
 test("an agent that can't run on an image says why", async () => {
   const directory = await newDirectory();
   const rootfs = join(directory, "rootfs");
-  await mkdir(join(rootfs, "etc"), { recursive: true });
+  for (const place of ["etc", "bin"]) await mkdir(join(rootfs, place), { recursive: true });
   await writeFile(join(rootfs, "etc/os-release"), "ID=empty");
   const client = await newClient({ image: { rootfs } });
   const session = client.vm.getOrCreate("vm").createSession("pi", { env: pi.noRetries });

@@ -189,8 +189,21 @@ fn check(image: &Image, ids: IdMap) -> Result<()> {
             ));
         }
     }
-    if fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_none()) {
+    let Ok(entries) = fs::read_dir(root) else {
+        return Ok(());
+    };
+    let entries: Vec<_> = entries.flatten().collect();
+    if entries.is_empty() {
         return unusable("it is empty".to_owned());
+    }
+    // As the directory that a root file system is in.
+    let may_be_program = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        ["bin", "sbin", "usr"].iter().any(|place| name == *place)
+            || entry.file_type().is_ok_and(|kind| kind.is_file())
+    };
+    if !entries.iter().any(may_be_program) {
+        return unusable("it has no programs: no /bin, /sbin or /usr, nor a file".to_owned());
     }
     Ok(())
 }
