@@ -61,8 +61,9 @@ const LINGER: Duration = Duration::from_secs(30);
 /// Of the head of a request: more than any server takes.
 const MAX_HEADERS: u32 = 64 * 1024;
 
-/// Requests at once over one connection, of which each has memory of this process for its head.
-const MAX_STREAMS: u32 = 64;
+/// Requests at once over one connection, of which each has memory of this process for its head. Clients expect a
+/// hundred (RFC 9113, section 6.5.2).
+const MAX_STREAMS: u32 = 100;
 
 type GuestTls = tls_server::TlsStream<Guest>;
 type ServerTls = tls_client::TlsStream<TcpStream>;
