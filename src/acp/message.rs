@@ -98,8 +98,9 @@ pub fn present<'de, D: Deserializer<'de>>(
 /// JavaScript reads any depth, but can't write a few thousand: `JSON.stringify` would throw.
 pub(super) const MAX_NESTING: usize = 2000;
 
-/// How many values a message may have, counted by what begins them: `[`, `{` and `,`. What is said in ACP has some hundreds; JavaScript reads all kinds of
-/// so many within half a second, in which the process that asked does nothing else.
+/// How many values a message may have, counted by what begins them: `[`, `{` and `,`. What is said in ACP
+/// has some hundreds; JavaScript reads all kinds of so many within half a second, in which the process that
+/// asked does nothing else.
 pub(super) const MAX_VALUES: usize = 100_000;
 
 /// Why JavaScript should not have to read this JSON. Nearly always a matter of counting brackets and commas.
@@ -123,6 +124,9 @@ pub fn has_more_values<'a>(
     limit: usize,
 ) -> bool {
     let texts = texts.into_iter();
+    if texts.clone().map(<[u8]>::len).sum::<usize>() <= limit {
+        return false;
+    }
     let quickly = (texts.clone()).flat_map(|text| memchr::memchr3_iter(b'{', b'[', b',', text));
     // Those within strings do not count.
     let begins_value = |byte: &u8| matches!(byte, b'{' | b'[' | b',');

@@ -19,8 +19,9 @@ pub enum AgentError {
     )]
     Unsupported { name: String, known: String },
     #[error(
-        "agent {agent:?} is not installed in {store:?}, and autoInstall is off: run `npx agentvm \
-         install {agent}`"
+        "agent {agent:?} is not installed in {store:?}, and autoInstall is off: call \
+         client.agents.install({agent:?}), or run `npx agentvm install {agent}` where the store is the one of \
+         `npx agentvm agents`"
     )]
     NotInstalled { agent: String, store: PathBuf },
     #[error("agent {wanted:?}: {problem}")]
