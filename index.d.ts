@@ -381,7 +381,8 @@ export interface Client extends AsyncDisposable {
      * I/O: a VM boots when something needs it.
      *
      * @param options what this VM has over the client's options, from its next boot on; `network`
-     * from the next call on that needs the VM, also where another client has booted it. They hold for this client
+     * from the next call on that needs the VM, also where another client has booted it, and until later ones are
+     * given there. They hold for this client
      * until they are given again, and are not kept on disk. Not given: as they were; `network` and `secrets` are
      * so too where others are given
      * @throws {AgentVmError} `INVALID_ARGUMENT`, `CLIENT_CLOSED`

@@ -102,3 +102,23 @@ test("rules that are given hold for a VM that runs, whoever has booted it", asyn
   await agent.exec(resolve);
   await expect.poll(() => rules).toContain("denied.test");
 });
+
+test("rules that were given last hold, though a call from before comes after them", async () => {
+  const dataDir = await newDirectory();
+  const network = { deny: ["denied.test"] } as const;
+  const client = await newClient({ dataDir, network });
+  const later = await newClient({ dataDir });
+  const rules: string[] = [];
+  const agent = client.vm.getOrCreate("vm");
+  agent.on("networkDenied", ({ rule }) => rules.push(rule));
+  // It boots the VM, by rules that are older when it does.
+  const booting = agent.exec("true");
+  client.vm.getOrCreate("vm", { network: { default: "none" } });
+  await booting;
+  await agent.exec("getent hosts any.test");
+  await expect.poll(() => rules).toContain("none");
+
+  await later.vm.getOrCreate("vm").setNetwork({ deny: ["other.test"] });
+  await agent.exec("getent hosts other.test");
+  await expect.poll(() => rules).toContain("other.test");
+});

@@ -76,16 +76,19 @@ export function vmWebSocket(
     },
   });
   const init = protocols === undefined ? {} : { protocols: protocols as string | string[] };
-  return new (webSocketClass())(url, { ...init, dispatcher }, () => connection?.destroy());
+  return new (webSocketClass())(url, { ...init, dispatcher }, () => connection);
 }
 
-/** A server has this long to end a connection after a close, in milliseconds, and twice as long at most. */
+/**
+ * A server has this long to end a connection after a close, in milliseconds, and twice as long at most, from when
+ * it has read all that it was sent, or reads no more.
+ */
 const CLOSING_MS = 5000;
 
 type WebSocketClass = new (
   url: string,
   init: Undici.WebSocketInit,
-  giveUp: () => void,
+  connection: () => Duplex | undefined,
 ) => Undici.WebSocket;
 
 let webSocket: WebSocketClass | undefined;
@@ -99,9 +102,9 @@ function webSocketClass(): WebSocketClass {
   webSocket ??= class extends WebSocket {
     #failed = false;
 
-    constructor(url: string, init: Undici.WebSocketInit, giveUp: () => void) {
+    constructor(url: string, init: Undici.WebSocketInit, connection: () => Duplex | undefined) {
       super(url, init);
-      this.addEventListener("open", () => this.#watch(giveUp), { once: true });
+      this.addEventListener("open", () => this.#watch(connection()), { once: true });
       this.addEventListener("error", (event) => {
         if (this.#failed) {
           event.stopImmediatePropagation();
@@ -121,11 +124,13 @@ function webSocketClass(): WebSocketClass {
     }
 
     /** Nothing tells of a close that came from the server. */
-    #watch(giveUp: () => void): void {
-      let wasClosing = false;
+    #watch(connection: Duplex | undefined): void {
+      /** Bytes that were left to send when it was last seen closing. */
+      let left: number | undefined;
       const timer = setInterval(() => {
-        if (wasClosing) giveUp();
-        wasClosing = super.readyState === WebSocket.CLOSING;
+        if (super.readyState !== WebSocket.CLOSING) return;
+        if (connection?.writableLength === left) connection?.destroy();
+        left = connection?.writableLength;
       }, CLOSING_MS);
       timer.unref();
       this.addEventListener("close", () => clearInterval(timer), { once: true });

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
@@ -64,6 +65,26 @@ impl Closing {
         }
     }
 
+    /// Closes what is left, once PID 1 is gone and lets nothing wait any more. What is being closed may have
+    /// waited for the other end of its connection, which is among the rest.
+    pub fn end(&self) {
+        let rest = std::mem::take(&mut self.waiting().descriptors);
+        if rest.is_empty() {
+            return;
+        }
+        self.runtime.spawn_blocking(move || {
+            let at_once = libc::linger {
+                l_onoff: 1,
+                l_linger: 0,
+            };
+            for descriptor in &rest {
+                // An error: it is no socket.
+                let _ = setsockopt(descriptor, sockopt::Linger, &at_once);
+            }
+            drop(rest);
+        });
+    }
+
     fn next(&self) -> Option<OwnedFd> {
         let mut waiting = self.waiting();
         let next = waiting.descriptors.pop_front();
@@ -84,8 +105,6 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::time::{Duration, Instant};
 
-    use nix::sys::socket::{setsockopt, sockopt};
-
     use super::*;
 
     /// A connection whose last descriptor takes minutes to close, until its server is gone.
@@ -94,14 +113,38 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         let mut ours = TcpStream::connect(address).expect("a connection");
         let (never_reads, _) = listener.accept().expect("a connection");
+        // Little memory for each.
+        setsockopt(&ours, sockopt::SndBuf, &4096).expect("SO_SNDBUF");
+        setsockopt(&never_reads, sockopt::RcvBuf, &4096).expect("SO_RCVBUF");
         ours.set_nonblocking(true).expect("O_NONBLOCK");
         while ours.write(&[0; 1 << 12]).is_ok() {}
         let minutes = libc::linger {
             l_onoff: 1,
-            l_linger: 600,
+            l_linger: 120,
         };
         setsockopt(&ours, sockopt::Linger, &minutes).expect("SO_LINGER");
         (never_reads, ours.into())
+    }
+
+    async fn all_closed(closing: &Closing) {
+        while closing.waiting().under_way {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_closes_both_ends_of_what_waits_for_itself() {
+        let closing = Closing::new();
+        let (server, descriptor) = lingering();
+        closing.close(descriptor);
+        // Until the thread is at it.
+        while !closing.waiting().descriptors.is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        closing.close(server.into());
+        closing.end();
+        let closed = tokio::time::timeout(Duration::from_secs(30), all_closed(&closing));
+        closed.await.expect("it waits for itself");
     }
 
     #[tokio::test]
@@ -123,14 +166,10 @@ mod tests {
         let (server, descriptor) = lingering();
         drop(server);
         other.close(descriptor);
-        while other.waiting().under_way {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        all_closed(&other).await;
         // The first is under way, and the end of its server ends it.
         drop(servers);
         closing.few().await;
-        while closing.waiting().under_way {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        all_closed(&closing).await;
     }
 }

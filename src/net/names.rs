@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 const SHORTEST: Duration = Duration::from_mins(10);
 const LONGEST: Duration = Duration::from_hours(1);
 
+/// Who connects so soon after an answer connects to what was asked for.
+const FRESH: Duration = Duration::from_secs(30);
+
 /// Nothing inside the VM is told to remember an answer for longer than it is known here.
 pub(super) const MAX_TTL: u32 = 3600;
 
@@ -28,6 +31,8 @@ pub(super) struct Names {
 #[derive(Debug, Clone)]
 struct Known {
     name: Arc<str>,
+    /// When it was given out last.
+    at: Instant,
     until: Instant,
 }
 
@@ -48,6 +53,7 @@ impl Names {
         }
         names.push(Known {
             name: Arc::clone(name),
+            at: now,
             until,
         });
     }
@@ -60,12 +66,28 @@ impl Names {
         current.map(|own| Arc::clone(&own.name)).collect()
     }
 
-    /// In no order.
-    pub(super) fn addresses_of(&self, name: &str, now: Instant) -> Vec<IpAddr> {
+    /// Other addresses of what this one was given out for a moment ago, in no order: where it is that of several
+    /// names, those that are of each of them. Who gives another one's address out for a name of theirs must not
+    /// get what is meant for the other.
+    pub(super) fn instead_of(&self, address: IpAddr, now: Instant) -> Vec<IpAddr> {
         let known = self.known();
-        let is_named = |known: &Known| known.until > now && &*known.name == name;
-        let named = known.iter().filter(|(_, names)| names.iter().any(is_named));
-        named.map(|(address, _)| *address).collect()
+        let current = |address: &IpAddr| {
+            let names = known.get(address).into_iter().flatten();
+            names.filter(|own| own.until > now).collect::<Vec<_>>()
+        };
+        let names = current(&address);
+        let is_fresh = |own: &&Known| now.saturating_duration_since(own.at) < FRESH;
+        if !names.iter().any(is_fresh) {
+            return Vec::new();
+        }
+        let is_alike = |other: &&IpAddr| {
+            let own = current(other);
+            **other != address
+                && names
+                    .iter()
+                    .all(|name| own.iter().any(|own| own.name == name.name))
+        };
+        known.keys().filter(is_alike).copied().collect()
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, Vec<Known>>> {
@@ -109,12 +131,29 @@ mod tests {
         assert_eq!(at(0), [name("short.test"), name("long.test")]);
         assert_eq!(at(599), [name("short.test"), name("long.test")]);
         assert_eq!(at(600), [name("long.test")]);
-        let addresses =
-            |name, seconds| names.addresses_of(name, now + Duration::from_secs(seconds));
-        assert_eq!(addresses("short.test", 599), [address]);
-        assert_eq!(addresses("short.test", 600), [] as [IpAddr; 0]);
         assert_eq!(at(3600), []);
         assert_eq!(names.of(Ipv4Addr::new(1, 2, 3, 5).into(), now), []);
+    }
+
+    #[test]
+    fn instead_of_an_address_there_are_those_that_all_its_names_have_for_a_moment() {
+        let (names, now) = (Names::default(), Instant::now());
+        let [one, two, three] = [1, 2, 3].map(|last| IpAddr::from([1, 2, 3, last]));
+        for address in [one, two] {
+            names.record(&name("a.test"), address, 60, now);
+        }
+        let at = |address, seconds| names.instead_of(address, now + Duration::from_secs(seconds));
+        assert_eq!(at(one, 29), [two]);
+        assert_eq!(at(one, 30), [] as [IpAddr; 0]);
+        assert_eq!(at(three, 0), [] as [IpAddr; 0]);
+        // As one who would have what is meant for `one`.
+        for address in [one, three] {
+            names.record(&name("b.test"), address, 60, now);
+        }
+        assert_eq!(at(one, 0), [] as [IpAddr; 0]);
+        // Two sites of the same addresses.
+        names.record(&name("b.test"), two, 60, now);
+        assert_eq!(at(one, 0), [two]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::Traffic;
+use super::address::{Scope, scope};
 use super::denials::{Denials, Protocol, Refused};
 use super::dial::dial;
 use super::hello::{ClientHello, Inspection};
@@ -39,8 +40,9 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 const NEW_PER_SECOND: u32 = 256;
 const NEW_AT_ONCE: u32 = 1024;
 
-/// Other addresses of a name that are tried for one connection.
+/// Other addresses of a name that are tried for one connection, and whose descriptors they may have.
 const MAX_OTHERS: usize = 3;
+const MORE: u32 = 2;
 
 pub(super) struct Proxy {
     /// As it is now.
@@ -231,14 +233,25 @@ impl Proxy {
         if let Err(reason) = judged.judge(&policy) {
             return Err(self.deny(&judged, reason));
         }
+        // What else is tried meanwhile counts as connections, too.
+        let mut spare = None;
+        let others = || {
+            let own = self.slots.try_acquire_many(MORE);
+            spare = own.ok().zip(of_all_vms().try_acquire_many(MORE).ok());
+            spare
+                .as_ref()
+                .map(|_| self.others(&judged))
+                .unwrap_or_default()
+        };
         // As long as it takes: a program that gives up resets its side.
         let (mut server, destination) = tokio::select! {
-            dialled = dial(judged.destination, || self.others(&judged, &policy)) => dialled?,
+            dialled = dial(judged.destination, others) => dialled?,
             gone = guest.ready(Interest::ERROR) => {
                 gone?;
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
         };
+        drop(spare);
         let judged = if destination == judged.destination {
             judged
         } else {
@@ -278,18 +291,19 @@ impl Proxy {
         }
     }
 
-    /// Where else what was asked for may be: at the other addresses of the name, as far as they are allowed.
-    fn others(&self, judged: &Judged, policy: &Policy) -> Vec<SocketAddr> {
-        let Some(name) = judged.names.last() else {
-            return Vec::new();
-        };
+    /// Where else what was asked for may be: at other public addresses of its name, as far as they are allowed.
+    fn others(&self, judged: &Judged) -> Vec<SocketAddr> {
         let (address, port) = (judged.destination.ip(), judged.destination.port());
-        let mut others = self.names.addresses_of(name, Instant::now());
-        others.retain(|other| *other != address);
+        if scope(address) != Scope::Public {
+            return Vec::new();
+        }
+        let policy = Arc::clone(&self.policy.borrow());
+        let mut others = self.names.instead_of(address, Instant::now());
+        others.retain(|other| scope(*other) == Scope::Public);
         // What does not answer may be all of IPv6.
         others.sort_by_key(|other| other.is_ipv6() == address.is_ipv6());
         let others = others.into_iter().map(|other| SocketAddr::new(other, port));
-        let allowed = others.filter(|other| self.judged(*other).judge(policy).is_ok());
+        let allowed = others.filter(|other| self.judged(*other).judge(&policy).is_ok());
         allowed.take(MAX_OTHERS).collect()
     }
 

@@ -63,11 +63,13 @@ impl NativeClient {
             match &options {
                 Some(options) => {
                     let mut over = self.client.vm_settings().clone();
-                    if let Some(before) = before.map(NativeVm::settings) {
-                        over.network = before.network.clone();
-                        over.secrets = before.secrets.clone();
-                    }
-                    self.client.vm_with(key, vm_options(options, &over)?)
+                    let Some(before) = before.map(NativeVm::handle) else {
+                        return self.client.vm_with(key, vm_options(options, &over)?);
+                    };
+                    over.network = before.vm_settings().network.clone();
+                    over.secrets = before.vm_settings().secrets.clone();
+                    let settings = vm_options(options, &over)?;
+                    self.client.vm_instead(key, before, settings)
                 }
                 None => self.client.vm(key),
             }

@@ -20,7 +20,7 @@ use super::options::{self, exec_options, session_options};
 use super::record::{created_session, turn_result};
 use crate::error::{Code, Error, Result};
 use crate::ids::SessionId;
-use crate::session::{VmHandle, VmSettings};
+use crate::session::VmHandle;
 use crate::vm::Exit;
 use crate::vm::exec::ExecEnd;
 
@@ -194,8 +194,8 @@ impl NativeVm {
         Self { handle }
     }
 
-    pub(super) fn settings(&self) -> &VmSettings {
-        self.handle.vm_settings()
+    pub(super) const fn handle(&self) -> &VmHandle {
+        &self.handle
     }
 }
 

@@ -112,6 +112,10 @@ impl Settings {
         }
     }
 
+    fn with(&self, vm: VmSettings) -> Arc<Self> {
+        Arc::new(Self { vm, ..self.clone() })
+    }
+
     /// What VMs may connect to.
     pub(super) fn policy(&self) -> Policy {
         Policy::new(&self.vm.loopback_exempt_ports).with_rules(self.vm.network.get())
@@ -231,11 +235,28 @@ impl Client {
         // What is exchanged by one handle is not exchanged in others.
         vm.secrets = vm.secrets.apart();
         vm.network = vm.network.apart();
-        let settings = Settings {
-            vm,
-            ..(*self.inner.settings).clone()
-        };
-        self.handle(key, Arc::new(settings))
+        self.handle(key, self.inner.settings.with(vm))
+    }
+
+    /// The same instead of a handle from before, with which it shares what confines the VM: calls that are under
+    /// way there have the secrets and the rules of the network that are given here.
+    pub fn vm_instead(
+        &self,
+        key: VmKey,
+        before: &VmHandle,
+        mut vm: VmSettings,
+    ) -> Result<VmHandle> {
+        self.inner.check_open()?;
+        let own = &before.settings.vm;
+        if !vm.network.is(&own.network) {
+            own.network.set(vm.network.get());
+            vm.network = own.network.clone();
+        }
+        if !vm.secrets.is(&own.secrets) {
+            own.secrets.set(&vm.secrets);
+            vm.secrets = own.secrets.clone();
+        }
+        self.handle(key, self.inner.settings.with(vm))
     }
 
     /// The VMs that the data directory has, by key, whichever process has made them. Boots nothing.
@@ -517,11 +538,11 @@ impl VmHandle {
     pub async fn apply_network(&self) -> Result<()> {
         let settings = self.open()?;
         // A boot that is under way is waited for.
-        match self.machine.running_vm().await {
-            Some(vm) => Ok(vm.set_network(settings.vm.network.get()).await?),
-            // One that runs elsewhere would keep the rules that it has.
-            None => self.machine.check_not_elsewhere().await,
+        if self.machine.hold(&settings.vm.network).await? {
+            return Ok(());
         }
+        // One that runs elsewhere would keep the rules that it has.
+        self.machine.check_not_elsewhere().await
     }
 
     /// Ends what runs, keeps everything that is kept.

@@ -16,7 +16,7 @@ use super::client::Settings;
 use super::emission::{Emission, Notice, ShutdownReason};
 use super::life::all_told;
 use super::limits;
-use super::network;
+use super::network::{self, Moment, NetworkRules};
 use super::outlet::Outlet;
 use super::processes::{self, Processes};
 use super::secrets;
@@ -77,6 +77,20 @@ struct Running {
     leases: Vec<Lease>,
     /// What the running VM's files are.
     image: Option<images::Image>,
+    /// When the rules of its network were given.
+    rules: Moment,
+}
+
+impl Running {
+    /// Puts these rules into force, unless later ones are.
+    async fn hold(&mut self, vm: &DynVm, network: &NetworkRules) -> Result<()> {
+        let given = network.given_at();
+        if given > self.rules {
+            vm.set_network(network.get()).await?;
+            self.rules = given;
+        }
+        Ok(())
+    }
 }
 
 impl Machine {
@@ -149,16 +163,15 @@ impl Machine {
     async fn running(&self, settings: &Settings) -> Result<(DynVm, OwnedMutexGuard<Running>)> {
         let mut found = None;
         let (mut running, found) = loop {
-            let running = Arc::clone(&self.running).lock_owned().await;
+            let mut running = Arc::clone(&self.running).lock_owned().await;
             // A call that was let in before: its VM is about to go, or gone.
             if self.gate.is_closed() {
                 return Err(self.was_ended());
             }
-            if let Some(vm) = &running.vm
+            if let Some(vm) = running.vm.clone()
                 && vm.still_runs().await
             {
-                let vm = Arc::clone(vm);
-                settings.vm.network.put_into_force(&vm).await?;
+                running.hold(&vm, &settings.vm.network).await?;
                 return Ok((vm, running));
             }
             // A call that was under way when its client closed must not boot what nobody would end.
@@ -179,6 +192,8 @@ impl Machine {
             });
         };
         let (image, lease) = found.map(|found| (found.image, found.lease)).unzip();
+        // Before they are read: they may be exchanged in between.
+        let rules = settings.vm.network.given_at();
         let options = BootOptions {
             dir: self.dir.clone(),
             key: self.key_json(),
@@ -205,6 +220,7 @@ impl Machine {
             let vm: DynVm = booted.vm;
             *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(&vm));
             running.vm = Some(Arc::clone(&vm));
+            running.rules = rules;
             running.lock = Some(booted.lock);
             running.image = lease;
             emission.notify(&Notice::VmBooted {
@@ -222,7 +238,6 @@ impl Machine {
                 format!("a VM's boot ended: {error}"),
             ))
         })?;
-        settings.vm.network.note(&booted.0);
         self.emission.noticed().await;
         Ok(booted)
     }
@@ -231,6 +246,15 @@ impl Machine {
     pub(super) async fn running_vm(&self) -> Option<DynVm> {
         let vm = self.running.lock().await.vm.clone()?;
         vm.still_runs().await.then_some(vm)
+    }
+
+    /// Puts these rules into force, if the VM runs. One that boots or ends at this moment is waited for.
+    pub(super) async fn hold(&self, network: &NetworkRules) -> Result<bool> {
+        let mut running = self.running.lock().await;
+        match running.vm.clone() {
+            Some(vm) if vm.still_runs().await => running.hold(&vm, network).await.map(|()| true),
+            _ => Ok(false),
+        }
     }
 
     /// `VM_BUSY` if another process has it open.

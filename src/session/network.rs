@@ -1,78 +1,69 @@
 //! What a VM may not reach, as its users hear of it.
 
-use std::ptr::addr_eq;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::emission::{Emission, Notice};
 use crate::net::{Denial, Rules};
-use crate::vm::{DynVm, Vm, VmError};
 
-/// The rules of a VM's boots. Clones share them.
+/// The rules of a VM's boots, and of one that runs. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct NetworkRules(Arc<Shared>);
+pub struct NetworkRules(Arc<RwLock<Given>>);
 
-#[derive(Debug, Default)]
-struct Shared {
-    rules: RwLock<Rules>,
-    /// Somebody has said them.
-    are_given: AtomicBool,
-    /// The last VM that has got them.
-    vm: Mutex<Option<Weak<dyn Vm>>>,
+#[derive(Debug, Clone, Default)]
+struct Given {
+    rules: Rules,
+    at: Moment,
+}
+
+/// When rules were given, among all that this process was given: of two, the later hold. The first is that of
+/// rules that nobody has given.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(u64);
+
+impl Moment {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 impl NetworkRules {
-    /// Rules that somebody has said, and that hold for a VM that runs already, too.
+    /// Given now.
     #[must_use]
     pub fn new(rules: Rules) -> Self {
-        Self(Arc::new(Shared {
-            rules: RwLock::new(rules),
-            are_given: AtomicBool::new(true),
-            vm: Mutex::default(),
-        }))
+        let at = Moment::next();
+        Self(Arc::new(RwLock::new(Given { rules, at })))
     }
 
     #[must_use]
     pub fn get(&self) -> Rules {
-        let rules = self.0.rules.read();
-        rules.unwrap_or_else(PoisonError::into_inner).clone()
+        self.read().rules.clone()
     }
 
-    /// The same, which changes on its own.
+    pub(super) fn given_at(&self) -> Moment {
+        self.read().at
+    }
+
+    /// The same, which change on their own.
     pub(super) fn apart(&self) -> Self {
-        Self(Arc::new(Shared {
-            rules: RwLock::new(self.get()),
-            are_given: AtomicBool::new(self.0.are_given.load(Ordering::Relaxed)),
-            vm: Mutex::default(),
-        }))
+        Self(Arc::new(RwLock::new(self.read().clone())))
+    }
+
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub(super) fn set(&self, rules: Rules) {
-        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
-        self.0.are_given.store(true, Ordering::Relaxed);
+        let mut given = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let at = Moment::next();
+        *given = Given { rules, at };
     }
 
-    /// This VM was booted with them.
-    pub(super) fn note(&self, vm: &DynVm) {
-        *self.vm() = Some(Arc::downgrade(vm));
-    }
-
-    /// Puts them into force in a VM that somebody else may have booted, once.
-    pub(super) async fn put_into_force(&self, vm: &DynVm) -> Result<(), VmError> {
-        let has_them = |known: &Weak<dyn Vm>| addr_eq(known.as_ptr(), Arc::as_ptr(vm));
-        let is_done = self.vm().as_ref().is_some_and(has_them);
-        if is_done || !self.0.are_given.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        vm.set_network(self.get()).await?;
-        self.note(vm);
-        Ok(())
-    }
-
-    fn vm(&self) -> MutexGuard<'_, Option<Weak<dyn Vm>>> {
-        self.0.vm.lock().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, Given> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

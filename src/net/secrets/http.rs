@@ -24,6 +24,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Uri, Version, client, rt, server};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, client as tls_client, server as tls_server};
@@ -243,12 +244,11 @@ impl Exchange {
             .await
             .map_err(io::Error::other)?;
         let no_http = NoHttp::default();
-        let spawn = executor.clone();
         let service = service_fn(|request: Request<Incoming>| {
             let exchange = Arc::clone(&self);
             let (no_http, sender) = (no_http.clone(), sender.clone());
             let (answered, answer) = oneshot::channel();
-            let request = request.map(|body| Lingering::new(body, answer, &spawn));
+            let request = request.map(|body| Lingering::new(body, answer));
             async move {
                 let answer = exchange.ask(request, sender, &no_http).await;
                 if let Ok(answer) = &answer {
@@ -314,11 +314,10 @@ impl Exchange {
         tracing::warn!(%name, port, %error, "can't connect to a host of a secret");
         let text = format!("agentvm: can't make a TLS connection to {name}:{port}: {error}\n");
         let asked = Notify::new();
-        let (_tasks, executor) = Tasks::new();
         let service = service_fn(|request: Request<Incoming>| {
             if is_h2 {
                 let (answered, answer) = oneshot::channel();
-                drop(Lingering::new(request.into_body(), answer, &executor));
+                drop(Lingering::new(request.into_body(), answer));
                 let _ = answered.send(StatusCode::BAD_GATEWAY);
             }
             asked.notify_one();
@@ -327,7 +326,8 @@ impl Exchange {
         });
         let guest = TokioIo::new(guest);
         let told = if is_h2 {
-            let serving = server::conn::http2::Builder::new(executor.clone());
+            let (_tasks, executor) = Tasks::new();
+            let serving = server::conn::http2::Builder::new(executor);
             let mut serving = pin!(serving.serve_connection(guest, service));
             tokio::select! {
                 served = &mut serving => served,
@@ -561,15 +561,13 @@ struct Lingering {
     body: Option<Incoming>,
     /// What becomes of the request.
     answer: Option<oneshot::Receiver<StatusCode>>,
-    spawn: Spawn,
 }
 
 impl Lingering {
-    fn new(body: Incoming, answer: oneshot::Receiver<StatusCode>, spawn: &Spawn) -> Self {
+    const fn new(body: Incoming, answer: oneshot::Receiver<StatusCode>) -> Self {
         Self {
             body: Some(body),
             answer: Some(answer),
-            spawn: spawn.clone(),
         }
     }
 }
@@ -603,7 +601,11 @@ impl Drop for Lingering {
         let (Some(mut body), Some(answer)) = (body, self.answer.take()) else {
             return;
         };
-        rt::Executor::execute(&self.spawn, async move {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        // Not among the connection's own tasks, whose lock may be held. It ends with the connection all the same.
+        runtime.spawn(async move {
             let end = async { while let Some(Ok(_lost)) = body.frame().await {} };
             let wanted = async {
                 let refused =

@@ -324,6 +324,12 @@ impl Secrets {
         Self(Arc::new(RwLock::new(self.get())))
     }
 
+    /// Whether what is exchanged in one is exchanged in the other.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(super) fn get(&self) -> Arc<[Arc<Secret>]> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }

@@ -454,6 +454,13 @@ impl Control {
     }
 }
 
+impl Drop for Control {
+    fn drop(&mut self) {
+        // Nobody calls any more: the VM has ended.
+        self.closing.end();
+    }
+}
+
 struct Waiting<'a> {
     control: &'a Control,
     id: RequestId,
