@@ -482,6 +482,10 @@ mod tests {
     }
 
     fn agent_heard_by<H: Handler>(heard: Arc<H>) -> Agent<H> {
+        agent_with(10_000, heard)
+    }
+
+    fn agent_with<H: Handler>(limit: usize, heard: Arc<H>) -> Agent<H> {
         let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("a pipe");
         let ((stdin_read, stdin), (stdout, stdout_write)) = (pipe(), pipe());
         for end in [&stdin, &stdout] {
@@ -489,7 +493,7 @@ mod tests {
                 .expect("fcntl");
         }
         Agent {
-            connection: Connection::start(stdin, stdout, 10_000, heard.clone())
+            connection: Connection::start(stdin, stdout, limit, heard.clone())
                 .expect("a connection"),
             heard,
             stdin: BufReader::new(stdin_read.into()),
@@ -567,7 +571,7 @@ mod tests {
         let deep = format!("{}{}", "[".repeat(MAX_NESTING), "]".repeat(MAX_NESTING));
         let many = format!("[{}0]", "{},".repeat(MAX_VALUES));
         for (params, why) in [(deep, "nested"), (many, "values")] {
-            let agent = agent();
+            let agent = agent_with(1 << 20, Arc::new(Recorder::default()));
             let mut stdout = agent.stdout;
             let writing = tokio::task::spawn_blocking(move || {
                 writeln!(stdout, "{{\"method\":\"x\",\"params\":{params}}}")
