@@ -1,6 +1,6 @@
 //! For which names the VM's resolver has given out an address.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +12,10 @@ const LONGEST: Duration = Duration::from_hours(1);
 
 /// Who connects so soon after an answer connects to what was asked for.
 const FRESH: Duration = Duration::from_secs(30);
+
+/// Addresses that were given out of late, and those of one name that are looked at.
+const MAX_RECENT: usize = 512;
+const MAX_ALIKE: usize = 8;
 
 /// Nothing inside the VM is told to remember an answer for longer than it is known here.
 pub(super) const MAX_TTL: u32 = 3600;
@@ -26,20 +30,29 @@ const MAX_NAMES: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Names {
     known: Mutex<HashMap<IpAddr, Vec<Known>>>,
+    /// The last ones last.
+    recent: Mutex<VecDeque<Recent>>,
 }
 
 #[derive(Debug, Clone)]
 struct Known {
     name: Arc<str>,
-    /// When it was given out last.
-    at: Instant,
     until: Instant,
+}
+
+/// An address that was given out for a name.
+#[derive(Debug)]
+struct Recent {
+    name: Arc<str>,
+    address: IpAddr,
+    at: Instant,
 }
 
 impl Names {
     /// `address` is given out as that of `name`, which is in lower case and without a dot at its end.
     pub(super) fn record(&self, name: &Arc<str>, address: IpAddr, ttl: u32, now: Instant) {
         let until = now + Duration::from_secs(ttl.into()).clamp(SHORTEST, LONGEST);
+        self.note(name, address, now);
         let mut known = self.known();
         if known.len() >= MAX_ADDRESSES && !known.contains_key(&address) {
             make_room(&mut known, now);
@@ -53,8 +66,19 @@ impl Names {
         }
         names.push(Known {
             name: Arc::clone(name),
-            at: now,
             until,
+        });
+    }
+
+    fn note(&self, name: &Arc<str>, address: IpAddr, at: Instant) {
+        let mut recent = self.recent();
+        if recent.len() >= MAX_RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(Recent {
+            name: Arc::clone(name),
+            address,
+            at,
         });
     }
 
@@ -66,28 +90,40 @@ impl Names {
         current.map(|own| Arc::clone(&own.name)).collect()
     }
 
-    /// Other addresses of what this one was given out for a moment ago, in no order: where it is that of several
+    /// Other addresses of what this one was given out for a moment ago, the last first: where it is that of several
     /// names, those that are of each of them. Who gives another one's address out for a name of theirs must not
     /// get what is meant for the other.
     pub(super) fn instead_of(&self, address: IpAddr, now: Instant) -> Vec<IpAddr> {
-        let known = self.known();
-        let current = |address: &IpAddr| {
-            let names = known.get(address).into_iter().flatten();
-            names.filter(|own| own.until > now).collect::<Vec<_>>()
+        let alike = self.given_out_with(address, now);
+        let names = self.of(address, now);
+        let has_all = |other: &IpAddr| {
+            let own = self.of(*other, now);
+            names.iter().all(|name| own.contains(name))
         };
-        let names = current(&address);
-        let is_fresh = |own: &&Known| now.saturating_duration_since(own.at) < FRESH;
-        if !names.iter().any(is_fresh) {
-            return Vec::new();
+        alike.into_iter().filter(has_all).collect()
+    }
+
+    /// Other addresses of the name that this one was given out for last.
+    fn given_out_with(&self, address: IpAddr, now: Instant) -> Vec<IpAddr> {
+        let recent = self.recent();
+        let is_fresh = |own: &&Recent| now.saturating_duration_since(own.at) < FRESH;
+        let mut fresh = recent.iter().rev().take_while(is_fresh);
+        let mut alike = Vec::new();
+        let Some(meant) = fresh.clone().find(|own| own.address == address) else {
+            return alike;
+        };
+        while alike.len() < MAX_ALIKE
+            && let Some(own) = fresh.find(|own| own.name == meant.name)
+        {
+            if own.address != address && !alike.contains(&own.address) {
+                alike.push(own.address);
+            }
         }
-        let is_alike = |other: &&IpAddr| {
-            let own = current(other);
-            **other != address
-                && names
-                    .iter()
-                    .all(|name| own.iter().any(|own| own.name == name.name))
-        };
-        known.keys().filter(is_alike).copied().collect()
+        alike
+    }
+
+    fn recent(&self) -> MutexGuard<'_, VecDeque<Recent>> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, Vec<Known>>> {
