@@ -14,6 +14,8 @@ const CHUNK = 256 * 1024;
 /** A TCP connection to a server inside a VM. Reads only what is asked for. */
 export class VmConnection extends Duplex implements Api.VmConnection {
   readonly #native: NativeConnection;
+  /** Bytes that the kernel has taken. */
+  taken = 0;
 
   constructor(native: NativeConnection) {
     super({ allowHalfOpen: true });
@@ -36,7 +38,9 @@ export class VmConnection extends Duplex implements Api.VmConnection {
 
   async #send(chunk: Buffer): Promise<void> {
     for (let sent = 0; sent < chunk.length; sent += CHUNK) {
-      await this.#native.write(chunk.subarray(sent, sent + CHUNK));
+      const part = chunk.subarray(sent, sent + CHUNK);
+      await this.#native.write(part);
+      this.taken += part.length;
     }
   }
 

@@ -1,10 +1,10 @@
 /** HTTP and WebSocket to servers inside a VM: fetch as the platform knows it, over connections of ours. */
 
-import { type Duplex, Readable } from "node:stream";
+import { Readable } from "node:stream";
 import type * as Undici from "undici";
 import type * as Api from "../index";
 import { bytes, requireSignal, requireString } from "./arguments";
-import { connect, requirePort } from "./connection";
+import { connect, requirePort, type VmConnection } from "./connection";
 import { AgentVmError, aborted, invalidArgument } from "./errors";
 import type { native } from "./native";
 
@@ -67,7 +67,7 @@ export function vmWebSocket(
   protocols?: string | readonly string[],
 ): Undici.WebSocket {
   const url = address("ws", port, path);
-  let connection: Duplex | undefined;
+  let connection: VmConnection | undefined;
   // As TCP sockets are: one whose server has ended is closed.
   const dispatcher = loopback(vm, {
     allowHalfOpen: false,
@@ -81,14 +81,14 @@ export function vmWebSocket(
 
 /**
  * A server has this long to end a connection after a close, in milliseconds, and twice as long at most, from when
- * it has read all that it was sent, or reads no more.
+ * the kernel has taken all that it is to be sent, or takes no more.
  */
 const CLOSING_MS = 5000;
 
 type WebSocketClass = new (
   url: string,
   init: Undici.WebSocketInit,
-  connection: () => Duplex | undefined,
+  connection: () => VmConnection | undefined,
 ) => Undici.WebSocket;
 
 let webSocket: WebSocketClass | undefined;
@@ -102,7 +102,11 @@ function webSocketClass(): WebSocketClass {
   webSocket ??= class extends WebSocket {
     #failed = false;
 
-    constructor(url: string, init: Undici.WebSocketInit, connection: () => Duplex | undefined) {
+    constructor(
+      url: string,
+      init: Undici.WebSocketInit,
+      connection: () => VmConnection | undefined,
+    ) {
       super(url, init);
       this.addEventListener("open", () => this.#watch(connection()), { once: true });
       this.addEventListener("error", (event) => {
@@ -124,13 +128,13 @@ function webSocketClass(): WebSocketClass {
     }
 
     /** Nothing tells of a close that came from the server. */
-    #watch(connection: Duplex | undefined): void {
-      /** Bytes that were left to send when it was last seen closing. */
-      let left: number | undefined;
+    #watch(connection: VmConnection | undefined): void {
+      /** What the server had been sent when it was last seen closing. */
+      let taken: number | undefined;
       const timer = setInterval(() => {
         if (super.readyState !== WebSocket.CLOSING) return;
-        if (connection?.writableLength === left) connection?.destroy();
-        left = connection?.writableLength;
+        if (connection?.taken === taken) connection?.destroy();
+        taken = connection?.taken;
       }, CLOSING_MS);
       timer.unref();
       this.addEventListener("close", () => clearInterval(timer), { once: true });
@@ -149,7 +153,7 @@ function loopback(
   {
     allowHalfOpen = true,
     onConnect = () => {},
-  }: { allowHalfOpen?: boolean; onConnect?: (connection: Duplex) => void },
+  }: { allowHalfOpen?: boolean; onConnect?: (connection: VmConnection) => void },
 ): Undici.Dispatcher {
   return new (undici().Agent)({
     connect: ({ protocol, hostname, port }, callback) => {

@@ -30,6 +30,8 @@ struct Waiting {
     descriptors: VecDeque<OwnedFd>,
     /// A thread is at it.
     under_way: bool,
+    /// PID 1 is gone.
+    ended: bool,
 }
 
 impl Closing {
@@ -46,6 +48,9 @@ impl Closing {
     /// Closes it soon, and waits for nothing.
     pub fn close(self: &Arc<Self>, descriptor: OwnedFd) {
         let mut waiting = self.waiting();
+        if waiting.ended {
+            return self.close_at_once([descriptor].into());
+        }
         waiting.descriptors.push_back(descriptor);
         if std::mem::replace(&mut waiting.under_way, true) {
             return;
@@ -65,23 +70,30 @@ impl Closing {
         }
     }
 
-    /// Closes what is left, once PID 1 is gone and lets nothing wait any more. What is being closed may have
-    /// waited for the other end of its connection, which is among the rest.
+    /// Closes what is left, once PID 1 is gone and lets nothing wait any more, and what comes later. What is being
+    /// closed may wait for the other end of its connection, which is among them.
     pub fn end(&self) {
-        let rest = std::mem::take(&mut self.waiting().descriptors);
-        if rest.is_empty() {
-            return;
+        let rest = {
+            let mut waiting = self.waiting();
+            waiting.ended = true;
+            std::mem::take(&mut waiting.descriptors)
+        };
+        if !rest.is_empty() {
+            self.close_at_once(rest);
         }
+    }
+
+    fn close_at_once(&self, descriptors: VecDeque<OwnedFd>) {
         self.runtime.spawn_blocking(move || {
             let at_once = libc::linger {
                 l_onoff: 1,
                 l_linger: 0,
             };
-            for descriptor in &rest {
+            for descriptor in &descriptors {
                 // An error: it is no socket.
                 let _ = setsockopt(descriptor, sockopt::Linger, &at_once);
             }
-            drop(rest);
+            drop(descriptors);
         });
     }
 
@@ -141,8 +153,8 @@ mod tests {
         while !closing.waiting().descriptors.is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        closing.close(server.into());
         closing.end();
+        closing.close(server.into());
         let closed = tokio::time::timeout(Duration::from_secs(30), all_closed(&closing));
         closed.await.expect("it waits for itself");
     }

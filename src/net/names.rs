@@ -30,8 +30,15 @@ const MAX_NAMES: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Names {
     known: Mutex<HashMap<IpAddr, Vec<Known>>>,
+    recent: Mutex<RecentAnswers>,
+}
+
+#[derive(Debug, Default)]
+struct RecentAnswers {
     /// The last ones last.
-    recent: Mutex<VecDeque<Recent>>,
+    given_out: VecDeque<Recent>,
+    /// Until then somebody may rely on an address that is not known any more.
+    forgotten_until: Option<Instant>,
 }
 
 #[derive(Debug, Clone)]
@@ -54,28 +61,30 @@ impl Names {
         let until = now + Duration::from_secs(ttl.into()).clamp(SHORTEST, LONGEST);
         self.note(name, address, now);
         let mut known = self.known();
-        if known.len() >= MAX_ADDRESSES && !known.contains_key(&address) {
-            make_room(&mut known, now);
-        }
+        let is_full = known.len() >= MAX_ADDRESSES && !known.contains_key(&address);
+        let mut forgotten = is_full.then(|| make_room(&mut known, now)).flatten();
         let names = known.entry(address).or_default();
         names.retain(|own| own.until > now && own.name != *name);
         if names.len() >= MAX_NAMES
             && let Some(first) = (0..names.len()).min_by_key(|index| names[*index].until)
         {
-            names.swap_remove(first);
+            forgotten = forgotten.max(Some(names.swap_remove(first).until));
         }
         names.push(Known {
             name: Arc::clone(name),
             until,
         });
+        drop(known);
+        let until = &mut self.recent().forgotten_until;
+        *until = forgotten.max(*until);
     }
 
     fn note(&self, name: &Arc<str>, address: IpAddr, at: Instant) {
-        let mut recent = self.recent();
-        if recent.len() >= MAX_RECENT {
-            recent.pop_front();
+        let given_out = &mut self.recent().given_out;
+        if given_out.len() >= MAX_RECENT {
+            given_out.pop_front();
         }
-        recent.push_back(Recent {
+        given_out.push_back(Recent {
             name: Arc::clone(name),
             address,
             at,
@@ -96,6 +105,9 @@ impl Names {
     pub(super) fn instead_of(&self, address: IpAddr, now: Instant) -> Vec<IpAddr> {
         let alike = self.given_out_with(address, now);
         let names = self.of(address, now);
+        if names.is_empty() {
+            return Vec::new();
+        }
         let has_all = |other: &IpAddr| {
             let own = self.of(*other, now);
             names.iter().all(|name| own.contains(name))
@@ -107,8 +119,12 @@ impl Names {
     fn given_out_with(&self, address: IpAddr, now: Instant) -> Vec<IpAddr> {
         let recent = self.recent();
         let is_fresh = |own: &&Recent| now.saturating_duration_since(own.at) < FRESH;
-        let mut fresh = recent.iter().rev().take_while(is_fresh);
+        let mut fresh = recent.given_out.iter().rev().take_while(is_fresh);
         let mut alike = Vec::new();
+        // It could be the address of what was forgotten.
+        if recent.forgotten_until.is_some_and(|until| until > now) {
+            return alike;
+        }
         let Some(meant) = fresh.clone().find(|own| own.address == address) else {
             return alike;
         };
@@ -122,7 +138,7 @@ impl Names {
         alike
     }
 
-    fn recent(&self) -> MutexGuard<'_, VecDeque<Recent>> {
+    fn recent(&self) -> MutexGuard<'_, RecentAnswers> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -131,20 +147,23 @@ impl Names {
     }
 }
 
-/// An eighth at once, so that it is seldom done.
-fn make_room(known: &mut HashMap<IpAddr, Vec<Known>>, now: Instant) {
+/// An eighth at once, so that it is seldom done. Returns until when what is forgotten would have been known.
+fn make_room(known: &mut HashMap<IpAddr, Vec<Known>>, now: Instant) -> Option<Instant> {
     let end = |names: &[Known]| names.iter().map(|own| own.until).max().unwrap_or(now);
     let mut ends: Vec<(Instant, IpAddr)> = known
         .iter()
         .map(|(address, names)| (end(names), *address))
         .collect();
     ends.sort_unstable();
+    let mut forgotten = None;
     for (index, (until, address)) in ends.into_iter().enumerate() {
         if until > now && index >= MAX_ADDRESSES / 8 {
             break;
         }
         known.remove(&address);
+        forgotten = Some(until);
     }
+    forgotten
 }
 
 #[cfg(test)]
@@ -190,6 +209,13 @@ mod tests {
         // Two sites of the same addresses.
         names.record(&name("b.test"), two, 60, now);
         assert_eq!(at(one, 0), [two]);
+        // Many names, of which some are forgotten: nobody knows whose addresses these were.
+        for number in 0..2 * MAX_NAMES {
+            for address in [one, three] {
+                names.record(&name(&format!("{number}.test")), address, 3600, now);
+            }
+        }
+        assert_eq!(at(one, 0), [] as [IpAddr; 0]);
     }
 
     #[test]

@@ -40,9 +40,8 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 const NEW_PER_SECOND: u32 = 256;
 const NEW_AT_ONCE: u32 = 1024;
 
-/// Other addresses of a name that are tried for one connection, and whose descriptors they may have.
+/// Other addresses of a name that are tried for one connection.
 const MAX_OTHERS: usize = 3;
-const MORE: u32 = 2;
 
 pub(super) struct Proxy {
     /// As it is now.
@@ -236,12 +235,11 @@ impl Proxy {
         // What else is tried meanwhile counts as connections, too.
         let mut spare = None;
         let others = || {
-            let own = self.slots.try_acquire_many(MORE);
-            spare = own.ok().zip(of_all_vms().try_acquire_many(MORE).ok());
-            spare
-                .as_ref()
-                .map(|_| self.others(&judged))
-                .unwrap_or_default()
+            let others = self.others(&judged);
+            let more = u32::try_from(others.len().div_ceil(DESCRIPTORS)).unwrap_or(u32::MAX);
+            let own = self.slots.try_acquire_many(more).ok();
+            spare = own.zip(of_all_vms().try_acquire_many(more).ok());
+            spare.as_ref().map(|_| others).unwrap_or_default()
         };
         // As long as it takes: a program that gives up resets its side.
         let (mut server, destination) = tokio::select! {

@@ -86,8 +86,12 @@ impl Running {
     async fn hold(&mut self, vm: &DynVm, network: &NetworkRules) -> Result<()> {
         let given = network.given_at();
         if given > self.rules {
-            vm.set_network(network.get()).await?;
-            self.rules = given;
+            // Before: they come into force though the caller gives up.
+            let before = std::mem::replace(&mut self.rules, given);
+            if let Err(error) = vm.set_network(network.get()).await {
+                self.rules = before;
+                return Err(error.into());
+            }
         }
         Ok(())
     }

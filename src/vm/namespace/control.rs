@@ -29,6 +29,13 @@ use super::directory::host;
 use crate::closing::Closing;
 use crate::vm::{Exit, VmError};
 
+/// Descriptors that a message may have as far as the kernel goes (`SCM_MAX_FD`): all are received, for the kernel
+/// closes those that there is no room for then and there, however long that takes.
+const MOST_DESCRIPTORS: usize = 253;
+
+/// Messages that a socket may hold.
+const MOST_UNREAD: usize = 4096;
+
 /// How long what PID 1 has sent may take to be closed, when there is too much of it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -456,7 +463,15 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // Nobody calls any more: the VM has ended.
+        // Nobody calls any more: the VM has ended. What it has sent and nobody has read would be closed here.
+        let mut packet = vec![0; MAX_PACKET];
+        for _ in 0..MOST_UNREAD {
+            match receive_packet(self.socket.get_ref().as_fd(), &mut packet, &self.closing) {
+                Ok((0, _)) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Ok(_) | Err(_) => {}
+            }
+        }
         self.closing.end();
     }
 }
@@ -485,7 +500,7 @@ fn receive_packet(
     packet: &mut [u8],
     closing: &Arc<Closing>,
 ) -> io::Result<(usize, Descriptors)> {
-    let mut ancillary = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut ancillary = nix::cmsg_space!([RawFd; MOST_DESCRIPTORS]);
     let mut part = libc::iovec {
         iov_base: packet.as_mut_ptr().cast(),
         iov_len: packet.len(),
@@ -502,10 +517,9 @@ fn receive_packet(
     let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
     let length = usize::try_from(Errno::result(length)?).unwrap_or(0);
     let received = descriptors_of(&message, closing);
-    // Fewer than there was room for: it is this process that may have no more (unix(7), SCM_RIGHTS).
-    let cut = message.msg_flags & libc::MSG_CTRUNC != 0;
-    let lost = cut && received.len() < MAX_DESCRIPTORS;
-    if message.msg_flags & libc::MSG_TRUNC != 0 || cut && !lost {
+    // It is this process that may have no more (unix(7), SCM_RIGHTS): there was room for all.
+    let lost = message.msg_flags & libc::MSG_CTRUNC != 0;
+    if message.msg_flags & libc::MSG_TRUNC != 0 || received.len() > MAX_DESCRIPTORS {
         return Err(io::Error::other("a message over the limit"));
     }
     Ok((length, Descriptors { received, lost }))
