@@ -6,11 +6,19 @@ import { agentStoreDir, newDirectory, runProgram } from "./fixtures.js";
 
 const agentvm = (...args: string[]) => runProgram(["dist/cli.js", ...args]);
 
-test.for(["--help", "-h", "install --help"])("%s explains the commands", async (command) => {
+test.for(["--help", "-h", "help"])("%s explains the commands", async (command) => {
   const { code, stdout, stderr } = await agentvm(...command.split(" "));
   expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
   expect(stdout).toContain("Usage: agentvm");
   expect(stdout).toContain("install <agent>[@version]");
+});
+
+test("a command's --help explains it alone", async () => {
+  const { code, stdout } = await agentvm("images", "--help");
+  expect(code).toBe(0);
+  expect(stdout).toMatch(/^Usage: agentvm <command>\n\n {2}images \[list\]/);
+  expect(stdout).toContain("images prune");
+  expect(stdout).not.toContain("install <agent>");
 });
 
 test("--version prints the version", async () => {

@@ -250,9 +250,9 @@ function usageOf(command = ""): string | undefined {
   if (!Object.hasOwn(COMMANDS, command)) {
     return undefined;
   }
-  const [, ...parts] = USAGE.split(/^ {2}(?=\S)/m);
+  const [head, ...parts] = USAGE.split(/^ {2}(?=\S)/m);
   const own = parts.filter((part) => part.split(" ")[0] === command);
-  return `Usage:\n\n  ${own.join("  ")}`;
+  return [head, ...own].join("  ");
 }
 
 const HELP = "`agentvm --help` explains all commands";
