@@ -380,11 +380,10 @@ export interface Client extends AsyncDisposable {
      * The VM of this key, the same one after a restart of the process. `"a"` equals `["a"]`. Does no
      * I/O: a VM boots when something needs it.
      *
-     * @param options what this VM has over the client's options, from its next boot on; `network`
-     * from the next call on that needs the VM, also where another client has booted it, and until later ones are
-     * given there. They hold for this client
-     * until they are given again, and are not kept on disk. Not given: as they were; `network` and `secrets` are
-     * so too where others are given
+     * @param options what this VM has over the client's options, from its next boot on; `network` from the next
+     * call on that needs the VM, also where another client has booted it, and until later ones are given there.
+     * They hold for this client until they are given again, and are not kept on disk. Not given: as they were;
+     * `network` and `secrets` are so too where others are given
      * @throws {AgentVmError} `INVALID_ARGUMENT`, `CLIENT_CLOSED`
      */
     getOrCreate(key: string | readonly string[], options?: VmOptions): Agent;
@@ -1017,11 +1016,10 @@ export interface Agent extends AsyncDisposable {
   listeningPorts(): Promise<ListeningPort[]>;
 
   /**
-   * Replaces the VM's `network` rules, now if it runs and for the boots to come by this client until
-   * `getOrCreate` is given others. New
-   * connections and names are judged by the new rules at once, and connections that they do not allow are
-   * reset, whether by their address or by the server that their TLS has asked for. Like every option it is not
-   * kept on disk. Boots nothing.
+   * Replaces the VM's `network` rules, now if it runs and for the boots to come by this client until `getOrCreate`
+   * is given others. New connections and names are judged by the new rules at once, and connections that they do
+   * not allow are reset, whether by their address or by the server that their TLS has asked for. Like every option
+   * it is not kept on disk. Boots nothing.
    *
    * @throws {AgentVmError} `INVALID_ARGUMENT`, which names the rule; `VM_BUSY` where the VM runs in another
    * process, and keeps the rules that it has there

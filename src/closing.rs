@@ -85,14 +85,7 @@ impl Closing {
 
     fn close_at_once(&self, descriptors: VecDeque<OwnedFd>) {
         self.runtime.spawn_blocking(move || {
-            let at_once = libc::linger {
-                l_onoff: 1,
-                l_linger: 0,
-            };
-            for descriptor in &descriptors {
-                // An error: it is no socket.
-                let _ = setsockopt(descriptor, sockopt::Linger, &at_once);
-            }
+            descriptors.iter().for_each(reset_at_close);
             drop(descriptors);
         });
     }
@@ -109,6 +102,16 @@ impl Closing {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// If it is a connection, its end is a reset, which waits for nothing unless PID 1 says so once more.
+pub(crate) fn reset_at_close(descriptor: &OwnedFd) {
+    let at_once = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    // An error: it is no socket.
+    let _ = setsockopt(descriptor, sockopt::Linger, &at_once);
 }
 
 #[cfg(test)]

@@ -75,7 +75,6 @@ async fn dial_one(destination: SocketAddr) -> io::Result<TcpStream> {
 mod tests {
     use std::net::SocketAddrV4;
     use std::os::fd::AsRawFd;
-    use std::time::Instant;
 
     use nix::sys::socket::{
         AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, socket,
@@ -129,10 +128,8 @@ mod tests {
             let dialled = dial(first, || others).await;
             assert_eq!(dialled.expect("a connection").1, address);
         }
-        let began = Instant::now();
         let failed = dial(closed().await, Vec::new).await;
         let error = failed.expect_err("nobody listens");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert!(began.elapsed() < DELAY, "nothing is waited for");
     }
 }

@@ -10,11 +10,10 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Either, Full};
-use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use http_body_util::{Either, Full};
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
@@ -24,12 +23,12 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Uri, Version, client, rt, server};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, client as tls_client, server as tls_server};
 
 use super::Interceptor;
+use super::lingering::Lingering;
 use super::replace::TooMany;
 use super::stream::{Fair, Guest};
 use crate::net::hello::ClientHello;
@@ -55,9 +54,6 @@ const HANDSHAKE: Duration = Duration::from_secs(30);
 
 /// Interim answers to one request.
 const MAX_INTERIM: u32 = 100;
-
-/// How long what nobody wants of a request is read, for its client to see the answer.
-const LINGER: Duration = Duration::from_secs(30);
 
 /// Of the head of a request: more than any server takes.
 const MAX_HEADERS: u32 = 64 * 1024;
@@ -551,76 +547,6 @@ fn why_no_http(error: &hyper::Error) -> Option<String> {
         None => error.is_parse(),
     };
     is_no_http.then(|| format!("{error}: {cause}"))
-}
-
-/// The body of a request of HTTP/2, which may be refused before all of it has been sent. Its stream is not reset
-/// at once then: some clients would not look at the answer (curl before 8). What is answered otherwise is reset,
-/// for they would send all of it and then wait.
-struct Lingering {
-    /// `None` only while it is dropped.
-    body: Option<Incoming>,
-    /// What becomes of the request.
-    answer: Option<oneshot::Receiver<StatusCode>>,
-}
-
-impl Lingering {
-    const fn new(body: Incoming, answer: oneshot::Receiver<StatusCode>) -> Self {
-        Self {
-            body: Some(body),
-            answer: Some(answer),
-        }
-    }
-}
-
-impl Body for Lingering {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        match &mut self.body {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(None),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map(Body::size_hint).unwrap_or_default()
-    }
-}
-
-impl Drop for Lingering {
-    fn drop(&mut self) {
-        let body = self.body.take().filter(|body| !body.is_end_stream());
-        let (Some(mut body), Some(answer)) = (body, self.answer.take()) else {
-            return;
-        };
-        let Ok(runtime) = Handle::try_current() else {
-            return;
-        };
-        // Not among the connection's own tasks, whose lock may be held. It ends with the connection all the same.
-        runtime.spawn(async move {
-            let end = async { while let Some(Ok(_lost)) = body.frame().await {} };
-            let wanted = async {
-                let refused =
-                    |status: StatusCode| status.is_client_error() || status.is_server_error();
-                if answer.await.is_ok_and(refused) {
-                    tokio::time::sleep(LINGER).await;
-                }
-            };
-            tokio::select! {
-                () = end => {}
-                // Then it is reset.
-                () = wanted => {}
-            }
-        });
-    }
 }
 
 /// What HTTP/2 does beside its connection, which ends with it.

@@ -11,6 +11,7 @@
 mod authority;
 pub mod fuzzed;
 mod http;
+mod lingering;
 mod placeholder;
 mod replace;
 mod secret;

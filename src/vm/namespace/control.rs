@@ -20,13 +20,13 @@ use agentvm_guest::protocol::{
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg, setsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::timeout;
 
 use super::directory::host;
-use crate::closing::Closing;
+use crate::closing::{Closing, reset_at_close};
 use crate::vm::{Exit, VmError};
 
 /// Descriptors that a message may have as far as the kernel goes (`SCM_MAX_FD`): all are received, for the kernel
@@ -128,12 +128,7 @@ impl Drop for Received {
         }
         // SAFETY: it was not taken, and nothing uses `self` after this.
         let descriptor = unsafe { ManuallyDrop::take(&mut self.descriptor) };
-        let at_once = libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        };
-        // An error: it is no socket.
-        let _ = setsockopt(&descriptor, sockopt::Linger, &at_once);
+        reset_at_close(&descriptor);
         self.closing.close(descriptor);
     }
 }
@@ -569,7 +564,9 @@ mod tests {
     use std::task::Poll;
     use std::time::Instant;
 
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, send, setsockopt, socketpair, sockopt,
+    };
 
     use super::*;
 
