@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { AgentEvents } from "../index.js";
-import { newClient, newDirectory, newVm } from "./fixtures.js";
+import { newClient, newDirectory, newOwnVm, newVm, told } from "./fixtures.js";
 
 type Denied = AgentEvents["networkDenied"];
 
@@ -101,6 +101,16 @@ test("rules that are given hold for a VM that runs, whoever has booted it", asyn
   open.vm.getOrCreate("vm", { network: { deny: ["denied.test"] } });
   await agent.exec(resolve);
   await expect.poll(() => rules).toContain("denied.test");
+});
+
+test("rules that are given hold for the next turn of an agent that runs", async () => {
+  const { agent, client, session } = await newOwnVm();
+  const sessionId = await session();
+  const denied = told(agent, "networkDenied");
+  client.vm.getOrCreate("vm", { network: { default: "none" } });
+  const { text } = await agent.sendPrompt(sessionId, "lookup denied.test");
+  expect(text).toBe("EAI_AGAIN");
+  expect(await denied).toMatchObject({ host: "denied.test", rule: "none" });
 });
 
 test("rules that were given last hold, though a call from before comes after them", async () => {

@@ -3,6 +3,7 @@
 // A prompt is a script, one command a line; see `commands`. It changes its mode and its options without
 // telling so, and after a start has the initial ones again: what else happens is agentvm's doing.
 
+import { lookup } from "node:dns/promises";
 import { appendFileSync, existsSync, readFileSync, writeSync } from "node:fs";
 import { createInterface } from "node:readline";
 
@@ -98,6 +99,12 @@ const commands = {
   remember: () => say(String(prompts().length)),
   env: (name) => say(process.env[name] ?? "unset"),
   pid: () => say(String(process.pid)),
+  /** What an attempt to find out a name's address comes to. */
+  lookup: (name) =>
+    lookup(name).then(
+      ({ address }) => say(address),
+      ({ code }) => say(code),
+    ),
   die: () => process.kill(process.pid, "SIGKILL"),
 };
 

@@ -145,7 +145,7 @@ export class Agent implements Api.Agent {
   }
 
   async listSessions(): Promise<Api.SessionState[]> {
-    return JSON.parse(await call(this.#vm.listSessions()));
+    return await elements(await call(this.#vm.listSessions()));
   }
 
   async getSession(sessionId: string): Promise<Api.SessionState> {
@@ -154,7 +154,7 @@ export class Agent implements Api.Agent {
   }
 
   async listPersistedSessions(): Promise<Api.PersistedSession[]> {
-    return JSON.parse(await call(this.#vm.listPersistedSessions()));
+    return await elements(await call(this.#vm.listPersistedSessions()));
   }
 
   // Configuration

@@ -14,16 +14,21 @@ const CHUNK = 256 * 1024;
 /** A TCP connection to a server inside a VM. Reads only what is asked for. */
 export class VmConnection extends Duplex implements Api.VmConnection {
   readonly #native: NativeConnection;
-  /** Bytes that the kernel has taken. */
-  taken = 0;
+  /** Bytes that are read at once. */
+  readAtMost = CHUNK;
 
   constructor(native: NativeConnection) {
     super({ allowHalfOpen: true });
     this.#native = native;
   }
 
+  /** Bytes of what was written that the kernel has taken. */
+  get taken(): number | null {
+    return this.#native.taken();
+  }
+
   override _read(): void {
-    this.#native.read().then(
+    this.#native.read(this.readAtMost).then(
       (chunk) => this.push(chunk ?? null),
       (error: unknown) => this.destroy(translate(error) as Error),
     );
@@ -38,19 +43,15 @@ export class VmConnection extends Duplex implements Api.VmConnection {
 
   async #send(chunk: Buffer): Promise<void> {
     for (let sent = 0; sent < chunk.length; sent += CHUNK) {
-      const part = chunk.subarray(sent, sent + CHUNK);
-      await this.#native.write(part);
-      this.taken += part.length;
+      await this.#native.write(chunk.subarray(sent, sent + CHUNK));
     }
   }
 
   override _final(done: (error?: Error | null) => void): void {
-    try {
-      this.#native.end();
-      done();
-    } catch (error) {
-      done(translate(error) as Error);
-    }
+    this.#native.end().then(
+      () => done(),
+      (error: unknown) => done(translate(error) as Error),
+    );
   }
 
   override _destroy(error: Error | null, done: (error?: Error | null) => void): void {

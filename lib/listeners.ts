@@ -96,7 +96,7 @@ export class Listeners {
       const registration = { once, told: new Map() };
       listeners.set(listener, registration);
       if (event === "permissionRequest") {
-        queueMicrotask(() => this.#tellPending(listener, registration));
+        queueMicrotask(() => this.#tellPending(listener, registration).catch(surface));
       }
     }
     return () => this.remove(event, listener);
@@ -184,20 +184,22 @@ export class Listeners {
     }
   }
 
-  /** A new listener is asked, too, what was asked before it came. */
-  #tellPending(listener: Listener, registration: Registration): void {
-    if (this.#byEvent.get("permissionRequest")?.get(listener) !== registration) {
-      return;
-    }
-    let pending: Api.AgentEvents["permissionRequest"][];
-    try {
-      pending = JSON.parse(callSync(() => this.#vm.pendingPermissions()));
-    } catch (error) {
-      surface(error);
-      return;
-    }
-    for (const value of pending) {
+  /** A new listener is asked, too, what was asked before it came: in slices, as a batch is handed out. */
+  async #tellPending(listener: Listener, registration: Registration): Promise<void> {
+    let sliceEnd = performance.now() + SLICE_MS;
+    let after: string | undefined;
+    while (this.#byEvent.get("permissionRequest")?.get(listener) === registration) {
+      const next = callSync(() => this.#vm.nextPendingPermission(after));
+      if (next === null) {
+        return;
+      }
+      const value: Api.AgentEvents["permissionRequest"] = JSON.parse(next);
+      after = value.request.permissionId;
       this.#tell({ type: "permissionRequest", value }, listener, registration);
+      if (performance.now() >= sliceEnd) {
+        await setImmediate();
+        sliceEnd = performance.now() + SLICE_MS;
+      }
     }
   }
 

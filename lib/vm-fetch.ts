@@ -73,6 +73,7 @@ export function vmWebSocket(
     allowHalfOpen: false,
     onConnect: (own) => {
       connection = own;
+      own.readAtMost = TURN;
     },
   });
   const init = protocols === undefined ? {} : { protocols: protocols as string | string[] };
@@ -84,6 +85,9 @@ export function vmWebSocket(
  * the kernel has taken all that it is to be sent, or takes no more.
  */
 const CLOSING_MS = 5000;
+
+/** Bytes of a WebSocket that are read at once: each two of them may be a message, which are all told in one go. */
+const TURN = 16 * 1024;
 
 type WebSocketClass = new (
   url: string,
@@ -130,7 +134,7 @@ function webSocketClass(): WebSocketClass {
     /** Nothing tells of a close that came from the server. */
     #watch(connection: VmConnection | undefined): void {
       /** What the server had been sent when it was last seen closing. */
-      let taken: number | undefined;
+      let taken: number | null | undefined;
       const timer = setInterval(() => {
         if (super.readyState !== WebSocket.CLOSING) return;
         if (connection?.taken === taken) connection?.destroy();

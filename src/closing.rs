@@ -1,15 +1,15 @@
 //! Closing descriptors that PID 1 has opened.
 //!
 //! To close the last one of a connection waits as long as `SO_LINGER` says, which PID 1 may set at any time on
-//! a duplicate that it has kept; to close the last one of a deleted file frees its blocks. So they are closed
-//! by a thread that may wait: one for each VM, however many there are, and whoever takes descriptors from
-//! PID 1 waits while many are left.
+//! a duplicate that it has kept; to reset one waits for who is just sending on it, and for their memory; to close
+//! the last one of a deleted file frees its blocks. So that is done by a thread that may wait: one for each VM,
+//! however many there are, and whoever takes descriptors from PID 1 waits while many are left.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::errno::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
@@ -27,11 +27,18 @@ pub struct Closing {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    descriptors: VecDeque<OwnedFd>,
+    descriptors: VecDeque<(OwnedFd, How)>,
     /// A thread is at it.
     under_way: bool,
     /// PID 1 is gone.
     ended: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    AsItIs,
+    /// If it is a connection, its end is a reset.
+    Reset,
 }
 
 impl Closing {
@@ -47,20 +54,37 @@ impl Closing {
 
     /// Closes it soon, and waits for nothing.
     pub fn close(self: &Arc<Self>, descriptor: OwnedFd) {
+        self.add(descriptor, How::AsItIs);
+    }
+
+    /// The same, and if it is a connection, its end is a reset.
+    pub fn reset(self: &Arc<Self>, descriptor: OwnedFd) {
+        self.add(descriptor, How::Reset);
+    }
+
+    fn add(self: &Arc<Self>, descriptor: OwnedFd, how: How) {
         let mut waiting = self.waiting();
         if waiting.ended {
-            return self.close_at_once([descriptor].into());
+            return self.reset_at_once([(descriptor, how)].into());
         }
-        waiting.descriptors.push_back(descriptor);
+        waiting.descriptors.push_back((descriptor, how));
         if std::mem::replace(&mut waiting.under_way, true) {
             return;
         }
         let own = Arc::clone(self);
         self.runtime.spawn_blocking(move || {
-            while let Some(next) = own.next() {
-                drop(next);
+            while let Some((descriptor, how)) = own.next() {
+                if how == How::Reset {
+                    reset(descriptor.as_fd());
+                }
+                drop(descriptor);
             }
         });
+    }
+
+    /// Does something that may wait, beside closing.
+    pub fn beside(&self, work: impl FnOnce() + Send + 'static) {
+        self.runtime.spawn_blocking(work);
     }
 
     /// Waits until no more than some are left.
@@ -79,18 +103,20 @@ impl Closing {
             std::mem::take(&mut waiting.descriptors)
         };
         if !rest.is_empty() {
-            self.close_at_once(rest);
+            self.reset_at_once(rest);
         }
     }
 
-    fn close_at_once(&self, descriptors: VecDeque<OwnedFd>) {
+    fn reset_at_once(&self, descriptors: VecDeque<(OwnedFd, How)>) {
         self.runtime.spawn_blocking(move || {
-            descriptors.iter().for_each(reset_at_close);
+            for (descriptor, _) in &descriptors {
+                reset(descriptor.as_fd());
+            }
             drop(descriptors);
         });
     }
 
-    fn next(&self) -> Option<OwnedFd> {
+    fn next(&self) -> Option<(OwnedFd, How)> {
         let mut waiting = self.waiting();
         let next = waiting.descriptors.pop_front();
         waiting.under_way = next.is_some();
@@ -104,14 +130,17 @@ impl Closing {
     }
 }
 
-/// If it is a connection, its end is a reset, which waits for nothing unless PID 1 says so once more.
-pub(crate) fn reset_at_close(descriptor: &OwnedFd) {
-    let at_once = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    // An error: it is no socket.
-    let _ = setsockopt(descriptor, sockopt::Linger, &at_once);
+/// If it is a TCP connection, ends it at once, in both directions, whatever has been sent (tcp(7): connecting to
+/// `AF_UNSPEC` dissolves it), so that to close it waits for nothing.
+pub(crate) fn reset(socket: BorrowedFd<'_>) {
+    const SIZE: libc::socklen_t = 16;
+    /// A `struct sockaddr` of this family, which is 0.
+    const NOWHERE: [u8; SIZE as usize] = [0; SIZE as usize];
+    // SAFETY: the kernel reads the address, whose size is given.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), NOWHERE.as_ptr().cast(), SIZE) };
+    if let Err(errno) = Errno::result(result) {
+        tracing::debug!(%errno, "can't reset a descriptor: it is no connection");
+    }
 }
 
 #[cfg(test)]
@@ -119,6 +148,8 @@ mod tests {
     use std::io::Write;
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::time::{Duration, Instant};
+
+    use nix::sys::socket::{setsockopt, sockopt};
 
     use super::*;
 

@@ -14,6 +14,7 @@
 
 pub mod acp;
 pub mod agents;
+mod apart;
 pub mod closing;
 pub mod error;
 pub mod host_path;

@@ -7,13 +7,15 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::pipe2;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::runtime::Handle;
@@ -21,6 +23,56 @@ use tokio::task::JoinHandle;
 
 /// Most that is read or written at once: what a pipe holds unless it was made larger.
 const CHUNK: usize = 64 * 1024;
+
+/// A pipe: the end to read from, and the end to write to.
+pub fn pipe() -> io::Result<(PipeEnd, PipeEnd)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    Ok((read.into(), write.into()))
+}
+
+/// An end that nobody reads or writes: not yet, or not in this process.
+#[derive(Debug)]
+pub struct PipeEnd {
+    fd: ManuallyDrop<OwnedFd>,
+    taken: bool,
+    runtime: Handle,
+}
+
+/// For who closes it where it may wait.
+impl From<PipeEnd> for OwnedFd {
+    fn from(mut end: PipeEnd) -> Self {
+        end.taken = true;
+        // SAFETY: `taken` says that it is gone, and nothing uses `end` but its drop.
+        unsafe { ManuallyDrop::take(&mut end.fd) }
+    }
+}
+
+/// To be done in the runtime whose threads close it.
+impl From<OwnedFd> for PipeEnd {
+    fn from(fd: OwnedFd) -> Self {
+        Self {
+            fd: ManuallyDrop::new(fd),
+            taken: false,
+            runtime: Handle::current(),
+        }
+    }
+}
+
+impl AsFd for PipeEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for PipeEnd {
+    fn drop(&mut self) {
+        if !self.taken {
+            // SAFETY: it was not taken, and nothing uses `self` after this.
+            let fd = unsafe { ManuallyDrop::take(&mut self.fd) };
+            self.runtime.spawn_blocking(move || drop(fd));
+        }
+    }
+}
 
 /// An end, with what is being done to it.
 #[derive(Debug)]
@@ -32,18 +84,22 @@ struct End<T> {
 }
 
 impl<T: Send + 'static> End<T> {
-    fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
-        let kind = SFlag::from_bits_truncate(fstat(&fd)?.st_mode) & SFlag::S_IFMT;
+    fn new(end: PipeEnd, interest: Interest) -> io::Result<Self> {
+        let kind = SFlag::from_bits_truncate(fstat(&end)?.st_mode) & SFlag::S_IFMT;
         if kind != SFlag::S_IFIFO {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a pipe"));
         }
-        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
-        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        let flags = OFlag::from_bits_retain(fcntl(&end, FcntlArg::F_GETFL)?);
+        fcntl(&end, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
+        let registered = unsafe { AsyncFd::register_with_interest(end.into(), interest) };
+        let fd = registered.map_err(|refused| {
+            let (fd, error) = refused.into_parts();
+            drop(PipeEnd::from(fd));
+            error
+        })?;
         Ok(Self {
-            // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
-            fd: Some(Arc::new(unsafe {
-                AsyncFd::register_with_interest(fd, interest)
-            }?)),
+            fd: Some(Arc::new(fd)),
             work: None,
             runtime: Handle::current(),
         })
@@ -95,9 +151,9 @@ pub struct Reader {
 
 impl Reader {
     /// To be called in the runtime that reads.
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+    pub fn new(end: impl Into<PipeEnd>) -> io::Result<Self> {
         Ok(Self {
-            end: End::new(fd, Interest::READABLE)?,
+            end: End::new(end.into(), Interest::READABLE)?,
             read: Vec::new(),
             taken: 0,
         })
@@ -202,8 +258,8 @@ pub struct Writer {
 
 impl Writer {
     /// To be called in the runtime that writes.
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        let end = End::new(fd, Interest::WRITABLE)?;
+    pub fn new(end: impl Into<PipeEnd>) -> io::Result<Self> {
+        let end = End::new(end.into(), Interest::WRITABLE)?;
         Ok(Self { end })
     }
 
@@ -232,7 +288,6 @@ impl Writer {
 mod tests {
     use std::time::Duration;
 
-    use nix::unistd::pipe2;
     use tokio::io::AsyncReadExt;
     use tokio::time::timeout;
 
@@ -245,7 +300,7 @@ mod tests {
     #[tokio::test]
     async fn only_pipes_are_taken() {
         let file = std::fs::File::open("/dev/null").expect("/dev/null");
-        assert!(Reader::new(file.into()).is_err());
+        assert!(Reader::new(OwnedFd::from(file)).is_err());
     }
 
     #[tokio::test]

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::line::{Line, LineError, LineReader};
 use super::message::{Message, RpcError, too_complex};
-use crate::pipe;
+use crate::pipe::{self, PipeEnd};
 
 /// Lines on their way to the agent. An agent that reads none of them makes the next writer wait.
 const OUTGOING: usize = 16;
@@ -135,11 +134,11 @@ struct Answer<'a> {
 }
 
 impl Connection {
-    /// Takes over the pipes of an agent, both non-blocking. Lines of more than `limit` bytes end the
+    /// Takes over the pipes of an agent. Lines of more than `limit` bytes end the
     /// connection.
     pub fn start(
-        stdin: OwnedFd,
-        stdout: OwnedFd,
+        stdin: impl Into<PipeEnd>,
+        stdout: impl Into<PipeEnd>,
         limit: usize,
         handler: Arc<dyn Handler>,
     ) -> io::Result<Self> {
@@ -488,10 +487,6 @@ mod tests {
     fn agent_with<H: Handler>(limit: usize, heard: Arc<H>) -> Agent<H> {
         let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("a pipe");
         let ((stdin_read, stdin), (stdout, stdout_write)) = (pipe(), pipe());
-        for end in [&stdin, &stdout] {
-            nix::fcntl::fcntl(end, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
-                .expect("fcntl");
-        }
         Agent {
             connection: Connection::start(stdin, stdout, limit, heard.clone())
                 .expect("a connection"),

@@ -98,10 +98,11 @@ pub fn present<'de, D: Deserializer<'de>>(
 /// JavaScript reads any depth, but can't write a few thousand: `JSON.stringify` would throw.
 pub(super) const MAX_NESTING: usize = 2000;
 
-/// How many values a message may have, counted by what begins them: `[`, `{` and `,`. What is said in ACP
-/// has some hundreds; JavaScript reads all kinds of so many within half a second, in which the process that
+/// How many values a message may have, counted by what begins them: `[`, `{` and `,`.
+///
+/// What is said in ACP has some hundreds; JavaScript reads all kinds of so many within half a second, in which the process that
 /// asked does nothing else.
-pub(super) const MAX_VALUES: usize = 100_000;
+pub const MAX_VALUES: usize = 100_000;
 
 /// Why JavaScript should not have to read this JSON. Nearly always a matter of counting brackets and commas.
 #[must_use]
@@ -129,11 +130,18 @@ pub fn has_more_values<'a>(
     }
     let quickly = (texts.clone()).flat_map(|text| memchr::memchr3_iter(b'{', b'[', b',', text));
     // Those within strings do not count.
-    let begins_value = |byte: &u8| matches!(byte, b'{' | b'[' | b',');
     quickly.take(limit + 1).count() > limit
-        && (texts.flat_map(outside_strings).filter(begins_value))
-            .nth(limit)
-            .is_some()
+        && texts.flat_map(beginnings_of_values).nth(limit).is_some()
+}
+
+/// How many values there are in this text, counted as for [`MAX_VALUES`].
+#[must_use]
+pub fn count_values(json: &str) -> usize {
+    beginnings_of_values(json.as_bytes()).count()
+}
+
+fn beginnings_of_values(json: &[u8]) -> impl Iterator<Item = u8> {
+    outside_strings(json).filter(|byte| matches!(byte, b'{' | b'[' | b','))
 }
 
 fn depth(json: &[u8]) -> usize {

@@ -14,6 +14,6 @@ mod message;
 pub use connection::{Closed, Connection, Handler, PendingAnswer, Request, RequestError};
 pub use line::{Line, LineError, LineReader};
 pub use message::{
-    Message, OuterSessionIds, RpcError, has_field, has_more_values, has_outer_meta,
-    outer_session_id, present, with_session_id,
+    MAX_VALUES, Message, OuterSessionIds, RpcError, count_values, has_field, has_more_values,
+    has_outer_meta, outer_session_id, present, with_session_id,
 };

@@ -4,41 +4,27 @@
 //! is taken whose digest is another one.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::{env, io};
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
-use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::challenge::Challenge;
 use super::manifest::Descriptor;
 use super::{Digest, ImageError, MAX_DOCUMENT, Reference, Result};
+use crate::apart::Apart;
 
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json";
 
-/// Where connections to registries are read, apart from all else: hyper reads interim answers without end in one
-/// go, as long as they come.
-fn apart() -> Handle {
-    static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
-    let runtime = RUNTIME.get_or_init(|| {
-        let mut builder = Builder::new_multi_thread();
-        let builder = builder.worker_threads(1).thread_name("agentvm-images");
-        let runtime = builder.enable_all().build();
-        if let Err(error) = &runtime {
-            tracing::warn!(%error, "there is no thread for images alone");
-        }
-        runtime.ok()
-    });
-    let own = runtime.as_ref().map(Runtime::handle);
-    own.cloned().unwrap_or_else(Handle::current)
-}
+/// Where connections to registries are read: hyper reads interim answers without end in one go, as long as they
+/// come.
+static APART: Apart = Apart::thread("agentvm-images");
 
 /// One repository of a registry.
 pub(super) struct Registry<'a> {
@@ -171,7 +157,7 @@ impl<'a> Registry<'a> {
             None => request,
         };
         let mut sending = JoinSet::new();
-        sending.spawn_on(request.send(), &apart());
+        sending.spawn_on(request.send(), &APART.handle());
         match sending.join_next().await {
             Some(Ok(sent)) => sent.map_err(|error| self.failed(&error)),
             Some(Err(error)) => {

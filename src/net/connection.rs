@@ -1,17 +1,21 @@
 //! A connection to a server inside the VM, over a socket that PID 1 made.
 //!
 //! PID 1 may keep a duplicate, and with it share the socket's flags and options: it could let calls block
-//! that must not. So every call here says by itself that it does not wait (`MSG_DONTWAIT`), and the
-//! socket is closed as [`Closing`] does.
+//! that must not. So every call here says by itself that it does not wait (`MSG_DONTWAIT`). It waits all the same
+//! for who is just sending on the duplicate, and for their memory: so the runtime only waits for the socket to be
+//! ready, and what touches it is done by threads that may wait.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use nix::errno::Errno;
 use nix::sys::socket::{
-    MsgFlags, Shutdown, SockType, getpeername, getsockopt, recv, send, setsockopt, shutdown,
-    sockopt,
+    MsgFlags, Shutdown, SockType, SockaddrStorage, getpeername, getsockopt, recv, send, setsockopt,
+    shutdown, sockopt,
 };
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::sockets;
@@ -24,8 +28,18 @@ const CHUNK: usize = 256 * 1024;
 /// have ended resets it.
 #[derive(Debug)]
 pub struct Connection {
+    socket: Arc<Socket>,
+    /// Bytes that the kernel has taken.
+    taken: AtomicU64,
+}
+
+/// Closed as [`Closing`] does, when nothing is done with it any more.
+#[derive(Debug)]
+struct Socket {
     /// `None` only while it is dropped.
-    socket: Option<AsyncFd<OwnedFd>>,
+    fd: Option<AsyncFd<OwnedFd>>,
+    /// What was written is still to arrive.
+    is_over: AtomicBool,
     closing: Arc<Closing>,
 }
 
@@ -33,112 +47,164 @@ impl Connection {
     /// Waits until a connection that PID 1 has begun is established. Anything but a TCP socket is an error.
     /// `closing`: of its VM.
     pub async fn establish(socket: OwnedFd, closing: Arc<Closing>) -> io::Result<Self> {
-        let check = || {
-            sockets::check(&socket, &[sockets::V4, sockets::V6], SockType::Stream)?;
-            check_protocol(&socket)
-        };
-        if let Err(error) = check() {
-            closing.close(socket);
-            return Err(error);
-        }
-        let connection = Self {
-            // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
-            socket: Some(unsafe { AsyncFd::register(socket) }?),
-            closing,
-        };
-        let socket = connection.socket()?;
+        let socket = Arc::new(Socket::new(socket, closing)?);
         loop {
-            let mut ready = socket.writable().await?;
-            let error = getsockopt(socket.get_ref(), sockopt::SocketError)?;
-            if error != 0 {
-                return Err(io::Error::from_raw_os_error(error));
+            let mut ready = socket.fd()?.writable().await?;
+            let is_connected = blocking(&socket, |socket| {
+                let error = getsockopt(socket.get_ref(), sockopt::SocketError)?;
+                if error != 0 {
+                    return Err(io::Error::from_raw_os_error(error));
+                }
+                match getpeername::<SockaddrStorage>(socket.as_raw_fd()) {
+                    Ok(_) => {}
+                    // Told of readiness too early.
+                    Err(Errno::ENOTCONN) => return Ok(false),
+                    Err(errno) => return Err(errno.into()),
+                }
+                // Whoever writes has decided what goes into one segment.
+                setsockopt(socket.get_ref(), sockopt::TcpNoDelay, &true)?;
+                Ok(true)
+            });
+            if is_connected.await? {
+                break;
             }
-            match getpeername::<nix::sys::socket::SockaddrStorage>(socket.as_raw_fd()) {
-                Ok(_) => break,
-                // Told of readiness too early.
-                Err(nix::errno::Errno::ENOTCONN) => ready.clear_ready(),
-                Err(errno) => return Err(errno.into()),
-            }
+            ready.clear_ready();
         }
-        // Whoever writes has decided what goes into one segment.
-        setsockopt(socket.get_ref(), sockopt::TcpNoDelay, &true)?;
-        Ok(connection)
+        Ok(Self {
+            socket,
+            taken: AtomicU64::new(0),
+        })
     }
 
     /// What has arrived, 256 KiB at most, as soon as there is something. Empty: the server has
-    /// ended its direction.
+    /// ended its direction. What comes while the future is dropped may be lost.
     pub async fn read(&self) -> io::Result<Vec<u8>> {
-        let socket = self.socket()?;
         loop {
-            let mut ready = socket.readable().await?;
-            // Nothing is held while there is nothing to read.
-            let mut chunk = vec![0; CHUNK];
-            let received = ready.try_io(|socket| {
-                recv(socket.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT)
-                    .map_err(io::Error::from)
+            drop(self.socket.fd()?.readable().await?);
+            let received = blocking(&self.socket, |socket| {
+                // Nothing is held while there is nothing to read.
+                let mut chunk = vec![0; CHUNK];
+                let length = socket.try_io(Interest::READABLE, |socket| {
+                    Ok(recv(
+                        socket.as_raw_fd(),
+                        &mut chunk,
+                        MsgFlags::MSG_DONTWAIT,
+                    )?)
+                })?;
+                chunk.truncate(length);
+                chunk.shrink_to_fit();
+                Ok(chunk)
             });
-            match received {
-                Ok(Ok(length)) => {
-                    chunk.truncate(length);
-                    chunk.shrink_to_fit();
-                    return Ok(chunk);
-                }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_would_block) => {}
+            match received.await {
+                Err(error) if is_to_be_repeated(&error) => {}
+                received => return received,
             }
         }
     }
 
     /// Returns when the kernel has taken all of it, which is when the server reads fast enough.
-    pub async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let socket = self.socket()?;
-        while !bytes.is_empty() {
-            let mut ready = socket.writable().await?;
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            let sent = ready
-                .try_io(|socket| send(socket.as_raw_fd(), bytes, flags).map_err(io::Error::from));
-            match sent {
-                Ok(Ok(length)) => bytes = bytes.get(length..).unwrap_or_default(),
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_would_block) => {}
+    pub async fn write(&self, bytes: Vec<u8>) -> io::Result<()> {
+        let bytes = Arc::new(bytes);
+        let mut from = 0;
+        while from < bytes.len() {
+            drop(self.socket.fd()?.writable().await?);
+            let bytes = Arc::clone(&bytes);
+            let sent = blocking(&self.socket, move |socket| {
+                let rest = bytes.get(from..).unwrap_or_default();
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                socket.try_io(Interest::WRITABLE, |socket| {
+                    Ok(send(socket.as_raw_fd(), rest, flags)?)
+                })
+            });
+            match sent.await {
+                Ok(length) => {
+                    from += length;
+                    self.taken.fetch_add(length as u64, Ordering::Relaxed);
+                }
+                Err(error) if is_to_be_repeated(&error) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
+    /// How many bytes of what was written the kernel has taken.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Ends this direction; the other goes on.
-    pub fn shutdown_write(&self) -> io::Result<()> {
-        Ok(shutdown(self.socket()?.as_raw_fd(), Shutdown::Write)?)
+    pub async fn shutdown_write(&self) -> io::Result<()> {
+        let ended = blocking(&self.socket, |socket| {
+            Ok(shutdown(socket.as_raw_fd(), Shutdown::Write)?)
+        });
+        ended.await
     }
 
     /// For a connection whose two directions have ended: what was written still arrives.
-    pub fn close(mut self) {
-        self.release(false);
-    }
-
-    fn socket(&self) -> io::Result<&AsyncFd<OwnedFd>> {
-        self.socket
-            .as_ref()
-            .ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-
-    fn release(&mut self, reset: bool) {
-        let Some(socket) = self.socket.take().map(AsyncFd::into_inner) else {
-            return;
-        };
-        if reset {
-            sockets::reset(socket.as_fd());
-        }
-        self.closing.close(socket);
+    pub fn close(self) {
+        self.socket.is_over.store(true, Ordering::Relaxed);
     }
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.release(true);
+impl Socket {
+    fn new(socket: OwnedFd, closing: Arc<Closing>) -> io::Result<Self> {
+        let check = || {
+            sockets::check(&socket, &[sockets::V4, sockets::V6], SockType::Stream)?;
+            check_protocol(&socket)
+        };
+        if let Err(error) = check() {
+            closing.reset(socket);
+            return Err(error);
+        }
+        // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
+        match unsafe { AsyncFd::register(socket) } {
+            Ok(fd) => Ok(Self {
+                fd: Some(fd),
+                is_over: AtomicBool::new(false),
+                closing,
+            }),
+            Err(refused) => {
+                let (socket, error) = refused.into_parts();
+                closing.reset(socket);
+                Err(error)
+            }
+        }
     }
+
+    fn fd(&self) -> io::Result<&AsyncFd<OwnedFd>> {
+        (self.fd.as_ref()).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let Some(socket) = self.fd.take().map(AsyncFd::into_inner) else {
+            return;
+        };
+        if *self.is_over.get_mut() {
+            self.closing.close(socket);
+        } else {
+            self.closing.reset(socket);
+        }
+    }
+}
+
+/// Does what may wait for PID 1.
+async fn blocking<T: Send + 'static>(
+    socket: &Arc<Socket>,
+    work: impl FnOnce(&AsyncFd<OwnedFd>) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let socket = Arc::clone(socket);
+    let working = tokio::task::spawn_blocking(move || work(socket.fd()?));
+    working.await.map_err(io::Error::other)?
+}
+
+fn is_to_be_repeated(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
 
 fn check_protocol(socket: &OwnedFd) -> io::Result<()> {
@@ -222,13 +288,13 @@ mod tests {
         let connection = Connection::establish(ours, Closing::new())
             .await
             .expect("established");
-        connection.write(b"ping").await.expect("written");
+        connection.write(b"ping".to_vec()).await.expect("written");
         let mut asked = [0; 4];
         server.read_exact(&mut asked).expect("read");
         assert_eq!(&asked, b"ping");
         server.write_all(b"pong").expect("written");
         assert_eq!(connection.read().await.expect("read"), b"pong");
-        connection.shutdown_write().expect("ended");
+        connection.shutdown_write().await.expect("ended");
         assert_eq!(server.read(&mut asked).expect("read"), 0);
         drop(server);
         assert_eq!(connection.read().await.expect("read"), b"");
@@ -247,7 +313,7 @@ mod tests {
         assert!(slow.is_err(), "nothing was sent");
         // More than the buffers take, of a server that does not read.
         let much = vec![0; 64 << 20];
-        let full = tokio::time::timeout(Duration::from_millis(200), connection.write(&much)).await;
+        let full = tokio::time::timeout(Duration::from_millis(200), connection.write(much)).await;
         assert!(full.is_err(), "nobody reads");
         server.write_all(b"!").expect("written");
         assert_eq!(connection.read().await.expect("read"), b"!");
@@ -261,7 +327,7 @@ mod tests {
                 .await
                 .expect("established");
             let much = vec![0; 64 << 20];
-            let full = tokio::time::timeout(Duration::from_millis(50), connection.write(&much));
+            let full = tokio::time::timeout(Duration::from_millis(50), connection.write(much));
             assert!(full.await.is_err(), "nobody reads");
             let minutes = linger {
                 l_onoff: 1,

@@ -13,6 +13,10 @@ use tokio::time::sleep;
 /// "Connection Attempt Delay").
 const DELAY: Duration = Duration::from_millis(250);
 
+/// How long the last one may leave it unanswered where the first one has failed, which its program is to hear of:
+/// for a SYN that was lost and sent again.
+const PATIENCE: Duration = Duration::from_secs(4);
+
 /// Connects to `first`, or to one of `others` where that one fails or does not answer, and says to which.
 ///
 /// Programs do that themselves outside. In the VM they can't: each of their connections is there at once.
@@ -51,6 +55,9 @@ pub(super) async fn dial(
                 }
             }
             () = sleep(DELAY), if others.peek().is_some() => {}
+            () = sleep(PATIENCE), if others.peek().is_none() && failure.is_some() => {
+                attempts.abort_all();
+            }
         }
     }
 }
@@ -128,8 +135,15 @@ mod tests {
             let dialled = dial(first, || others).await;
             assert_eq!(dialled.expect("a connection").1, address);
         }
-        let failed = dial(closed().await, Vec::new).await;
-        let error = failed.expect_err("nobody listens");
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_told_though_others_do_not_answer() {
+        let (_held, silent) = silent();
+        for others in [vec![], vec![silent, silent]] {
+            let failed = dial(closed().await, || others).await;
+            let error = failed.expect_err("nobody listens");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        }
     }
 }

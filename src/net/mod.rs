@@ -48,12 +48,16 @@ pub use self::policy::{Otherwise, Policy, Reason, Rule, Rules, Terms, Verdict};
 pub use self::traffic::Traffic;
 
 use self::secrets::Interceptor;
+use crate::apart::Apart;
+
+/// Where the networks of all VMs are served.
+static APART: Apart = Apart::threads("agentvm-net");
 
 /// The running network of one VM. Dropping it ends every connection and query.
 #[derive(Debug)]
 pub struct Network {
     /// Aborted with the set, and with each of them what it serves.
-    _servers: JoinSet<()>,
+    servers: JoinSet<()>,
     policy: watch::Sender<Arc<Policy>>,
     /// The one before.
     before: watch::Sender<Arc<Policy>>,
@@ -62,7 +66,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts serving. To be called in the runtime that serves.
+    /// Starts serving, in threads that are there for that alone.
     ///
     /// The sockets come from PID 1, which the host does not trust: anything but the expected kinds
     /// of socket is an error.
@@ -72,6 +76,8 @@ impl Network {
         denials: Option<UnboundedSender<Denial>>,
         secrets: Option<Arc<Interceptor>>,
     ) -> io::Result<Self> {
+        let apart = APART.handle();
+        let _in_it = apart.enter();
         let rules = rules::Rules::new(sockets.rules, sockets.tcp6.is_some())?;
         let tcp4 = sockets::listener(sockets.tcp4, sockets::V4)?;
         let tcp6 = match sockets.tcp6 {
@@ -114,12 +120,17 @@ impl Network {
         }
         servers.spawn(proxy.serve(tcp4));
         Ok(Self {
-            _servers: servers,
+            servers,
             policy,
             before,
             rules: Arc::new(rules),
             traffic,
         })
+    }
+
+    /// Ends every connection and query, and returns when nobody serves any more.
+    pub async fn end(mut self) {
+        self.servers.shutdown().await;
     }
 
     /// Puts other rules into force: for new connections and questions at once, and connections that are

@@ -89,8 +89,6 @@ async fn pump(
         from.readable().await?;
         let mut buffer = Vec::with_capacity(CHUNK);
         loop {
-            // A stream that never runs dry must let others run.
-            tokio::task::coop::consume_budget().await;
             buffer.clear();
             match from.try_read_buf(&mut buffer) {
                 Ok(0) => return to.shutdown().await.map(|()| None),
@@ -98,6 +96,8 @@ async fn pump(
                     if let Some(closed) = pass(&buffer, &mut to, &mut passes).await? {
                         return Ok(Some(closed));
                     }
+                    // A stream that never runs dry must let others run.
+                    tokio::task::yield_now().await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),

@@ -1,12 +1,10 @@
 //! Sockets that PID 1 handed out, checked before they are used.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
-};
+use nix::sys::socket::{AddressFamily, SockType, getsockopt, sockopt};
 use tokio::net::{TcpListener, UdpSocket};
 
 pub(super) const V4: AddressFamily = AddressFamily::Inet;
@@ -29,7 +27,7 @@ pub(super) fn datagram(socket: OwnedFd) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket)
 }
 
-/// A descriptor of something else is no socket to `getsockopt` (`ENOTSOCK`).
+/// A descriptor of something else is no socket to `getsockopt` (`ENOTSOCK`). It waits for nobody who uses the socket.
 pub(super) fn check(
     socket: &OwnedFd,
     families: &[AddressFamily],
@@ -38,11 +36,8 @@ pub(super) fn check(
     if getsockopt(socket, sockopt::SockType)? != kind {
         return Err(unexpected("a socket of another type"));
     }
-    let name: SockaddrStorage = getsockname(socket.as_raw_fd())?;
-    if !name
-        .family()
-        .is_some_and(|family| families.contains(&family))
-    {
+    let family = number(socket.as_fd(), libc::SO_DOMAIN)?;
+    if !families.iter().any(|known| *known as i32 == family) {
         return Err(unexpected("a socket of another family"));
     }
     Ok(())
@@ -50,33 +45,24 @@ pub(super) fn check(
 
 /// Its number, as `IPPROTO_TCP`.
 pub(super) fn protocol(socket: BorrowedFd<'_>) -> io::Result<libc::c_int> {
-    let mut protocol: i32 = 0;
+    number(socket, libc::SO_PROTOCOL)
+}
+
+fn number(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<libc::c_int> {
+    let mut number: libc::c_int = 0;
     let mut size: libc::socklen_t = 4;
     // SAFETY: the kernel writes at most `size` bytes to the integer, and the size.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_PROTOCOL,
-            (&raw mut protocol).cast(),
+            option,
+            (&raw mut number).cast(),
             &raw mut size,
         )
     };
     Errno::result(result)?;
-    Ok(protocol)
-}
-
-/// Ends a TCP connection at once, in both directions, whatever has been sent (tcp(7): connecting to
-/// `AF_UNSPEC` dissolves it). Unlike a close it never waits.
-pub(super) fn reset(socket: BorrowedFd<'_>) {
-    const SIZE: libc::socklen_t = 16;
-    /// A `struct sockaddr` of this family, which is 0.
-    const NOWHERE: [u8; SIZE as usize] = [0; SIZE as usize];
-    // SAFETY: the kernel reads the address, whose size is given.
-    let result = unsafe { libc::connect(socket.as_raw_fd(), NOWHERE.as_ptr().cast(), SIZE) };
-    if let Err(errno) = Errno::result(result) {
-        tracing::debug!(%errno, "can't reset a connection");
-    }
+    Ok(number)
 }
 
 pub(super) fn unexpected(what: &str) -> io::Error {

@@ -104,17 +104,28 @@ impl NativeConnection {
         let bytes = bytes.to_vec();
         promise(env, async move {
             let connection = connection.ok_or_else(aborted)?;
-            unless_aborted(destroyed, connection.write(&bytes)).await
+            unless_aborted(destroyed, connection.write(bytes)).await
         })
+    }
+
+    /// How many bytes of what was written the kernel has taken; `null` after [`Self::destroy`].
+    #[napi]
+    pub fn taken(&self) -> Option<f64> {
+        #[expect(clippy::cast_precision_loss, reason = "nobody sends 8 PiB")]
+        self.connection()
+            .map(|connection| connection.taken() as f64)
     }
 
     /// Ends the direction to the server.
     #[napi]
-    pub fn end(&self) -> napi::Result<()> {
-        let ended = self
-            .connection()
-            .map_or(Ok(()), |connection| connection.shutdown_write());
-        ended.map_err(super::error::rejection)
+    pub fn end<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, ()>> {
+        let connection = self.connection();
+        promise(env, async move {
+            match connection {
+                Some(connection) => connection.shutdown_write().await,
+                None => Ok(()),
+            }
+        })
     }
 
     /// Ends the connection: `graceful` if both directions have ended, else by a reset.

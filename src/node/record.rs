@@ -157,7 +157,7 @@ pub(super) fn notifications(events: &[StoredEvent]) -> String {
 }
 
 /// What JavaScript reads at once of what may be much.
-const PART: usize = 1 << 20;
+const PART: usize = 1 << 18;
 
 /// Parts of the events, of some length or one event each.
 pub(super) fn in_parts(
@@ -174,6 +174,24 @@ pub(super) fn in_parts(
         together
     });
     parts.map(text).collect()
+}
+
+/// Arrays of these JSON values, of some length or one value each.
+pub(super) fn arrays(values: impl Iterator<Item = String>) -> Vec<String> {
+    let mut arrays: Vec<String> = Vec::new();
+    for value in values {
+        match arrays.last_mut() {
+            Some(array) if array.len() + value.len() <= PART => {
+                array.push(',');
+                array.push_str(&value);
+            }
+            _ => arrays.push(format!("[{value}")),
+        }
+    }
+    for array in &mut arrays {
+        array.push(']');
+    }
+    arrays
 }
 
 /// Without parsing the stored texts.
@@ -194,6 +212,15 @@ fn array(events: &[StoredEvent], add: impl Fn(&mut String, &StoredEvent)) -> Str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_is_arrays_that_are_read_in_turns() {
+        let long = format!("{:?}", "x".repeat(PART / 2));
+        let values = ["1", "2", &long, &long, "3"].map(str::to_owned);
+        let arrays = arrays(values.into_iter());
+        let expected = [format!("[1,2,{long}]"), format!("[{long},3]")];
+        assert_eq!(arrays, expected);
+    }
 
     #[test]
     fn a_turn_gives_the_answer_as_it_came() {

@@ -17,8 +17,8 @@ use tokio::sync::{Mutex, watch};
 use super::error::{promise, rejection};
 use super::options::{parse, query, resume_options, stream};
 use super::record::{
-    LiveSession, PersistedSession, in_parts, notifications, permission_json, persisted_events,
-    sequenced_events, text,
+    LiveSession, PersistedSession, arrays, in_parts, notifications, permission_json,
+    persisted_events, sequenced_events, text,
 };
 use super::vm::NativeVm;
 use crate::acp::has_more_values;
@@ -87,28 +87,31 @@ impl NativeVm {
         })
     }
 
-    /// Returns JSON of an array.
+    /// Returns the JSON of arrays, which together are the list.
     #[napi]
     pub fn list_persisted_sessions<'env>(
         &self,
         env: &'env Env,
-    ) -> napi::Result<PromiseRaw<'env, String>> {
+    ) -> napi::Result<PromiseRaw<'env, Vec<String>>> {
         let handle = self.handle.clone();
         promise(env, async move {
             let records = handle.sessions().await?;
-            let sessions: Vec<_> = records.iter().map(PersistedSession::from).collect();
-            Ok(text(&sessions))
+            let sessions = records.iter().map(PersistedSession::from);
+            Ok(arrays(sessions.map(|session| text(&session))))
         })
     }
 
-    /// Returns JSON of an array.
+    /// Returns the JSON of arrays, which together are the list.
     #[napi]
-    pub fn list_sessions<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, String>> {
+    pub fn list_sessions<'env>(
+        &self,
+        env: &'env Env,
+    ) -> napi::Result<PromiseRaw<'env, Vec<String>>> {
         let handle = self.handle.clone();
         promise(env, async move {
             let views = handle.session_views().await?;
-            let sessions: Vec<_> = views.iter().map(LiveSession::from).collect();
-            Ok(text(&sessions))
+            let sessions = views.iter().map(LiveSession::from);
+            Ok(arrays(sessions.map(|session| text(&session))))
         })
     }
 
@@ -303,15 +306,14 @@ impl NativeVm {
         })
     }
 
-    /// JSON of an array of what `permissionRequest` tells.
+    /// JSON of what `permissionRequest` tells, of the oldest request that waits and was asked after `after`;
+    /// `null` if there is none.
     #[napi]
-    pub fn pending_permissions(&self) -> napi::Result<String> {
-        let pending = self.handle.pending_permissions().map_err(rejection)?;
-        let payloads: Vec<_> = pending
-            .iter()
-            .map(|(session, request)| permission_json(*session, request))
-            .collect();
-        Ok(text(&payloads))
+    pub fn next_pending_permission(&self, after: Option<String>) -> napi::Result<Option<String>> {
+        let after = after.and_then(|id| id.parse().ok()).unwrap_or_default();
+        let pending = self.handle.next_pending_permission(after);
+        let pending = pending.map_err(rejection)?;
+        Ok(pending.map(|(session, request)| text(&permission_json(session, &request))))
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use super::client::VmHandle;
 use super::control::{Change, SessionView};
@@ -82,10 +83,13 @@ impl VmHandle {
         async move { answered?.await }
     }
 
-    /// The requests for permission that wait, the oldest first.
-    pub fn pending_permissions(&self) -> Result<Vec<(SessionId, PermissionRequest)>> {
+    /// The oldest request for permission that waits and was asked after this one (nil: of all).
+    pub fn next_pending_permission(
+        &self,
+        after: Uuid,
+    ) -> Result<Option<(SessionId, PermissionRequest)>> {
         self.open()?;
-        Ok(self.machine.pending_permissions())
+        Ok(self.machine.next_pending_permission(after))
     }
 
     /// A session's events after `since`, and with `follow` those that come. Boots nothing.

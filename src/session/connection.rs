@@ -107,13 +107,19 @@ impl VmConnection {
     }
 
     /// Returns when the kernel has taken all of it.
-    pub async fn write(&self, bytes: &[u8]) -> Result<()> {
+    pub async fn write(&self, bytes: Vec<u8>) -> Result<()> {
         self.until_the_end(self.connection.write(bytes)).await
     }
 
+    /// How many bytes of what was written the kernel has taken.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.connection.taken()
+    }
+
     /// Ends this direction; the other goes on.
-    pub fn shutdown_write(&self) -> Result<()> {
-        let ended = self.connection.shutdown_write();
+    pub async fn shutdown_write(&self) -> Result<()> {
+        let ended = self.connection.shutdown_write().await;
         ended.map_err(|error| self.failed(&error))
     }
 

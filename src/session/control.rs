@@ -145,26 +145,27 @@ impl Machine {
 
     fn view_of(&self, record: SessionRecord) -> SessionView {
         let turn = self.shown(record.id).and_then(|live| live.turn());
-        let pending = self.emission.permissions().list(Some(record.id));
         SessionView {
             permission_policy: Kept::parse(&record.settings).permission_policy,
             turn: turn.map(|turn| (turn.id, turn.started_at)),
-            pending_permissions: pending.into_iter().map(|(.., request)| request).collect(),
+            pending_permissions: self.emission.permissions().of(record.id),
             record,
         }
     }
 
-    /// Every request of this VM that waits, and that listeners may have been told of.
-    pub(super) fn pending_permissions(&self) -> Vec<(SessionId, PermissionRequest)> {
-        let committed = |session| {
-            let store = self.emission.store()?;
-            store.committed(session).ok()
+    /// The oldest request of this VM that waits, that was asked after this one, and that listeners may have
+    /// been told of.
+    pub(super) fn next_pending_permission(
+        &self,
+        after: Uuid,
+    ) -> Option<(SessionId, PermissionRequest)> {
+        let store = self.emission.store()?;
+        let is_committed = |session, seq| {
+            store
+                .committed(session)
+                .is_ok_and(|committed| seq <= committed)
         };
-        let pending = self.emission.permissions().list(None).into_iter();
-        pending
-            .filter(|(session, seq, _)| seq.is_some() && *seq <= committed(*session))
-            .map(|(session, _, request)| (session, request))
-            .collect()
+        self.emission.permissions().next(after, is_committed)
     }
 }
 

@@ -118,6 +118,9 @@ pub(super) struct Emission {
     changed: watch::Sender<u64>,
 }
 
+/// Numbers of sessions' last events.
+type Committed = HashMap<SessionId, Seq>;
+
 /// Where committed events are read.
 #[derive(Default)]
 enum Source {
@@ -126,7 +129,7 @@ enum Source {
     None,
     Store(Store),
     /// The store is closed: slow listeners are still told what it had, up to these numbers.
-    Closed(History, HashMap<SessionId, Seq>),
+    Closed(History, Committed),
 }
 
 impl Source {
@@ -159,6 +162,8 @@ struct Position {
     /// Events that have been read and are yet to be handed over: all that follow what is delivered.
     ahead: VecDeque<(SessionId, StoredEvent)>,
     notices: VecDeque<Notice>,
+    /// What was committed when the VM ended, for each end among the notices.
+    ends: VecDeque<Committed>,
     /// Notices that were queued here, and that the listener has been handed, since it is there.
     queued: u64,
     told: u64,
@@ -176,6 +181,7 @@ impl Default for Position {
             delivered: HashMap::new(),
             ahead: VecDeque::new(),
             notices: VecDeque::new(),
+            ends: VecDeque::new(),
             queued: 0,
             told: 0,
             closed: false,
@@ -197,10 +203,8 @@ impl Emission {
     pub(super) fn detach(&self) {
         let mut state = self.state();
         if let Source::Store(store) = &state.source {
-            let sessions = state.active.keys();
-            let last =
-                sessions.filter_map(|session| Some((*session, store.committed(*session).ok()?)));
-            state.source = Source::Closed(store.history(), last.collect());
+            let history = store.history();
+            state.source = Source::Closed(history, state.committed());
         }
         drop(state);
         self.bump();
@@ -240,6 +244,9 @@ impl Emission {
             drop(position);
             subscriber.moved();
         }
+        drop(state);
+        // An end of the VM may have waited for what it said.
+        self.bump();
     }
 
     /// The requests of agents that wait for the caller.
@@ -261,10 +268,14 @@ impl Emission {
     }
 
     pub(super) fn notify(&self, notice: &Notice) {
-        let subscribers = self.state().subscribers();
-        for subscriber in subscribers {
-            subscriber.state().push(notice.clone());
+        let mut state = self.state();
+        let committed = matches!(notice, Notice::VmShutdown { .. }).then(|| state.committed());
+        for subscriber in state.subscribers() {
+            let mut position = subscriber.state();
+            position.ends.extend(committed.clone());
+            position.push(notice.clone());
         }
+        drop(state);
         self.bump();
     }
 
@@ -290,12 +301,7 @@ impl Emission {
 
     /// Waits until the listeners that are there now have been handed everything that is committed.
     pub(super) async fn drained(&self) {
-        let last: Vec<_> = {
-            let state = self.state();
-            let sessions = state.active.keys();
-            let last = |session: &SessionId| Some((*session, state.source.committed(*session)?));
-            sessions.filter_map(last).collect()
-        };
+        let last = self.state().committed();
         for (session, last) in last {
             self.delivered(session, last).await;
         }
@@ -377,6 +383,12 @@ impl Emission {
 }
 
 impl State {
+    /// Of all sessions that may get events.
+    fn committed(&self) -> Committed {
+        let last = |session: &SessionId| Some((*session, self.source.committed(*session)?));
+        self.active.keys().filter_map(last).collect()
+    }
+
     fn subscribers(&mut self) -> Vec<Arc<Subscriber>> {
         self.subscribers
             .retain(|subscriber| subscriber.strong_count() > 0);
@@ -496,6 +508,27 @@ impl Position {
     }
 }
 
+impl Position {
+    /// Takes the notices that come before an end of the VM.
+    fn notices_to_end(&mut self) -> Vec<Item> {
+        let mut notices = self.notices.iter();
+        let end = notices.position(|notice| matches!(notice, Notice::VmShutdown { .. }));
+        let count = end.unwrap_or(self.notices.len());
+        self.notices.drain(..count).map(Item::Notice).collect()
+    }
+
+    /// Whether the next end of the VM follows what is delivered, with what is `handed` over now.
+    fn may_end(&self, handed: &Committed) -> bool {
+        let is_reached = |(session, last): (&SessionId, &Seq)| {
+            // Nothing is known of a session that was deleted.
+            let reached = self.delivered.get(session);
+            reached
+                .is_none_or(|reached| reached.max(handed.get(session).unwrap_or(reached)) >= last)
+        };
+        (self.ends.front()).is_some_and(|committed| committed.iter().all(is_reached))
+    }
+}
+
 /// One listener's cursor over everything that a VM tells. Dropping it ends it.
 pub struct Subscription {
     emission: Arc<Emission>,
@@ -570,12 +603,7 @@ impl Subscription {
     /// What is to be handed over now, of what was read.
     fn items(&self) -> Vec<Item> {
         let mut position = self.subscriber.state();
-        let notices = std::mem::take(&mut position.notices).into_iter();
-        let mut items: Vec<_> = notices.map(Item::Notice).collect();
-        // A VM's end comes after what was said before it.
-        let is_end = |item: &Item| matches!(item, Item::Notice(Notice::VmShutdown { .. }));
-        let end = items.iter().position(is_end).unwrap_or(items.len());
-        let rest = items.split_off(end);
+        let mut items = position.notices_to_end();
         let mut room = Some(position.batch * BATCH_BYTES);
         let fits = |(_, event): &&(SessionId, StoredEvent)| {
             room = room.and_then(|room| room.checked_sub(event.json.len()));
@@ -584,12 +612,14 @@ impl Subscription {
         let ahead = position.ahead.iter().take(position.batch);
         let count = ahead.take_while(fits).count();
         let count = count.max(position.ahead.len().min(1));
+        let mut handed = Committed::new();
         for (session, event) in position.ahead.drain(..count) {
             // A request that was answered meanwhile is history.
             let waiting = (event.method == PERMISSION_REQUEST)
                 .then(|| permission_of(&event.json))
                 .flatten()
                 .and_then(|id| self.emission.permissions.get(id));
+            handed.insert(session, event.seq);
             items.push(Item::Event {
                 session,
                 seq: event.seq,
@@ -597,7 +627,14 @@ impl Subscription {
             });
             items.extend(waiting.map(|request| Item::PermissionRequest { session, request }));
         }
-        items.extend(rest);
+        // A VM's end comes after what was said before it, in as many batches as that takes.
+        while position.may_end(&handed)
+            && let Some(end) = position.notices.pop_front()
+        {
+            position.ends.pop_front();
+            items.push(Item::Notice(end));
+            items.append(&mut position.notices_to_end());
+        }
         position.handed = Some(Instant::now());
         items
     }

@@ -1,6 +1,7 @@
 //! An agent that asks for permission, and who answers it.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -9,16 +10,18 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::options::PermissionPolicy;
-use crate::acp::Connection;
+use crate::acp::{Connection, MAX_VALUES, count_values};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Seq, SessionId};
 
 /// The method with which an agent asks.
 pub(super) const REQUEST: &str = "session/request_permission";
 
-/// What waits in one session at most: an agent that asks for more is answered as cancelled.
+/// What waits in one session at most: an agent that asks for more is answered as cancelled. All values
+/// of a session's requests are what one message may have, for JavaScript reads them at once.
 const MAX_PENDING: usize = 256;
 const MAX_PENDING_BYTES: usize = 64 << 20;
+const MAX_PENDING_VALUES: usize = MAX_VALUES;
 
 /// Bytes of options that are looked into: a parsed value takes many times its text, and each request that
 /// waits keeps one.
@@ -94,6 +97,7 @@ pub(super) struct Pending {
     /// Number of the event that logs it, once it has one.
     seq: Option<Seq>,
     pub(super) request: PermissionRequest,
+    values: usize,
     offered: Vec<Offered>,
     connection: Connection,
     /// JSON-RPC id of the agent's request.
@@ -113,6 +117,8 @@ impl Pending {
 /// What an agent's request says.
 pub(super) struct Asked {
     pub(super) request: PermissionRequest,
+    /// JSON values in it.
+    values: usize,
     offered: Vec<Offered>,
 }
 
@@ -137,6 +143,7 @@ impl Asked {
             .or_else(|| read(call.kind))
             .or(known.kind);
         Self {
+            values: count_values(params.get()),
             request: PermissionRequest {
                 permission_id: Uuid::now_v7(),
                 tool_name: tool_name.unwrap_or_else(|| "other".to_owned()),
@@ -171,6 +178,7 @@ impl Asked {
             turn,
             seq: None,
             request: self.request,
+            values: self.values,
             offered: self.offered,
             connection,
             id: id.to_owned(),
@@ -251,18 +259,24 @@ impl Permissions {
             .collect()
     }
 
-    /// Those of a session, or of all, with the number of their event.
-    pub(super) fn list(
-        &self,
-        of: Option<SessionId>,
-    ) -> Vec<(SessionId, Option<Seq>, PermissionRequest)> {
+    /// Those of a session.
+    pub(super) fn of(&self, session: SessionId) -> Vec<PermissionRequest> {
         let pending = self.pending();
-        let wanted = pending
-            .values()
-            .filter(|pending| of.is_none_or(|session| session == pending.session));
-        wanted
-            .map(|pending| (pending.session, pending.seq, pending.request.clone()))
-            .collect()
+        let own = pending.values().filter(|own| own.session == session);
+        own.map(|own| own.request.clone()).collect()
+    }
+
+    /// The oldest that was asked after this one, of those whose event is one that listeners may have met.
+    pub(super) fn next(
+        &self,
+        after: Uuid,
+        is_committed: impl Fn(SessionId, Seq) -> bool,
+    ) -> Option<(SessionId, PermissionRequest)> {
+        let pending = self.pending();
+        let mut later = pending.range((Bound::Excluded(after), Bound::Unbounded));
+        let (_, found) =
+            later.find(|(_, own)| own.seq.is_some_and(|seq| is_committed(own.session, seq)))?;
+        Some((found.session, found.request.clone()))
     }
 
     /// How many wait in a session.
@@ -274,14 +288,18 @@ impl Permissions {
             .count()
     }
 
-    /// Whether a session has as many requests waiting as it may have.
-    pub(super) fn is_full(&self, session: SessionId) -> bool {
+    /// Whether a session has room for one more request that waits: for the first it always has.
+    pub(super) fn has_room(&self, session: SessionId, asked: &Asked) -> bool {
         let pending = self.pending();
         let own = pending.values().filter(|own| own.session == session);
-        let (count, bytes) = own.fold((0, 0), |(count, bytes), own| {
-            (count + 1, bytes + own.request.params.get().len())
-        });
-        count >= MAX_PENDING || bytes >= MAX_PENDING_BYTES
+        let (mut count, mut bytes, mut values) = (0, 0, asked.values);
+        for waiting in own {
+            count += 1;
+            bytes += waiting.request.params.get().len();
+            values += waiting.values;
+        }
+        count == 0
+            || (count < MAX_PENDING && bytes < MAX_PENDING_BYTES && values <= MAX_PENDING_VALUES)
     }
 
     /// The request, if it still waits.

@@ -53,6 +53,8 @@ impl Machine {
     ) -> Result<Arc<LiveSession>> {
         if let Some(live) = agent {
             if !live.is_ending() {
+                // An agent that is not started again goes on under the rules that were given last.
+                self.hold(&settings.vm.network).await?;
                 return Ok(Arc::clone(live));
             }
             // It may still run, if it is its log that failed.

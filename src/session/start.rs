@@ -16,7 +16,7 @@ use super::orphans::Orphans;
 use super::process::AgentProcess;
 use super::tail::{Tail, follow};
 use super::updates::{NewSession, Updates};
-use crate::acp::{Connection, RequestError};
+use crate::acp::{Connection, RequestError, count_values};
 use crate::agents::Launch;
 use crate::error::{Code, Error, Result};
 use crate::vm::{Command, Commands, DynVm, GuestPath, User, VmError};
@@ -24,8 +24,9 @@ use crate::vm::{Command, Commands, DynVm, GuestPath, User, VmError};
 /// An agent that prints something else than the protocol and then says nothing does not speak it.
 const GARBAGE_GRACE: Duration = Duration::from_secs(10);
 
-/// Bytes of an agent's capabilities, and of its info: they are kept and listed with every session.
-const MAX_ABOUT: usize = 1 << 20;
+/// Bytes of an agent's capabilities, and of its info, and JSON values: they are kept and listed with every session.
+const MAX_ABOUT: usize = 64 << 10;
+const MAX_ABOUT_VALUES: usize = 4096;
 
 /// Bytes of an agent's own id of a session, which goes along with every request.
 const MAX_SESSION_ID: usize = 64 << 10;
@@ -175,12 +176,16 @@ async fn initialize(agent: &str, process: &AgentProcess, updates: &Updates) -> R
         Error::new(Code::AgentProtocol, problem)
     })?;
     let about = [&initialized.agent_capabilities, &initialized.agent_info];
+    let is_too_much =
+        |about: &str| about.len() > MAX_ABOUT || count_values(about) > MAX_ABOUT_VALUES;
     if about
         .into_iter()
         .flatten()
-        .any(|about| about.get().len() > MAX_ABOUT)
+        .any(|about| is_too_much(about.get()))
     {
-        let problem = format!("{agent} says more than {MAX_ABOUT} bytes about itself");
+        let problem = format!(
+            "{agent} says more than {MAX_ABOUT} bytes or {MAX_ABOUT_VALUES} JSON values about itself"
+        );
         return Err(Error::new(Code::AgentProtocol, problem));
     }
     if initialized.protocol_version != ProtocolVersion::V1 {

@@ -14,7 +14,7 @@ use crate::store::{Query, StoredEvent};
 
 /// Limits of one batch.
 const BATCH_EVENTS: u64 = 512;
-const BATCH_BYTES: u64 = 1 << 20;
+const BATCH_BYTES: u64 = 1 << 18;
 
 /// How often a VM that does not run in this process is looked at: another process may have it open.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);

@@ -1,12 +1,11 @@
 //! The end of what a process said, for errors that somebody has to understand.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::AsyncReadExt;
 
-use crate::pipe;
+use crate::pipe::{self, PipeEnd};
 
 /// Enough for a stack trace.
 const KEPT: usize = 16 * 1024;
@@ -40,7 +39,7 @@ impl Tail {
 }
 
 /// Reads an output to its end, so that its writer never waits, and keeps the tail.
-pub(super) fn follow(output: OwnedFd, tail: Tail) -> std::io::Result<()> {
+pub(super) fn follow(output: PipeEnd, tail: Tail) -> std::io::Result<()> {
     let mut output = pipe::Reader::new(output)?;
     tokio::spawn(async move {
         let mut chunk = vec![0; 4096];

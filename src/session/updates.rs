@@ -540,10 +540,10 @@ impl Handler for Updates {
             nobody(CANCELLED)
         } else if let Some(outcome) = asked.decide(self.policy) {
             Some((outcome, DecidedBy::Policy))
-        } else if self.permissions().is_full(self.session) {
-            nobody(TOO_MANY)
-        } else {
+        } else if self.permissions().has_room(self.session, &asked) {
             None
+        } else {
+            nobody(TOO_MANY)
         };
         let pending = asked.pending(self.session, turn_id, connection.clone(), request.id);
         if let Some((outcome, by)) = decided {

@@ -1,12 +1,11 @@
 //! Running a shell command to its end.
 
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::{Command, Exit, GuestPath, KILL_AGAIN, Process, Result, User, VmError, exited, limits};
-use crate::pipe;
+use crate::pipe::{self, PipeEnd};
 use crate::vm::environment;
 
 const SHELL: &str = "/bin/sh";
@@ -134,7 +133,7 @@ pub async fn attend(vm: &super::DynVm, process: Process, options: ExecOptions) -
     })
 }
 
-async fn feed(stdin: OwnedFd, content: Vec<u8>) {
+async fn feed(stdin: PipeEnd, content: Vec<u8>) {
     if content.is_empty() {
         return;
     }
@@ -154,8 +153,8 @@ struct Output {
 }
 
 impl Output {
-    fn new(fd: OwnedFd, limit: usize) -> Result<Self> {
-        let pipe = pipe::Reader::new(fd)
+    fn new(end: PipeEnd, limit: usize) -> Result<Self> {
+        let pipe = pipe::Reader::new(end)
             .map_err(|error| VmError::Ended(format!("its output pipe is unusable: {error}")))?;
         Ok(Self {
             pipe,

@@ -1,17 +1,15 @@
 //! The files of a VM. Every path is resolved by the guest, in its own root and as the user who asks.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 
 use agentvm_guest::protocol::files::Records;
 pub use agentvm_guest::protocol::files::{Event, FileKind, Record, Stat, Time};
 use async_trait::async_trait;
 use nix::errno::Errno;
-use tokio::io::AsyncReadExt;
-use tokio::net::unix::pipe;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{GuestPath, Result, User, VmError};
+use crate::pipe::{self, PipeEnd};
 
 /// How to open a file for writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,26 +163,22 @@ pub trait Files: Send + Sync {
 /// one chunk, and nothing is read before it is asked for.
 #[derive(Debug)]
 pub struct Answers {
-    pipe: pipe::Receiver,
+    pipe: pipe::Reader,
     records: Records,
-    chunk: Box<[u8]>,
     task: Task,
     ended: bool,
     _permit: OwnedSemaphorePermit,
 }
 
-const CHUNK: usize = 64 * 1024;
-
 impl Answers {
     pub(super) fn new(
-        pipe: OwnedFd,
+        pipe: PipeEnd,
         task: Task,
         permit: OwnedSemaphorePermit,
     ) -> std::io::Result<Self> {
         Ok(Self {
-            pipe: pipe::Receiver::from_owned_fd(pipe)?,
+            pipe: pipe::Reader::new(pipe)?,
             records: Records::default(),
-            chunk: vec![0; CHUNK].into(),
             task,
             ended: false,
             _permit: permit,
@@ -200,21 +194,20 @@ impl Answers {
             if self.ended {
                 return Ok(None);
             }
-            let read = self.pipe.read(&mut self.chunk).await;
-            let length = read.map_err(|error| {
+            let chunk = self.pipe.next().await.map_err(|error| {
                 self.failed(
                     &[],
                     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
                 )
             })?;
-            if length == 0 {
+            if chunk.is_empty() {
                 // Its worker was killed, or the whole VM was.
                 return Err(VmError::Interrupted {
                     op: self.task.op(),
                     path: self.task.path().as_str().to_owned(),
                 });
             }
-            self.records.add(&self.chunk[..length]);
+            self.records.add(&chunk);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a VM needs to know of an image that it has instead of the host's programs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,14 @@ pub struct Image {
     pub rootfs: PathBuf,
     /// What its programs are started with, unless the caller says otherwise.
     pub env: Vec<(String, String)>,
+}
+
+impl Image {
+    /// Whether it is a directory that its caller has named, and not what was unpacked from an image.
+    #[must_use]
+    pub fn is_directory(&self) -> bool {
+        Path::new(&self.id).is_absolute()
+    }
 }
 
 /// What a VM keeps of the [`Image`] that it was made with.

@@ -3,7 +3,6 @@
 //! [`namespace`] is the one backend so far: Linux namespaces with the static guest as PID 1.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::net::Rules;
 use crate::net::secrets::{Secrets, Sightings};
+use crate::pipe::PipeEnd;
 
 pub use diagnosis::{Check, Diagnosis, Places, State, Trouble};
 pub use error::VmError;
@@ -141,10 +141,10 @@ pub enum Exit {
 pub struct Process {
     /// Pid as seen inside the VM; also its process group.
     pub pid: u32,
-    /// Non-blocking pipe ends of the host side.
-    pub stdin: OwnedFd,
-    pub stdout: OwnedFd,
-    pub stderr: OwnedFd,
+    /// The host's ends of its pipes.
+    pub stdin: PipeEnd,
+    pub stdout: PipeEnd,
+    pub stderr: PipeEnd,
     /// `None` until it has exited. Closed without a value only if the whole VM has ended.
     pub exit: watch::Receiver<Option<Exit>>,
     /// What the VM had met of its limits before it was started.

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -232,8 +233,9 @@ async fn a_launch_plan_starts_the_adapter_which_finds_the_agents_packages() {
     let mut err = String::new();
     let exit = vm::exited(&mut process.exit).await;
     for (pipe, text) in [(process.stdout, &mut out), (process.stderr, &mut err)] {
-        // Non-blocking, and everything that was written is in it by now.
-        fs::File::from(pipe).read_to_string(text).ok();
+        fs::File::from(OwnedFd::from(pipe))
+            .read_to_string(text)
+            .ok();
     }
     assert_eq!(exit, Some(Exit::Code(0)), "{err}");
     assert_eq!(out, "0.87.1 v22.23.3 /tmp\n", "{err}");

@@ -28,6 +28,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use self::authority::Authority;
 use self::replace::Bound;
@@ -35,7 +36,8 @@ use self::stream::Guest;
 use self::upstream::Upstream;
 use super::Traffic;
 use super::hello::{ClientHello, Hello, Inspection};
-use super::sockets;
+use crate::apart::Apart;
+use crate::closing::reset;
 
 pub use self::placeholder::PlaceholderKey;
 pub use self::secret::{Secret, SecretOptions, Secrets, Wrong};
@@ -59,6 +61,8 @@ pub struct Interceptor {
     upstream: Upstream,
     sightings: Arc<Sightings>,
     connections: Semaphore,
+    /// Where connections to hosts of secrets are served: what a program sends there takes time from its own VM.
+    apart: Apart,
 }
 
 /// A TLS connection to a host of a secret that has just begun.
@@ -90,6 +94,7 @@ impl Interceptor {
             upstream: Upstream::default(),
             sightings: Arc::default(),
             connections: Semaphore::new(MAX_CONNECTIONS),
+            apart: Apart::thread("agentvm-secrets"),
         })
     }
 
@@ -198,11 +203,27 @@ impl Interceptor {
         let own = Arc::clone(&self);
         let Ok(_counted) = own.connections.try_acquire() else {
             tracing::debug!(%name, "too many connections to hosts of secrets: one is reset");
-            sockets::reset(guest.as_fd());
+            reset(guest.as_fd());
             return;
         };
-        let guest = Guest::new(guest, read, Arc::clone(traffic), Arc::clone(denied));
-        if let Err(error) = http::serve(self, guest, server, hello, port).await {
+        let (traffic, denied) = (Arc::clone(traffic), Arc::clone(denied));
+        let serve = async move {
+            // Here they wake this runtime.
+            let [guest, server] = [guest, server].map(|stream| {
+                let stream = stream.into_std()?;
+                TcpStream::from_std(stream)
+            });
+            let guest = Guest::new(guest?, read, traffic, denied);
+            http::serve(self, guest, server?, hello, port).await
+        };
+        // Dropped with this future.
+        let mut serving = JoinSet::new();
+        serving.spawn_on(serve, &own.apart.handle());
+        let served = serving.join_next().await;
+        let served = served.map_or(Ok(()), |ended| {
+            ended.unwrap_or_else(|error| Err(error.into()))
+        });
+        if let Err(error) = served {
             tracing::debug!(%error, %name, "a connection to a host of a secret ended with an error");
         }
     }

@@ -11,12 +11,12 @@ use tokio::net::TcpStream;
 
 use super::super::Traffic;
 
-/// What is read of a server at once.
-const TURN: usize = 64 * 1024;
+/// What is read of a program or a server at once.
+const TURN: usize = 16 * 1024;
 
 /// The guest's, some of which was read before.
 pub(super) struct Guest {
-    stream: TcpStream,
+    stream: Fair<TcpStream>,
     read: Vec<u8>,
     /// How much of it was taken.
     taken: usize,
@@ -33,7 +33,7 @@ impl Guest {
         denied: Arc<AtomicBool>,
     ) -> Self {
         Self {
-            stream,
+            stream: Fair::new(stream),
             read,
             taken: 0,
             traffic,
@@ -45,7 +45,7 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         if self.denied.load(Ordering::Relaxed)
-            && let Err(error) = self.stream.set_zero_linger()
+            && let Err(error) = self.stream.stream.set_zero_linger()
         {
             tracing::debug!(%error, "a connection is closed that was to be reset");
         }
@@ -95,8 +95,8 @@ impl AsyncWrite for Guest {
     }
 }
 
-/// The server's, which leaves others a turn however much it sends: what hyper makes nothing of, as interim answers,
-/// it would read without end.
+/// One that leaves others a turn however much it sends: what hyper makes nothing of, as interim answers or pings, it
+/// would read without end.
 pub(super) struct Fair<T> {
     stream: T,
     /// In this turn.

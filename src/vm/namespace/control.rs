@@ -20,21 +20,20 @@ use agentvm_guest::protocol::{
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, UnixAddr, UnixCredentials, sendmsg, setsockopt, sockopt,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::timeout;
 
 use super::directory::host;
-use crate::closing::{Closing, reset_at_close};
+use crate::closing::Closing;
 use crate::vm::{Exit, VmError};
 
 /// Descriptors that a message may have as far as the kernel goes (`SCM_MAX_FD`): all are received, for the kernel
 /// closes those that there is no room for then and there, however long that takes.
 const MOST_DESCRIPTORS: usize = 253;
-
-/// Messages that a socket may hold.
-const MOST_UNREAD: usize = 4096;
 
 /// How long what PID 1 has sent may take to be closed, when there is too much of it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -128,13 +127,12 @@ impl Drop for Received {
         }
         // SAFETY: it was not taken, and nothing uses `self` after this.
         let descriptor = unsafe { ManuallyDrop::take(&mut self.descriptor) };
-        reset_at_close(&descriptor);
-        self.closing.close(descriptor);
+        self.closing.reset(descriptor);
     }
 }
 
 pub(super) struct Control {
-    socket: AsyncFd<OwnedFd>,
+    socket: ManuallyDrop<AsyncFd<OwnedFd>>,
     next_id: AtomicU32,
     state: Mutex<State>,
     /// There is something in [`State::unwanted`].
@@ -156,7 +154,7 @@ impl Control {
     pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             // SAFETY: an OwnedFd that nobody replaces or closes while the AsyncFd owns it.
-            socket: unsafe { AsyncFd::register(socket) }?,
+            socket: ManuallyDrop::new(unsafe { AsyncFd::register(socket) }?),
             next_id: AtomicU32::new(1),
             state: Mutex::default(),
             abandoned: Notify::new(),
@@ -270,7 +268,8 @@ impl Control {
                 .map_err(|error| error.to_string())?;
             match ready.try_io(|socket| receive_packet(socket.as_fd(), &mut packet, &self.closing))
             {
-                Ok(Ok(received)) => break received,
+                Ok(Ok(Some(received))) => break received,
+                Ok(Ok(None)) => return Ok(None),
                 Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Ok(None);
                 }
@@ -279,7 +278,7 @@ impl Control {
             }
         };
         let Some((kind, body)) = packet.get(..length).and_then(<[u8]>::split_first) else {
-            return Ok(None);
+            return Err("an empty message".to_owned());
         };
         if *kind != INLINE {
             return Err("a message in a descriptor".to_owned());
@@ -458,17 +457,44 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // Nobody calls any more: the VM has ended. What it has sent and nobody has read would be closed here.
-        let mut packet = vec![0; MAX_PACKET];
-        for _ in 0..MOST_UNREAD {
-            match receive_packet(self.socket.get_ref().as_fd(), &mut packet, &self.closing) {
-                Ok((0, _)) => break,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Ok(_) | Err(_) => {}
-            }
+        // SAFETY: nothing uses it after this.
+        let socket = unsafe { ManuallyDrop::take(&mut self.socket) }.into_inner();
+        // Nobody calls any more: the VM has ended. What it has sent and nobody has read is closed with the socket,
+        // and some of it may wait for the rest.
+        let closing = Arc::clone(&self.closing);
+        if take_unread(&socket, &closing, 1) {
+            return closing.end();
         }
-        self.closing.end();
+        self.closing.beside(move || {
+            take_unread(&socket, &closing, usize::MAX);
+            closing.end();
+            drop(socket);
+        });
     }
+}
+
+/// Takes so many messages at most that are left in a socket that nobody reads any more. `true`: there are no more.
+fn take_unread(socket: &OwnedFd, closing: &Arc<Closing>, most: usize) -> bool {
+    // Nothing is added. And every message comes with who has sent it, also an empty one, which is not the end.
+    let shut = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+    let has_end = shut.and_then(|()| setsockopt(socket, sockopt::PassCred, &true));
+    if let Err(errno) = has_end {
+        tracing::debug!(%errno, "what PID 1 has sent is not read to its end");
+        return true;
+    }
+    let mut packet = vec![0; MAX_PACKET];
+    for _ in 0..most {
+        match receive_packet(socket.as_fd(), &mut packet, closing) {
+            Ok(None) => return true,
+            Ok(Some(_)) => {}
+            // A reset is told once, before the rest; what has no number is our own refusal of one message.
+            Err(error) => match error.raw_os_error() {
+                None | Some(libc::ECONNRESET | libc::EINTR) => {}
+                Some(_) => return true,
+            },
+        }
+    }
+    false
 }
 
 struct Waiting<'a> {
@@ -489,13 +515,15 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// The length of a message, and what came along. `None`: there is none, and never will be.
+///
 /// Not nix's `cmsgs`, which gives nothing of a message that was cut, and so leaves open what it brought.
 fn receive_packet(
     socket: BorrowedFd<'_>,
     packet: &mut [u8],
     closing: &Arc<Closing>,
-) -> io::Result<(usize, Descriptors)> {
-    let mut ancillary = nix::cmsg_space!([RawFd; MOST_DESCRIPTORS]);
+) -> io::Result<Option<(usize, Descriptors)>> {
+    let mut ancillary = nix::cmsg_space!([RawFd; MOST_DESCRIPTORS], UnixCredentials);
     let mut part = libc::iovec {
         iov_base: packet.as_mut_ptr().cast(),
         iov_len: packet.len(),
@@ -511,13 +539,16 @@ fn receive_packet(
     // their sizes.
     let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
     let length = usize::try_from(Errno::result(length)?).unwrap_or(0);
+    if length == 0 && message.msg_controllen == 0 {
+        return Ok(None);
+    }
     let received = descriptors_of(&message, closing);
     // It is this process that may have no more (unix(7), SCM_RIGHTS): there was room for all.
     let lost = message.msg_flags & libc::MSG_CTRUNC != 0;
     if message.msg_flags & libc::MSG_TRUNC != 0 || received.len() > MAX_DESCRIPTORS {
         return Err(io::Error::other("a message over the limit"));
     }
-    Ok((length, Descriptors { received, lost }))
+    Ok(Some((length, Descriptors { received, lost })))
 }
 
 /// Those that the kernel has just installed for this process with a message.
@@ -564,9 +595,7 @@ mod tests {
     use std::task::Poll;
     use std::time::Instant;
 
-    use nix::sys::socket::{
-        AddressFamily, SockFlag, SockType, send, setsockopt, socketpair, sockopt,
-    };
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
 
     use super::*;
 
@@ -641,5 +670,47 @@ mod tests {
         let began = Instant::now();
         drop(Received::new(sent.into(), Closing::new()));
         assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_is_left_unread_is_closed_behind_an_empty_message() {
+        let (control, theirs) = pair();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let mut sent = TcpStream::connect(address).expect("a connection");
+        let (never_reads, _) = listener.accept().expect("a connection");
+        sent.set_nonblocking(true).expect("O_NONBLOCK");
+        while sent.write(&[0; 1 << 12]).is_ok() {}
+        let minutes = libc::linger {
+            l_onoff: 1,
+            l_linger: 600,
+        };
+        setsockopt(&sent, sockopt::Linger, &minutes).expect("SO_LINGER");
+        // The connection waits for its other end, which comes after it.
+        let mut messages = vec![vec![], vec![], vec![sent.as_raw_fd()], vec![]];
+        messages.push(vec![never_reads.as_raw_fd()]);
+        for descriptors in messages {
+            let rights = [ControlMessage::ScmRights(&descriptors)];
+            let rights = if descriptors.is_empty() {
+                &[][..]
+            } else {
+                &rights[..]
+            };
+            let empty = [IoSlice::new(&[])];
+            let flags = MsgFlags::MSG_DONTWAIT;
+            sendmsg::<UnixAddr>(theirs.as_raw_fd(), &empty, rights, flags, None).expect("room");
+        }
+        drop((sent, never_reads, theirs));
+        let closing = Arc::clone(control.closing());
+        let began = Instant::now();
+        drop(control);
+        assert!(began.elapsed() < Duration::from_secs(10));
+        // What closes has let go of it.
+        let ended = tokio::time::timeout(Duration::from_secs(30), async {
+            while Arc::strong_count(&closing) > 1 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        ended.await.expect("it waits for itself");
     }
 }

@@ -9,12 +9,13 @@ use agentvm_guest::protocol::files::{FileAnswer, FileOp};
 use agentvm_guest::protocol::{Account, Request};
 use async_trait::async_trait;
 use nix::errno::Errno;
-use nix::fcntl::{F_SETFL, OFlag, fcntl};
+use nix::fcntl::OFlag;
 use tokio::sync::Semaphore;
 
 use super::control::Answer;
 use super::directory::host;
 use super::running::{NamespaceVm, regular_file, unexpected};
+use crate::pipe::pipe;
 use crate::vm::files::{Answers, Change, Files, Stat, Task, Write};
 use crate::vm::{GuestPath, Result, User, VmError};
 
@@ -172,10 +173,8 @@ impl Files for NamespaceVm {
                 permit.map_err(|_| VmError::Ended("it was shut down".to_owned()))?
             }
         };
-        let broken = |errno: Errno| host("can't make a pipe for", Path::new("files"), errno.into());
-        let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(broken)?;
-        // Of this end only, which the guest never gets: the worker's must block.
-        fcntl(&ours, F_SETFL(OFlag::O_NONBLOCK)).map_err(broken)?;
+        let broken = |error| host("can't make a pipe for", Path::new("files"), error);
+        let (ours, theirs) = pipe().map_err(broken)?;
         let op = match &task {
             Task::List {
                 path,

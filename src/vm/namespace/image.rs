@@ -154,8 +154,8 @@ const OWN_PLACES: [&str; 13] = [
     "usr",
 ];
 
-/// Looks for what the boot would stumble over, and says it in words of images.
-fn check(image: &Image, ids: IdMap) -> Result<()> {
+/// Looks for what the boot would stumble over, and says it in words of images. `is_new`: to this VM.
+fn check(image: &Image, ids: IdMap, is_new: bool) -> Result<()> {
     let unusable = |problem| {
         Err(VmError::UnusableImage {
             image: image.id.clone(),
@@ -196,16 +196,17 @@ fn check(image: &Image, ids: IdMap) -> Result<()> {
     if entries.is_empty() {
         return unusable("it is empty".to_owned());
     }
-    // As the directory that a root file system is in.
-    let may_be_program = |entry: &fs::DirEntry| {
-        let name = entry.file_name();
-        ["bin", "sbin", "usr"].iter().any(|place| name == *place)
-            || entry.file_type().is_ok_and(|kind| kind.is_file())
-    };
-    if !entries.iter().any(may_be_program) {
+    if is_new && image.is_directory() && !entries.iter().any(may_be_program) {
         return unusable("it has no programs: no /bin, /sbin or /usr, nor a file".to_owned());
     }
     Ok(())
+}
+
+/// Not so where somebody has named the directory that a root file system is in.
+fn may_be_program(entry: &fs::DirEntry) -> bool {
+    let name = entry.file_name();
+    ["bin", "sbin", "usr"].iter().any(|place| name == *place)
+        || entry.file_type().is_ok_and(|kind| kind.is_file())
 }
 
 /// A step of the boot that failed for what the VM has written over its image.
@@ -294,7 +295,7 @@ pub(super) fn remember(
     let dir = directory.path();
     let has = made_with(dir)?.map(|made_with| made_with.id);
     if let Some(image) = image {
-        check(image, ids)?;
+        check(image, ids, has.is_none())?;
     }
     match image {
         image if image.map(|image| &image.id) == has.as_ref() => Ok(None),

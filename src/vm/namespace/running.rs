@@ -22,6 +22,7 @@ use super::npm_config;
 use super::secrets;
 use crate::net::secrets::{Interceptor, Secrets, Sightings};
 use crate::net::{Network, Rules};
+use crate::pipe;
 use crate::vm::environment::add_images;
 use crate::vm::limits::no_more_pids;
 use crate::vm::{
@@ -93,8 +94,12 @@ impl NamespaceVm {
             if killed && matches!(end, VmEnd::Died(_)) && limiter.look().memory > 0 {
                 end = VmEnd::OutOfMemory;
             }
-            if let Some(vm) = weak.upgrade() {
-                *vm.network.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            let network = weak.upgrade().and_then(|vm| {
+                let mut network = vm.network.lock().unwrap_or_else(PoisonError::into_inner);
+                network.take()
+            });
+            if let Some(network) = network {
+                network.end().await;
             }
             drop(directory);
             ended_sender.send_replace(Some(end));
@@ -184,16 +189,11 @@ impl Vm for NamespaceVm {
     async fn spawn(&self, command: &Command) -> Result<Process> {
         let user = self.account(command.user)?;
         let pipe = || {
-            nix::unistd::pipe2(OFlag::O_CLOEXEC)
-                .map_err(|errno| host("can't make a pipe for", Path::new("stdio"), errno.into()))
+            let failed = |error| host("can't make a pipe for", Path::new("stdio"), error);
+            pipe::pipe().map_err(failed)
         };
         let ((stdin_theirs, stdin), (stdout, stdout_theirs), (stderr, stderr_theirs)) =
             (pipe()?, pipe()?, pipe()?);
-        for ours in [&stdin, &stdout, &stderr] {
-            // Of this end only: the program's must block.
-            nix::fcntl::fcntl(ours, nix::fcntl::F_SETFL(OFlag::O_NONBLOCK))
-                .map_err(|errno| host("can't set up", Path::new("stdio"), errno.into()))?;
-        }
         let bytes = |text: &String| text.clone().into_bytes();
         let before = self.reached();
         let id = self.control.next_id();

@@ -1,5 +1,7 @@
 //! The order of events, and when a listener gets them.
 
+use agentvm::session::{Item, Notice};
+
 use super::fixture::{Listener, World, within};
 
 #[tokio::test]
@@ -93,6 +95,46 @@ async fn a_listener_is_told_that_the_vm_starts_and_ends() {
     })
     .await;
     assert_eq!(listener.notices(), told);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_slow_listener_hears_of_the_end_after_all_that_was_said_before_it() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let slow = world.vm.subscribe().unwrap();
+    let listener = Listener::of(&world.vm);
+    let turn = world.start(session, "stream 5000");
+    listener.heard("turn_end").await;
+    let asleep = tokio::spawn({
+        let vm = world.vm.clone();
+        async move { vm.sleep().await }
+    });
+    within(async {
+        while !listener.notices().contains(&"Sleep".to_owned()) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let mut events = 0;
+    let ended = within(async {
+        loop {
+            let items = slow.next().await.unwrap();
+            for item in &items {
+                match item {
+                    Item::Event { .. } => events += 1,
+                    Item::Notice(Notice::VmShutdown { .. }) => return events,
+                    _ => {}
+                }
+            }
+            slow.taken(&items);
+        }
+    })
+    .await;
+    assert_eq!(ended, 5003);
+    drop(slow);
+    turn.await.unwrap().unwrap();
+    asleep.await.unwrap().unwrap();
     world.close().await;
 }
 

@@ -10,14 +10,15 @@ use agentvm::agents::AgentStore;
 use agentvm::error::{Code, Error};
 use agentvm::ids::{Seq, SessionId, VmKey};
 use agentvm::session::{
-    Client, ClientOptions, CreatedSession, Item, Notice, SessionOptions, Settings, TurnResult,
-    VmHandle, text_prompt,
+    Client, ClientOptions, CreatedSession, Item, Notice, PermissionRequest, SessionOptions,
+    Settings, TurnResult, VmHandle, text_prompt,
 };
 use agentvm::store::{Query, SessionRecord, StoredEvent};
 use agentvm::vm::exec::{ExecEnd, ExecOptions};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use crate::agents::{node, package_of, shared};
 
@@ -36,6 +37,17 @@ pub(super) struct World {
 }
 
 impl World {
+    /// The requests for permission that wait, the oldest first.
+    pub(super) fn pending(&self) -> Vec<(SessionId, PermissionRequest)> {
+        let mut after = Uuid::nil();
+        let next = || {
+            let next = self.vm.next_pending_permission(after).unwrap()?;
+            after = next.1.permission_id;
+            Some(next)
+        };
+        std::iter::from_fn(next).collect()
+    }
+
     pub(super) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let data = directory.path().join("data");

@@ -142,6 +142,34 @@ async fn an_agent_that_asks_without_end_is_answered_as_cancelled() {
     world.close().await;
 }
 
+#[tokio::test]
+async fn an_agent_that_asks_with_many_values_is_answered_as_cancelled() {
+    let world = World::new().await;
+    let mut ask = options(&[]);
+    ask.permission_policy = PermissionPolicy::Ask;
+    let created = world
+        .vm
+        .create_session("pi", ask, std::future::pending::<()>());
+    let session = within(created).await.unwrap().id;
+    let listener = Listener::of(&world.vm);
+    let request = |values: usize| {
+        let much = "0,".repeat(values) + "0";
+        let params = format!(r#"{{"sessionId":"$SESSION","options":[],"much":[{much}]}}"#);
+        format!(r#"line {{"id":1,"method":"session/request_permission","params":{params}}}"#)
+    };
+    // Together as many as a message may have, and one request more.
+    let script = [90_000, 20_000, 9000, 9000].map(request).join("\n");
+    let turn = world.start(session, &format!("{script}\nsay asked\ncancel"));
+    listener.said("asked").await;
+    assert_eq!(world.pending().len(), 2);
+    let outcomes = world.log(session).await.of("_agentvm/permission_outcome");
+    assert_eq!(outcomes.len(), 2);
+    assert_eq!(outcomes[0]["reason"], "too_many_requests");
+    assert!(within(world.vm.cancel_prompt(session)).await.unwrap());
+    turn.await.unwrap().unwrap();
+    world.close().await;
+}
+
 #[test]
 fn a_vm_whose_first_process_answers_nothing_is_ended_all_the_same() {
     const TEST: &str =

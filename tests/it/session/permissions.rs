@@ -88,7 +88,7 @@ async fn a_request_that_nobody_heard_waits_for_the_next_listener() {
     let turn = world.start(session, USUAL);
     let pending = async {
         loop {
-            if let [(own, request)] = &world.vm.pending_permissions().unwrap()[..] {
+            if let [(own, request)] = &world.pending()[..] {
                 assert_eq!(*own, session);
                 return request.permission_id.to_string();
             }
@@ -212,7 +212,7 @@ async fn two_sessions_ask_for_themselves() {
     let turns = [one, two].map(|session| world.start(session, USUAL));
     let both = async {
         loop {
-            let pending = world.vm.pending_permissions().unwrap();
+            let pending = world.pending();
             if pending.len() == 2 {
                 return pending;
             }

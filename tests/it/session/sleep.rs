@@ -102,7 +102,7 @@ async fn a_turn_that_waits_for_permission_keeps_its_vm_awake() {
     listener.heard("_agentvm/permission_request").await;
     let slept = tokio::time::timeout(SHORT * 6, listener.until(is_sleep));
     assert!(slept.await.is_err());
-    let (_, request) = world.vm.pending_permissions().unwrap().remove(0);
+    let (_, request) = world.pending().remove(0);
     let request = request.permission_id.to_string();
     let answered = world.vm.respond_permission(session, &request, "once");
     within(answered).await.unwrap();

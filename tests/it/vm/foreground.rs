@@ -36,10 +36,10 @@ impl Agent {
         Self {
             vm: DynVm::clone(vm),
             pid: process.pid,
-            stdin: pipe::Sender::from_owned_fd(process.stdin).unwrap(),
-            stdout: BufReader::new(pipe::Receiver::from_owned_fd(process.stdout).unwrap()),
+            stdin: pipe::Sender::from_owned_fd(process.stdin.into()).unwrap(),
+            stdout: BufReader::new(pipe::Receiver::from_owned_fd(process.stdout.into()).unwrap()),
             exit: process.exit,
-            _stderr: process.stderr,
+            _stderr: process.stderr.into(),
         }
     }
 
