@@ -25,6 +25,8 @@ export class OutputEvents {
   readonly #deliver: (items: OutputItem[]) => Promise<void>;
   #subscription: NativeSubscription | undefined;
   #isChanging = false;
+  /** The batch before: that of a subscription which is closed is handed out to its end, too. */
+  #delivered: Promise<void> = Promise.resolve();
 
   constructor(
     vm: NativeVm,
@@ -76,7 +78,10 @@ export class OutputEvents {
       return;
     }
     this.#subscription ??= callSync(() =>
-      this.#vm.subscribeOutput((batch) => this.#deliver(batch.map(itemOf))),
+      this.#vm.subscribeOutput((batch) => {
+        this.#delivered = this.#delivered.then(() => this.#deliver(batch.map(itemOf)));
+        return this.#delivered;
+      }),
     );
     this.#subscription.setInterest(wanted);
   }

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
@@ -20,6 +21,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+
+/// How long the rest of what a program wrote is waited for, when it has ended: what it has left running may keep
+/// the pipe locked.
+pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// Most that is read or written at once: what a pipe holds unless it was made larger.
 const CHUNK: usize = 64 * 1024;
@@ -286,8 +291,6 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::AsyncReadExt;
     use tokio::time::timeout;
 

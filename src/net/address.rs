@@ -65,7 +65,12 @@ const V6: [(Ipv6Addr, u32, Scope); 5] = {
         (at(0x2001, 0xdb8), 32, Scope::Documentation),
         // 6to4: holds an IPv4 address.
         (at(0x2002, 0), 16, Scope::Reserved),
-        (at(0x2620, 0x4f), 48, Scope::Reserved),
+        // AS112, to which questions for private addresses are delegated.
+        (
+            Ipv6Addr::new(0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0),
+            48,
+            Scope::Reserved,
+        ),
         (at(0x3fff, 0), 20, Scope::Documentation),
     ]
 };

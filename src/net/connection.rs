@@ -76,14 +76,14 @@ impl Connection {
         })
     }
 
-    /// What has arrived, 256 KiB at most, as soon as there is something. Empty: the server has
+    /// What has arrived, `most` bytes of it and 256 KiB, as soon as there is something. Empty: the server has
     /// ended its direction. What comes while the future is dropped may be lost.
-    pub async fn read(&self) -> io::Result<Vec<u8>> {
+    pub async fn read(&self, most: usize) -> io::Result<Vec<u8>> {
         loop {
             drop(self.socket.fd()?.readable().await?);
-            let received = blocking(&self.socket, |socket| {
+            let received = blocking(&self.socket, move |socket| {
                 // Nothing is held while there is nothing to read.
-                let mut chunk = vec![0; CHUNK];
+                let mut chunk = vec![0; most.clamp(1, CHUNK)];
                 let length = socket.try_io(Interest::READABLE, |socket| {
                     Ok(recv(
                         socket.as_raw_fd(),
@@ -293,11 +293,11 @@ mod tests {
         server.read_exact(&mut asked).expect("read");
         assert_eq!(&asked, b"ping");
         server.write_all(b"pong").expect("written");
-        assert_eq!(connection.read().await.expect("read"), b"pong");
+        assert_eq!(connection.read(CHUNK).await.expect("read"), b"pong");
         connection.shutdown_write().await.expect("ended");
         assert_eq!(server.read(&mut asked).expect("read"), 0);
         drop(server);
-        assert_eq!(connection.read().await.expect("read"), b"");
+        assert_eq!(connection.read(CHUNK).await.expect("read"), b"");
         connection.close();
     }
 
@@ -309,14 +309,14 @@ mod tests {
             .await
             .expect("established");
         let_it_block(&kept);
-        let slow = tokio::time::timeout(Duration::from_millis(50), connection.read()).await;
+        let slow = tokio::time::timeout(Duration::from_millis(50), connection.read(CHUNK)).await;
         assert!(slow.is_err(), "nothing was sent");
         // More than the buffers take, of a server that does not read.
         let much = vec![0; 64 << 20];
         let full = tokio::time::timeout(Duration::from_millis(200), connection.write(much)).await;
         assert!(full.is_err(), "nobody reads");
         server.write_all(b"!").expect("written");
-        assert_eq!(connection.read().await.expect("read"), b"!");
+        assert_eq!(connection.read(CHUNK).await.expect("read"), b"!");
     }
 
     #[tokio::test]

@@ -81,13 +81,17 @@ impl NativeVm {
 
 #[napi]
 impl NativeConnection {
-    /// Resolves to the next bytes; `null` when the server has ended its direction.
+    /// Resolves to the next bytes, `most` of them; `null` when the server has ended its direction.
     #[napi]
-    pub fn read<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, Option<Buffer>>> {
+    pub fn read<'env>(
+        &self,
+        env: &'env Env,
+        most: u32,
+    ) -> napi::Result<PromiseRaw<'env, Option<Buffer>>> {
         let (connection, destroyed) = (self.connection(), self.destroyed.subscribe());
         promise(env, async move {
             let connection = connection.ok_or_else(aborted)?;
-            let chunk = unless_aborted(destroyed, connection.read()).await?;
+            let chunk = unless_aborted(destroyed, connection.read(most as usize)).await?;
             Ok((!chunk.is_empty()).then(|| chunk.into()))
         })
     }

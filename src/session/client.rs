@@ -187,10 +187,7 @@ impl DataDir {
 
     /// The one of this path, whoever asked for it first.
     fn open(path: &Path) -> Arc<Self> {
-        // A directory that does not exist yet has no other name that would matter.
-        let path = std::fs::canonicalize(path)
-            .or_else(|_| std::path::absolute(path))
-            .unwrap_or_else(|_| path.to_owned());
+        let path = real_path(path);
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|data| data.strong_count() > 0);
         let known = open.iter().filter_map(Weak::upgrade);
@@ -209,6 +206,19 @@ impl DataDir {
     fn machines(&self) -> MutexGuard<'_, HashMap<VmId, Arc<Machine>>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The path without symlinks, also of what is not there yet.
+fn real_path(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    for above in path.ancestors() {
+        if let Ok(real) = std::fs::canonicalize(above) {
+            // `above` is one of its ancestors.
+            let below = path.strip_prefix(above).unwrap_or(&path);
+            return real.components().chain(below.components()).collect();
+        }
+    }
+    path
 }
 
 impl Client {

@@ -96,9 +96,10 @@ fn is_localhost(address: SocketAddr) -> bool {
 }
 
 impl VmConnection {
-    /// What has arrived, as soon as there is something. Empty: the server has ended its direction.
-    pub async fn read(&self) -> Result<Vec<u8>> {
-        let chunk = self.until_the_end(self.connection.read()).await?;
+    /// What has arrived, `most` bytes of it and 256 KiB, as soon as there is something. Empty: the server has ended
+    /// its direction.
+    pub async fn read(&self, most: usize) -> Result<Vec<u8>> {
+        let chunk = self.until_the_end(self.connection.read(most)).await?;
         // The servers of a VM that dies are gone before it is: that is no end of what they sent.
         if chunk.is_empty() && !self.vm.still_runs().await {
             return Err(self.vm_gone().await);

@@ -435,9 +435,15 @@ impl Position {
                 .notices
                 .back_mut()
                 .filter(|last| matches!(last, Notice::ImageProgress(_))),
-            Notice::SessionStatus { session, .. } => self.notices.iter_mut().find(
-                |queued| matches!(queued, Notice::SessionStatus { session: own, .. } if own == session),
-            ),
+            // One before an end of the VM is of another run.
+            Notice::SessionStatus { session, .. } => {
+                let notices = self.notices.iter_mut().rev();
+                let mut same_run =
+                    notices.take_while(|queued| !matches!(queued, Notice::VmShutdown { .. }));
+                same_run.find(
+                    |queued| matches!(queued, Notice::SessionStatus { session: own, .. } if own == session),
+                )
+            }
             // It counts: the latest says all.
             Notice::LimitReached { limit, .. } => self.notices.iter_mut().find(
                 |queued| matches!(queued, Notice::LimitReached { limit: own, .. } if own == limit),

@@ -101,7 +101,7 @@ impl VmHandle {
         let (settings, _awake) = self.awake().await?;
         let open = |vm: DynVm| async move { vm.open(path, Open::Read, user).await };
         let (vm, file) = self.machine.begin(settings, open).await?;
-        let content = file::read_range(file, path, offset, length).await;
+        let content = file::read_range(&*vm, file, path, offset, length).await;
         self.machine.outcome(&vm, content).await
     }
 
@@ -123,7 +123,7 @@ impl VmHandle {
         let (settings, _awake) = self.awake().await?;
         let open = |vm: DynVm| async move { open_to_write(&vm, path, options).await };
         let (vm, file) = self.machine.begin(settings, open).await?;
-        let written = file::write_opened(file, path, content).await;
+        let written = file::write_opened(&*vm, file, path, content).await;
         self.machine.outcome(&vm, written).await
     }
 
@@ -369,7 +369,8 @@ impl Download {
     pub async fn read(&mut self) -> Result<Vec<u8>> {
         let (file, position) = (self.file.get()?, self.position);
         let length = usize::try_from(self.left.min(CHUNK)).unwrap_or(0);
-        let read = file::blocking("can't read", &self.path, move || {
+        let transfers = self.held.vm.transfers();
+        let read = transfers.blocking("can't read", &self.path, move || {
             let mut chunk = vec![0; length];
             let filled = file::fill(&file, &mut chunk, position)?;
             chunk.truncate(filled);
@@ -391,7 +392,9 @@ impl Download {
         loop {
             let (from, into) = (self.file.get()?, Arc::clone(&saved));
             let position = self.position;
-            let copying = file::on_a_thread(move || file::copy_some(&from, position, into.file()));
+            let transfers = self.held.vm.transfers();
+            let copying =
+                transfers.on_a_thread(move || file::copy_some(&from, position, into.file()));
             let copied = self.held.until_the_end(async { Ok(copying.await) });
             match copied.await? {
                 Ok(0) => break,

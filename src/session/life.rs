@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::client::{VmHandle, closed_error};
 use super::outlet::{Channel, End, Outlet};
 use crate::error::Result;
-use crate::vm::{Command, DynVm, Exit, GuestPath, User, VmError, exited};
+use crate::vm::{Command, DynVm, Exit, GuestPath, KILL_AGAIN, User, VmError, exited};
 
 /// How long what runs has to end when its VM is put to sleep, closed or destroyed.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
@@ -158,12 +159,7 @@ impl Life {
     ) -> End {
         let mut timed_out = false;
         let exit = {
-            let deadline = async {
-                match timeout {
-                    Some(limit) => tokio::time::sleep(limit).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let deadline = tokio::time::sleep(timeout.unwrap_or(Duration::MAX));
             let pump = output.pump(outlet, self.channel);
             tokio::pin!(pump, deadline);
             let mut is_read = false;
@@ -171,8 +167,10 @@ impl Life {
                 tokio::select! {
                     exit = exited(exit) => break exit,
                     () = &mut pump, if !is_read => is_read = true,
-                    () = &mut deadline, if !timed_out => {
+                    () = &mut deadline => {
                         timed_out = true;
+                        // Its processes may make others meanwhile.
+                        deadline.as_mut().reset(Instant::now() + KILL_AGAIN);
                         if let Err(error) = self.kill().await {
                             tracing::debug!(%error, pid = self.pid, "not killed: its VM ends");
                         }
@@ -277,8 +275,12 @@ impl<K: Copy + Ord, T: AsRef<Life>> Lives<K, T> {
     pub(super) fn insert(&self, name: K, new: &Arc<T>, outlet: &Outlet) {
         let mut known = self.known();
         if let Some(old) = known.by_name.insert(name, Arc::clone(new)) {
+            let before = known.ended.len();
             known.ended.retain(|(_, ended)| !Arc::ptr_eq(ended, &old));
-            outlet.forget((*old).as_ref().channel);
+            // Otherwise listeners are still to be told of what it wrote.
+            if known.ended.len() < before {
+                outlet.forget((*old).as_ref().channel);
+            }
         }
     }
 
@@ -286,8 +288,10 @@ impl<K: Copy + Ord, T: AsRef<Life>> Lives<K, T> {
     pub(super) fn ended(&self, name: K, own: &Arc<T>, end: End, outlet: &Outlet) {
         let mut known = self.known();
         let present = known.by_name.get(&name);
-        // Otherwise another has its name already, or its VM was destroyed.
-        if present.is_some_and(|present| Arc::ptr_eq(present, own)) {
+        if present.is_none_or(|present| !Arc::ptr_eq(present, own)) {
+            // Another has its name already, or its VM was destroyed.
+            outlet.forget((**own).as_ref().channel);
+        } else {
             known.ended.push_back((name, Arc::clone(own)));
             if known.ended.len() > self.most
                 && let Some((name, oldest)) = known.ended.pop_front()

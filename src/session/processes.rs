@@ -345,7 +345,8 @@ impl Pipe {
         if !self.open {
             return;
         }
-        let rest = self.end.rest().await.unwrap_or_default();
+        let rest = tokio::time::timeout(pipe::DRAIN, self.end.rest()).await;
+        let rest = rest.map_or_else(|_| Vec::new(), Result::unwrap_or_default);
         for chunk in rest.chunks(CHUNK) {
             outlet
                 .data(channel, self.stream, chunk.to_vec())

@@ -91,13 +91,21 @@ impl Machine {
         let policy = options.permission_policy;
         let launch = plan(&installed, session, &options.cwd, &options.env, policy);
         check_agent(&vm, agent.name(), &installed, &launch).await?;
+        // It is listed before it is here: who asks for it then waits, and starts no other agent.
+        let slot = self.slot(session);
+        let mut own = slot.agent.lock().await;
         let made = self.make(
             settings, &vm, &store, session, &agent, &options, &launch, &mut stop,
         );
         match made.await {
-            Ok(created) => Ok(created),
+            Ok((created, live)) => {
+                slot.show(&live);
+                *own = Some(live);
+                Ok(created)
+            }
             Err(error) => {
                 self.unmake(&vm, &store, session).await;
+                self.slots().remove(&session);
                 Err(error)
             }
         }
@@ -114,7 +122,7 @@ impl Machine {
         options: &SessionOptions,
         launch: &agents::Launch,
         stop: &mut (dyn Future<Output = Error> + Send + Unpin),
-    ) -> Result<CreatedSession> {
+    ) -> Result<(CreatedSession, Arc<LiveSession>)> {
         let kept = Kept::of(options);
         // First, so that whatever is made after it is found by the next opener if this process dies.
         // Without the agent's own id it does not count as a session yet.
@@ -182,12 +190,7 @@ impl Machine {
             error = stop => Err(error),
         };
         match opened {
-            Ok(live) => {
-                let slot = self.slot(session);
-                slot.show(&live);
-                *slot.agent.lock().await = Some(live);
-                Ok(created)
-            }
+            Ok(live) => Ok((created, live)),
             Err(error) => {
                 process.dismiss().await;
                 Err(error)

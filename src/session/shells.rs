@@ -1,6 +1,7 @@
 //! Shells on terminals that callers open: attended to their end, like processes.
 
 use std::fmt;
+use std::pin::pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +10,9 @@ use super::client::VmHandle;
 use super::life::{GRACE, Life, Lives, Output, Started};
 use super::outlet::{Channel, End, Outlet, Source, Stream};
 use crate::error::{Code, Error, Result};
-use crate::vm::{Command, DynVm, GuestPath, Size, TerminalEnd, TerminalInput, User, environment};
+use crate::vm::{
+    Command, DynVm, GuestPath, KILL_AGAIN, Size, TerminalEnd, TerminalInput, User, environment,
+};
 
 /// Shells that have ended and are still known: the latest.
 const ENDED: usize = 32;
@@ -164,10 +167,17 @@ impl VmHandle {
     /// later is killed. One that has ended is no error.
     pub async fn close_shell(&self, shell: ShellId) -> Result<()> {
         let record = self.shell(shell)?;
+        let mut told = pin!(self.told(&record.life));
         if tokio::time::timeout(GRACE, record.hang_up()).await.is_err() {
-            record.life.kill().await?;
+            loop {
+                record.life.kill().await?;
+                // Its processes may make others meanwhile, and listeners may take their time.
+                if let Ok(told) = tokio::time::timeout(KILL_AGAIN, &mut told).await {
+                    return told.map(drop);
+                }
+            }
         }
-        self.told(&record.life).await.map(drop)
+        told.await.map(drop)
     }
 
     /// Waits until a shell has ended and listeners have been told so.

@@ -270,7 +270,8 @@ impl Receiver {
 
     async fn write(&self, source: Source) -> Result<u64> {
         let into = Arc::clone(&self.file);
-        let write = file::blocking("can't write", &self.path, move || match source {
+        let transfers = self.held.vm.transfers();
+        let write = transfers.blocking("can't write", &self.path, move || match source {
             Source::Bytes(bytes) => {
                 std::io::Write::write_all(&mut &*into, &bytes)?;
                 Ok(bytes.len() as u64)

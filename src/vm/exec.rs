@@ -110,8 +110,9 @@ pub async fn attend(vm: &super::DynVm, process: Process, options: ExecOptions) -
         }
     };
     kill.vm = None;
-    // What was written before the exit is in the pipes by now.
-    tokio::join!(stdout.drain(), stderr.drain());
+    // What was written before the exit is in the pipes by now. Who writes at this moment may keep them locked.
+    let drained = async { tokio::join!(stdout.drain(), stderr.drain()) };
+    drop(tokio::time::timeout(pipe::DRAIN, drained).await);
     let output = ExecOutput {
         truncated: stdout.truncated || stderr.truncated,
         stdout: stdout.kept,

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use tokio::sync::Semaphore;
@@ -13,26 +14,70 @@ use super::{GuestPath, Open, Result, User, Vm, VmError};
 pub const MAX_BUFFER: u64 = 2 << 30;
 
 /// Blocking transfers at a time, of all VMs: each has a thread.
-static TRANSFERS: Semaphore = Semaphore::const_new(32);
+static TRANSFERS: Semaphore = Semaphore::const_new(64);
+
+/// Of one VM, whose programs may keep a file locked that is written.
+const MAX_TRANSFERS: usize = 8;
+
+/// What one VM may have under way of these.
+#[derive(Debug, Clone)]
+pub struct Transfers(Arc<Semaphore>);
+
+impl Default for Transfers {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_TRANSFERS)))
+    }
+}
+
+impl Transfers {
+    /// Does what may wait for a disk, or for programs of the VM, on a thread for it.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        path: &GuestPath,
+        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let failed = |errno| VmError::File {
+            op,
+            path: path.as_str().to_owned(),
+            errno,
+        };
+        self.on_a_thread(work)
+            .await
+            .map_err(|error| failed(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))
+    }
+
+    /// The same with the failure as it is. Dropping the future leaves the work to end by itself.
+    pub(crate) async fn on_a_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> std::io::Result<T> {
+        // Nobody closes it.
+        let own = Arc::clone(&self.0).acquire_owned().await.ok();
+        on_a_thread(move || {
+            let done = work();
+            drop(own);
+            done
+        })
+        .await
+    }
+}
 
 /// Reads a regular file.
 pub async fn read(vm: &dyn Vm, path: &GuestPath, user: User) -> Result<Vec<u8>> {
-    read_opened(vm.open(path, Open::Read, user).await?, path).await
+    let file = vm.open(path, Open::Read, user).await?;
+    read_range(vm, file, path, 0, None).await
 }
 
-/// Reads a file that was opened at `path`.
-pub async fn read_opened(file: File, path: &GuestPath) -> Result<Vec<u8>> {
-    read_range(file, path, 0, None).await
-}
-
-/// Reads of such a file what it holds from `offset` on, `length` bytes at most.
+/// Reads of a file that was opened at `path` what it holds from `offset` on, `length` bytes at most.
 pub async fn read_range(
+    vm: &dyn Vm,
     file: File,
     path: &GuestPath,
     offset: u64,
     length: Option<u64>,
 ) -> Result<Vec<u8>> {
-    blocking("can't read", path, move || {
+    let reading = vm.transfers().blocking("can't read", path, move || {
         let length = length.unwrap_or(u64::MAX);
         let size = file.metadata()?.len().saturating_sub(offset).min(length);
         if size > MAX_BUFFER {
@@ -58,8 +103,8 @@ pub async fn read_range(
             }
         }
         Ok(content)
-    })
-    .await
+    });
+    reading.await
 }
 
 /// Reads until the buffer is full, or the file ends. Returns how much there was.
@@ -104,34 +149,22 @@ pub(crate) fn copy_some(from: &File, offset: u64, mut into: &File) -> std::io::R
 
 /// Makes a file, or replaces what it holds.
 pub async fn write(vm: &dyn Vm, path: &GuestPath, content: Vec<u8>, user: User) -> Result<()> {
-    write_opened(vm.open(path, Open::Write, user).await?, path, content).await
+    let file = vm.open(path, Open::Write, user).await?;
+    write_opened(vm, file, path, content).await
 }
 
 /// Fills a file that was opened, and is empty, at `path`.
-pub async fn write_opened(mut file: File, path: &GuestPath, content: Vec<u8>) -> Result<()> {
-    blocking("can't write", path, move || file.write_all(&content)).await
-}
-
-/// Does what may wait for a disk on a thread for it.
-pub(crate) async fn blocking<T: Send + 'static>(
-    op: &'static str,
+pub async fn write_opened(
+    vm: &dyn Vm,
+    mut file: File,
     path: &GuestPath,
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> Result<T> {
-    let failed = |errno| VmError::File {
-        op,
-        path: path.as_str().to_owned(),
-        errno,
-    };
-    match on_a_thread(work).await {
-        Ok(done) => Ok(done),
-        Err(error) => Err(failed(Errno::from_raw(
-            error.raw_os_error().unwrap_or(libc::EIO),
-        ))),
-    }
+    content: Vec<u8>,
+) -> Result<()> {
+    let writing = (vm.transfers()).blocking("can't write", path, move || file.write_all(&content));
+    writing.await
 }
 
-/// The same with the failure as it is. Dropping the future leaves the work to end by itself.
+/// Does what may wait for a disk on a thread for it. Dropping the future leaves the work to end by itself.
 pub(crate) async fn on_a_thread<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> std::io::Result<T> {

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use nix::errno::Errno;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::file::Transfers;
 use super::{GuestPath, Result, User, VmError};
 use crate::pipe::{self, PipeEnd};
 
@@ -152,6 +153,9 @@ pub trait Files: Send + Sync {
         mode: Option<u32>,
         user: User,
     ) -> Result<()>;
+
+    /// What there may be at a time of what reads and writes its files.
+    fn transfers(&self) -> &Transfers;
 
     /// Begins a task beside everything else. 16 of those that end by themselves are under way at a time, and
     /// others wait; of those that last as long as their reader likes, 64 watches and 256 lists: one more is

@@ -6,7 +6,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, Record};
 
 use super::Question;
-use super::query::plain;
+use super::query::{plain, points_inside};
 use crate::net::names::MAX_TTL;
 use crate::net::policy::{Policy, Reason};
 
@@ -26,13 +26,19 @@ pub(super) fn answer(
             return (answer, None);
         }
     };
-    // A name that is denied is not reached by one that leads to it.
-    let mut aliases = records.iter().filter_map(|record| match &record.data {
-        RData::CNAME(target) => policy.denied_alias(&plain(&target.0)),
+    let aliases = records.iter().filter_map(|record| match &record.data {
+        RData::CNAME(target) => Some(&target.0),
         _ => None,
     });
-    if let Some(reason) = aliases.next() {
+    // What must not be asked for is not reached by a name that leads to it.
+    let denied = |target| policy.denied_alias(&plain(target));
+    if let Some(reason) = aliases.clone().find_map(denied) {
         return (refuse(question), Some(reason));
+    }
+    if aliases.clone().any(points_inside) {
+        let mut answer = question.into_answer();
+        answer.metadata.response_code = ResponseCode::NXDomain;
+        return (answer, None);
     }
     let mut answer = question.into_answer();
     let mut refused = None;

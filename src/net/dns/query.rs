@@ -10,6 +10,10 @@ use crate::net::address::{Scope, scope};
 
 /// Least size of every DNS message, and most of an answer over UDP without EDNS (RFC 1035).
 const HEADER_LEN: usize = 12;
+
+/// Bytes of a question: its name has 255.
+const LONGEST: usize = 4096;
+
 const PLAIN_DATAGRAM: u16 = 512;
 
 /// Most of an answer over UDP: more may be cut into fragments (RFC 9715).
@@ -100,12 +104,27 @@ pub fn answer_plan(message: &[u8]) -> Plan {
         return Plan::Ignore;
     }
     let id = u16::from_be_bytes([id_high, id_low]);
-    let Ok(asked) = Message::from_vec(message) else {
+    let asked = is_short(message).then(|| Message::from_vec(message).ok());
+    let Some(asked) = asked.flatten() else {
         let op_code = OpCode::from_u8((flags >> 3) & 0xf);
         let error = Message::error_msg(id, op_code, ResponseCode::FormErr);
         return Plan::Answer(error);
     };
     plan(&asked)
+}
+
+/// Whether it has one question, and room for little else. A name may lead over as many pointers as there is room
+/// for, so that many names take as long as the square of their length.
+fn is_short(message: &[u8]) -> bool {
+    let count = |at: usize| {
+        let bytes = message.get(at..)?.first_chunk()?;
+        Some(u16::from_be_bytes(*bytes))
+    };
+    // Questions, answers, authorities, and what is said beside: EDNS, a signature.
+    let [questions, answers, authorities, others] = [4, 6, 8, 10].map(count);
+    message.len() <= LONGEST
+        && (questions, answers, authorities) == (Some(1), Some(0), Some(0))
+        && others.is_some_and(|others| others <= 2)
 }
 
 fn plan(asked: &Message) -> Plan {
@@ -142,9 +161,11 @@ fn plan(asked: &Message) -> Plan {
     if query.name.is_localhost() {
         return localhost(answer, query);
     }
+    // Names of the host's own network are none of the VM's business.
+    if points_inside(&query.name) {
+        return refuse(answer, ResponseCode::NXDomain);
+    }
     match query.query_type {
-        // Names of the host's own network are none of the VM's business.
-        RecordType::PTR if points_inside(&query.name) => refuse(answer, ResponseCode::NXDomain),
         RecordType::A
         | RecordType::AAAA
         | RecordType::CAA
@@ -187,7 +208,7 @@ fn localhost(mut answer: Message, query: &Query) -> Plan {
 }
 
 /// Whether a name of the reverse tree stands for an address (or a network) that is not public.
-fn points_inside(name: &Name) -> bool {
+pub(super) fn points_inside(name: &Name) -> bool {
     name.parse_arpa_name()
         .is_ok_and(|network| scope(network.addr()) != Scope::Public)
 }
@@ -206,6 +227,24 @@ mod tests {
 
     fn plan_of(message: &Message) -> Plan {
         answer_plan(&message.to_vec().expect("a message"))
+    }
+
+    #[test]
+    fn what_is_more_than_a_question_is_not_read() {
+        // Each word is a pointer to the one before it, and each six bytes are a question.
+        let mut message = vec![0, 7, 1, 0, 0x2a, 0xa8, 0, 0, 0, 0, 0, 0];
+        for at in (10_u16..0x3ffe).step_by(2) {
+            message.extend((0xc000 | at).to_be_bytes());
+        }
+        message.resize(usize::from(u16::MAX), 0xfe);
+        let began = std::time::Instant::now();
+        for _ in 0..100 {
+            assert_eq!(code(&answer_plan(&message)), ResponseCode::FormErr);
+        }
+        assert!(began.elapsed() < std::time::Duration::from_secs(5));
+        // The same as one long question.
+        message[4..6].copy_from_slice(&[0, 1]);
+        assert_eq!(code(&answer_plan(&message)), ResponseCode::FormErr);
     }
 
     fn code(plan: &Plan) -> ResponseCode {

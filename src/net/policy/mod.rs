@@ -166,7 +166,7 @@ impl Policy {
                 .filter_map(Rule::block)
                 .chain(
                     host.into_iter()
-                        .filter(|address| !self.names_exactly(*address))
+                        .filter(|address| !self.names_exactly(*address, |_| true))
                         .map(Block::one),
                 )
                 .collect(),
@@ -188,7 +188,7 @@ impl Policy {
             return Verdict::Allow(Terms::Anything);
         }
         match self.judge_by_rules(address, port, names) {
-            Verdict::Allow(terms) => self.judge_by_host(address, terms),
+            Verdict::Allow(terms) => self.judge_by_host(destination, terms),
             denied @ Verdict::Deny(_) => denied,
         }
     }
@@ -249,9 +249,10 @@ impl Policy {
         })
     }
 
-    /// An address of the host is opened by nothing but a rule of exactly this address.
-    fn judge_by_host(&self, address: IpAddr, terms: Terms) -> Verdict {
-        if self.names_exactly(address) {
+    /// An address of the host is opened by nothing but a rule of exactly this address, for its ports.
+    fn judge_by_host(&self, destination: SocketAddr, terms: Terms) -> Verdict {
+        let address = destination.ip();
+        if self.names_exactly(address, |rule| rule.has_port(destination.port())) {
             return Verdict::Allow(terms);
         }
         match host_address::is_ours(address) {
@@ -278,7 +279,8 @@ impl Policy {
                 Some(Reason::Rule(denied.text()))
             }
             (Terms::Allowed, Some(name)) => self.judge_name_at(name, port),
-            (Terms::Allowed, None) => Some(Reason::Allowlist),
+            // Nobody says which of the names it is for.
+            (Terms::Allowed, None) => Some(Reason::Tls),
         }
     }
 
@@ -344,13 +346,13 @@ impl Policy {
         deny.find(|rule| rule.has_port(port) && (rule.host == Host::Any || rule.covers(address)))
     }
 
-    /// Whether a rule is of exactly this address, also by its NAT64 name.
-    fn names_exactly(&self, address: IpAddr) -> bool {
+    /// Whether one of some rules is of exactly this address, also by its NAT64 name.
+    fn names_exactly(&self, address: IpAddr, is_one: impl Fn(&Rule) -> bool) -> bool {
         let exactly = [Some(address), embedded_v4(address).map(IpAddr::from)];
         let mut exactly = exactly.into_iter().flatten().map(Block::one);
         exactly.any(|block| {
             let mut allow = self.rules.allow.iter();
-            allow.any(|rule| rule.block() == Some(block))
+            allow.any(|rule| rule.block() == Some(block) && is_one(rule))
         })
     }
 }

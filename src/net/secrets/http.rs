@@ -428,10 +428,15 @@ impl Exchange {
 
     fn is_own(&self, authority: &Authority) -> bool {
         let host = authority.host();
+        let port = authority.as_str().strip_prefix(host);
+        let port = match port.map(|port| port.strip_prefix(':')) {
+            Some(None | Some("")) => Some(443),
+            Some(Some(_)) => authority.port_u16(),
+            // A user is before it.
+            None => None,
+        };
         let host = host.strip_suffix('.').unwrap_or(host);
-        host.eq_ignore_ascii_case(&self.name)
-            && authority.port_u16().unwrap_or(443) == self.port
-            && !authority.as_str().contains('@')
+        host.eq_ignore_ascii_case(&self.name) && port == Some(self.port)
     }
 }
 

@@ -35,6 +35,9 @@ use crate::vm::{Exit, VmError};
 /// closes those that there is no room for then and there, however long that takes.
 const MOST_DESCRIPTORS: usize = 253;
 
+/// Processes at most that wait to be killed, because their callers gave up.
+const MOST_UNWANTED: usize = 1 << 16;
+
 /// How long what PID 1 has sent may take to be closed, when there is too much of it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -325,7 +328,10 @@ impl Control {
                     tokio::task::yield_now().await;
                     match self.dispatch(reply, descriptors, &fork_bomb) {
                         Ok(None) => {}
-                        Ok(Some(pid)) => self.abandon(pid),
+                        Ok(Some(pid)) if self.abandon(pid) => {}
+                        Ok(Some(_)) => {
+                            return "PID 1 started more than it was asked for".to_owned();
+                        }
                         Err(problem) => return format!("PID 1 sent {problem}"),
                     }
                 }
@@ -361,9 +367,12 @@ impl Control {
         }
     }
 
-    fn abandon(&self, pid: i32) {
-        self.state().unwanted.push(pid);
+    /// `false`: there are more than callers can have given up.
+    fn abandon(&self, pid: i32) -> bool {
+        let mut state = self.state();
+        state.unwanted.push(pid);
         self.abandoned.notify_one();
+        state.unwanted.len() < MOST_UNWANTED
     }
 
     /// Kills a process whose caller gave up while it was being started.

@@ -102,13 +102,12 @@ fn maps_deleted(task: &str, device: u64) -> bool {
     })
 }
 
-/// Every process of a VM is a descendant of its PID 1.
-fn with_descendants(pid: i32) -> Vec<i32> {
+/// Every process of a VM is a descendant of its PID 1, which is the first of them.
+pub(super) fn with_descendants(pid: i32) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for name in names("/proc").unwrap_or_default() {
         if let Ok(pid) = name.parse()
-            && let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat"))
-            && let Some(parent) = parent(&stat)
+            && let Some(parent) = parent_of(pid)
         {
             children.entry(parent).or_default().push(pid);
         }
@@ -120,6 +119,11 @@ fn with_descendants(pid: i32) -> Vec<i32> {
         next += 1;
     }
     found
+}
+
+/// The parent of a process that is there.
+pub(super) fn parent_of(pid: i32) -> Option<i32> {
+    parent(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// The name of the program, in parentheses, may be anything.

@@ -16,6 +16,7 @@ use super::control::Answer;
 use super::directory::host;
 use super::running::{NamespaceVm, regular_file, unexpected};
 use crate::pipe::pipe;
+use crate::vm::file::Transfers;
 use crate::vm::files::{Answers, Change, Files, Stat, Task, Write};
 use crate::vm::{GuestPath, Result, User, VmError};
 
@@ -31,6 +32,7 @@ pub(super) struct Tasks {
     lists: Arc<Semaphore>,
     watches: Arc<Semaphore>,
     pub(super) processes: Semaphore,
+    transfers: Transfers,
 }
 
 impl Default for Tasks {
@@ -40,6 +42,7 @@ impl Default for Tasks {
             lists: Arc::new(Semaphore::new(MAX_LISTS)),
             watches: Arc::new(Semaphore::new(MAX_WATCHES)),
             processes: Semaphore::new(1),
+            transfers: Transfers::default(),
         }
     }
 }
@@ -144,6 +147,10 @@ impl Files for NamespaceVm {
             Answer::Done => Ok(()),
             other => Err(failure(other, "can't write", to)),
         }
+    }
+
+    fn transfers(&self) -> &Transfers {
+        &self.tasks.transfers
     }
 
     async fn begin(&self, task: Task, user: User) -> Result<Answers> {

@@ -1,6 +1,7 @@
 //! PID 1's process: watched, and reaped.
 
-use std::os::fd::OwnedFd;
+use std::collections::HashSet;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,9 +10,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::control::Control;
+use super::deleted::{parent_of, with_descendants};
 use super::directory::host;
 use super::starter;
-use crate::vm::Result;
+use crate::vm::{KILL_AGAIN, Result};
 
 /// How long PID 1 may take to end everything when the host has hung up: it kills, and waits for nobody.
 const GRACE: Duration = Duration::from_secs(5);
@@ -64,7 +66,14 @@ impl Guest {
             } else {
                 tracing::warn!("PID 1 does not end on its own");
                 starter::kill(pidfd.get_ref());
-                reap(pidfd).await;
+                // It may wait for what one of its programs holds, a lock of a file, and they are killed only after it.
+                let pid = self.pid;
+                while tokio::time::timeout(KILL_AGAIN, reap(pidfd)).await.is_err() {
+                    let killing = tokio::task::spawn_blocking(move || kill_descendants(pid));
+                    if let Err(error) = killing.await {
+                        tracing::error!(%error, "can't kill what PID 1 has started");
+                    }
+                }
             }
         }
         self.pidfd = None;
@@ -82,10 +91,62 @@ impl Drop for Guest {
     }
 }
 
+/// Kills what PID 1 has started, and what that has.
+fn kill_descendants(pid: i32) {
+    let mut of_vm = with_descendants(pid);
+    let processes = of_vm.split_off(1);
+    let of_vm: HashSet<_> = of_vm.iter().chain(&processes).copied().collect();
+    for pid in processes {
+        // SAFETY: integers.
+        let opened = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) });
+        let Some(pidfd) = opened.ok().and_then(|fd| RawFd::try_from(fd).ok()) else {
+            continue; // it has ended
+        };
+        // SAFETY: the kernel has just made it for us.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        // Its number may be that of another since.
+        if parent_of(pid).is_some_and(|parent| of_vm.contains(&parent)) {
+            starter::kill(&pidfd);
+        }
+    }
+}
+
 async fn reap(pidfd: &AsyncFd<OwnedFd>) -> bool {
     // A pidfd becomes readable when its process has exited.
     if let Err(error) = pidfd.readable().await {
         tracing::error!(%error, "can't wait for PID 1");
     }
     starter::reap(pidfd.get_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn what_pid_1_has_started_is_killed_without_it() {
+        // Two below, of which the first waits for the second.
+        let script =
+            "sh -c 'sleep 1000 & echo begun; wait' || true; echo $?; sleep 1000; echo ended";
+        let mut child = Command::new("sh");
+        let mut child = child
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh");
+        let mut output = std::io::BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut said = String::new();
+        std::io::BufRead::read_line(&mut output, &mut said).expect("begun");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while child.try_wait().expect("a child").is_none() {
+            assert!(std::time::Instant::now() < deadline, "it is not killed");
+            kill_descendants(pid);
+        }
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut output, &mut rest).expect("an end");
+        assert!(rest.ends_with("ended\n"), "{rest}");
+    }
 }

@@ -30,7 +30,7 @@ async fn answer(vm: &DynVm, port: u16) -> String {
     let connection = vm.connect(port).await.unwrap();
     let mut all = Vec::new();
     loop {
-        let chunk = connection.read().await.unwrap();
+        let chunk = connection.read(usize::MAX).await.unwrap();
         if chunk.is_empty() {
             return String::from_utf8(all).unwrap();
         }
@@ -127,6 +127,6 @@ sleep 1000;
     start(&vm, silent, "").await;
     let connection = vm.connect(3000).await.unwrap();
     vm.shutdown().await;
-    let read = connection.read().await;
+    let read = connection.read(usize::MAX).await;
     assert!(matches!(read.as_deref(), Ok([]) | Err(_)), "{read:?}");
 }
