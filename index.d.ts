@@ -203,7 +203,7 @@ export interface RootfsImage {
  * - `*`: every name and public address.
  *
  * Names are of any case, also of other scripts. A name that is not allowed is not resolved (`REFUSED`, and
- * no resolver outside is asked), nor is one with an alias that is denied. A name that is allowed is reached
+ * no resolver outside is asked), nor is one with an alias that is denied on all ports. A name that is allowed is reached
  * at the addresses that the VM's own resolver has given out for it, in the last ten minutes to an hour by
  * the time to live of the answer, and if a connection begins with TLS, only for a server name that is
  * allowed as well: no raw address, no other site of the same address, no changed answer leads around it.

@@ -103,9 +103,9 @@ fn an_address_is_reached_by_the_name_that_it_was_given_out_for() {
         judge_for(&policy, "10.0.0.1:443", &["api.test"]),
         not_public(Scope::Private)
     );
-    for server in [None, Some("other.test")] {
+    for (server, reason) in [(None, Reason::Tls), (Some("other.test"), Reason::Allowlist)] {
         let denied = policy.judge_server(Terms::Allowed, server, 443);
-        assert_eq!(denied, Some(Reason::Allowlist), "{server:?}");
+        assert_eq!(denied, Some(reason), "{server:?}");
     }
     assert_eq!(
         policy.judge_server(Terms::Allowed, Some("api.test"), 443),

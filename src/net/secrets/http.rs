@@ -428,15 +428,17 @@ impl Exchange {
 
     fn is_own(&self, authority: &Authority) -> bool {
         let host = authority.host();
-        let port = authority.as_str().strip_prefix(host);
-        let port = match port.map(|port| port.strip_prefix(':')) {
-            Some(None | Some("")) => Some(443),
-            Some(Some(_)) => authority.port_u16(),
-            // A user is before it.
-            None => None,
-        };
         let host = host.strip_suffix('.').unwrap_or(host);
-        host.eq_ignore_ascii_case(&self.name) && port == Some(self.port)
+        host.eq_ignore_ascii_case(&self.name) && port_of(authority) == Some(self.port)
+    }
+}
+
+/// `None`: it has one that can't be read, or a user before its host.
+fn port_of(authority: &Authority) -> Option<u16> {
+    let port = authority.as_str().strip_prefix(authority.host())?;
+    match port.strip_prefix(':') {
+        None | Some("") => Some(443),
+        Some(_) => authority.port_u16(),
     }
 }
 
@@ -582,6 +584,26 @@ where
             set.spawn(async {
                 task.await;
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_can_not_be_read_is_none() {
+        for (authority, port) in [
+            ("a.test", Some(443)),
+            ("a.test:", Some(443)),
+            ("a.test:8443", Some(8443)),
+            ("[::1]:8443", Some(8443)),
+            ("a.test:99999", None),
+            ("user@a.test", None),
+        ] {
+            let authority: Authority = authority.parse().expect("an authority");
+            assert_eq!(port_of(&authority), port, "{authority}");
         }
     }
 }

@@ -96,7 +96,8 @@ fn kill_descendants(pid: i32) {
     let mut of_vm = with_descendants(pid);
     let processes = of_vm.split_off(1);
     let of_vm: HashSet<_> = of_vm.iter().chain(&processes).copied().collect();
-    for pid in processes {
+    // Before their parents, whose children they are then no longer.
+    for pid in processes.into_iter().rev() {
         // SAFETY: integers.
         let opened = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) });
         let Some(pidfd) = opened.ok().and_then(|fd| RawFd::try_from(fd).ok()) else {

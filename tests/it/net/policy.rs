@@ -7,6 +7,7 @@ use agentvm::net::{Denial, Otherwise, Policy, Protocol, Rule, Rules};
 use agentvm::vm::{DynVm, Exit, GuestPath, User, file};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
@@ -275,7 +276,7 @@ fn tls_is_for_a_name_that_is_allowed() {
         assert_eq!(stdout(&ruled.vm, &same).await, "");
         for (file, host, rule) in [
             ("other", "other.example", "allowlist"),
-            ("none", "site.example", "allowlist"),
+            ("none", "site.example", "tls"),
             ("broken", "site.example", "tls"),
             ("warned", "site.example", "tls"),
         ] {
@@ -449,6 +450,27 @@ fn a_private_network_is_opened_by_its_address_also_later() {
         assert_refused(&ruled.vm, "10.9.8.1", ECHO).await;
         ruled.vm.set_network(Rules::default()).await.unwrap();
         assert_refused(&ruled.vm, PRIVATE, ECHO).await;
+        ruled.vm.shutdown().await;
+    });
+}
+
+#[test]
+fn a_port_of_the_hosts_public_address_is_opened_alone() {
+    let name = "net::policy::a_port_of_the_hosts_public_address_is_opened_alone";
+    in_a_world(name, |_world| async {
+        let listen = || TcpListener::bind((super::HOST_V4, 0));
+        let (opened, other) = (listen().await.unwrap(), listen().await.unwrap());
+        let [port, refused] = [&opened, &other].map(|own| own.local_addr().unwrap().port());
+        let opens = format!("{}:{port}", super::HOST_V4);
+        let mut ruled = booted(rules(Otherwise::Public, &[&opens], &[])).await;
+        let connect = |port| format!("timeout 10 bash -c '</dev/tcp/{}/{port}'", super::HOST_V4);
+        assert_eq!(stdout(&ruled.vm, &connect(port)).await, "");
+        let (connected, _) = opened.accept().await.unwrap();
+        drop(connected);
+        // It is there inside before it is judged, and reset then.
+        drop(sh(&ruled.vm, &connect(refused)).await);
+        let told = ruled.hears_of(super::HOST_V4, refused, Protocol::Tcp);
+        assert_eq!(told.await, "host");
         ruled.vm.shutdown().await;
     });
 }
