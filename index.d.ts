@@ -1443,7 +1443,10 @@ export interface PermissionOutcomeEvent {
   outcome: PermissionOutcome;
   /** The session's policy, `respondPermission`, or agentvm because nobody can answer any more. */
   decidedBy: "policy" | "caller" | "agentvm";
-  /** Of `"agentvm"`: why. `"too_many_requests"`: more than 256, or 64 MiB of them, waited already. */
+  /**
+   * Of `"agentvm"`: why. `"too_many_requests"`: with it more than 256 would wait, 64 MiB, or 100,000 JSON
+   * values (counted as for `maxMessageBytes`).
+   */
   reason?: string;
 }
 

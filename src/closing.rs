@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
@@ -131,11 +132,18 @@ impl Closing {
 }
 
 /// If it is a TCP connection, ends it at once, in both directions, whatever has been sent (tcp(7): connecting to
-/// `AF_UNSPEC` dissolves it), so that to close it waits for nothing.
+/// `AF_UNSPEC` dissolves it), so that to close it waits for nothing. Where it may not be dissolved, it is reset when
+/// it is closed.
 pub(crate) fn reset(socket: BorrowedFd<'_>) {
     const SIZE: libc::socklen_t = 16;
     /// A `struct sockaddr` of this family, which is 0.
     const NOWHERE: [u8; SIZE as usize] = [0; SIZE as usize];
+    let at_once = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    // An error: it is no socket.
+    let _ = setsockopt(&socket, sockopt::Linger, &at_once);
     // SAFETY: the kernel reads the address, whose size is given.
     let result = unsafe { libc::connect(socket.as_raw_fd(), NOWHERE.as_ptr().cast(), SIZE) };
     if let Err(errno) = Errno::result(result) {
@@ -148,8 +156,6 @@ mod tests {
     use std::io::Write;
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::time::{Duration, Instant};
-
-    use nix::sys::socket::{setsockopt, sockopt};
 
     use super::*;
 

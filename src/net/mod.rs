@@ -128,7 +128,7 @@ impl Network {
         })
     }
 
-    /// Ends every connection and query, and returns when nobody serves any more.
+    /// Ends every connection and query, and returns when nobody accepts any more.
     pub async fn end(mut self) {
         self.servers.shutdown().await;
     }

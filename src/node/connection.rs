@@ -123,10 +123,10 @@ impl NativeConnection {
     /// Ends the direction to the server.
     #[napi]
     pub fn end<'env>(&self, env: &'env Env) -> napi::Result<PromiseRaw<'env, ()>> {
-        let connection = self.connection();
+        let (connection, destroyed) = (self.connection(), self.destroyed.subscribe());
         promise(env, async move {
             match connection {
-                Some(connection) => connection.shutdown_write().await,
+                Some(connection) => unless_aborted(destroyed, connection.shutdown_write()).await,
                 None => Ok(()),
             }
         })

@@ -1,7 +1,7 @@
 //! Where data lies, which VMs are known, and their common end.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -212,11 +212,17 @@ impl DataDir {
 fn real_path(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     for above in path.ancestors() {
-        if let Ok(real) = std::fs::canonicalize(above) {
-            // `above` is one of its ancestors.
-            let below = path.strip_prefix(above).unwrap_or(&path);
-            return real.components().chain(below.components()).collect();
+        let Ok(mut real) = std::fs::canonicalize(above) else {
+            continue;
+        };
+        // `above` is one of its ancestors.
+        for below in path.strip_prefix(above).unwrap_or(&path).components() {
+            match below {
+                Component::ParentDir => drop(real.pop()),
+                below => real.push(below),
+            }
         }
+        return real;
     }
     path
 }

@@ -310,6 +310,16 @@ impl Emission {
     /// Waits until the listeners that are there now have been handed every notice until now: a call
     /// that caused one must not let Node exit before.
     pub(super) async fn noticed(&self) {
+        self.noticed_unless(|_| false).await;
+    }
+
+    /// The same, but for listeners that are still to be told what an earlier run of the VM has said.
+    pub(super) async fn noticed_of_this_run(&self) {
+        self.noticed_unless(|position| !position.ends.is_empty())
+            .await;
+    }
+
+    async fn noticed_unless(&self, is_late: impl Fn(&Position) -> bool + Send + Sync) {
         let subscribers = self.state().subscribers();
         for subscriber in subscribers {
             let mut moved = subscriber.moved.subscribe();
@@ -317,7 +327,7 @@ impl Emission {
             loop {
                 {
                     let position = subscriber.state();
-                    if position.closed || position.told >= queued {
+                    if position.closed || position.told >= queued || is_late(&position) {
                         break;
                     }
                 }
@@ -435,20 +445,14 @@ impl Position {
                 .notices
                 .back_mut()
                 .filter(|last| matches!(last, Notice::ImageProgress(_))),
-            // One before an end of the VM is of another run.
-            Notice::SessionStatus { session, .. } => {
-                let notices = self.notices.iter_mut().rev();
-                let mut same_run =
-                    notices.take_while(|queued| !matches!(queued, Notice::VmShutdown { .. }));
-                same_run.find(
-                    |queued| matches!(queued, Notice::SessionStatus { session: own, .. } if own == session),
-                )
-            }
+            Notice::SessionStatus { session, .. } => self.of_this_run().find(
+                |queued| matches!(queued, Notice::SessionStatus { session: own, .. } if own == session),
+            ),
             // It counts: the latest says all.
-            Notice::LimitReached { limit, .. } => self.notices.iter_mut().find(
+            Notice::LimitReached { limit, .. } => self.of_this_run().find(
                 |queued| matches!(queued, Notice::LimitReached { limit: own, .. } if own == limit),
             ),
-            Notice::SecretMisdirected(own) => self.notices.iter_mut().find(
+            Notice::SecretMisdirected(own) => self.of_this_run().find(
                 |queued| matches!(queued, Notice::SecretMisdirected(queued) if queued.is_alike(own)),
             ),
             Notice::NetworkDenied(denial) => return self.push_denial(denial.clone()),
@@ -464,12 +468,19 @@ impl Position {
 }
 
 impl Position {
+    /// What waits since the last end of the VM: nothing of before is exchanged for what comes after.
+    fn of_this_run(&mut self) -> impl Iterator<Item = &mut Notice> {
+        let is_end = |notice: &Notice| matches!(notice, Notice::VmShutdown { .. });
+        let begin = self.notices.iter().rposition(is_end).unwrap_or(0);
+        self.notices.range_mut(begin..)
+    }
+
     /// Adds to it what is queued of the same, and gives up its host where there are too many.
-    fn count(&self, misdirected: &mut Misdirected) {
+    fn count(&mut self, misdirected: &mut Misdirected) {
         let mut queued: Vec<_> = Vec::new();
-        for notice in &self.notices {
+        for notice in self.of_this_run() {
             if let Notice::SecretMisdirected(notice) = notice {
-                queued.push(notice);
+                queued.push(&*notice);
             }
         }
         if queued.len() >= MAX_MISDIRECTED && !queued.iter().any(|own| own.is_alike(misdirected)) {
@@ -484,7 +495,7 @@ impl Position {
     fn push_denial(&mut self, denial: Denial) {
         let mut kinds = 0;
         let mut others = None;
-        for (index, notice) in self.notices.iter_mut().enumerate() {
+        for notice in self.of_this_run() {
             let Notice::NetworkDenied(queued) = notice else {
                 continue;
             };
@@ -494,27 +505,24 @@ impl Position {
             }
             kinds += 1;
             if queued.refused == Refused::others() {
-                others = Some(index);
+                others = Some(queued);
             }
         }
-        if kinds < MAX_DENIALS {
-            self.notices.push_back(Notice::NetworkDenied(denial));
-            self.queued += 1;
-        } else if let Some(Notice::NetworkDenied(queued)) =
-            others.and_then(|index| self.notices.get_mut(index))
-        {
-            queued.count = queued.count.saturating_add(denial.count);
-        } else {
-            self.notices.push_back(Notice::NetworkDenied(Denial {
+        let notice = match others {
+            _ if kinds < MAX_DENIALS => denial,
+            Some(others) => {
+                others.count = others.count.saturating_add(denial.count);
+                return;
+            }
+            None => Denial {
                 refused: Refused::others(),
                 count: denial.count,
-            }));
-            self.queued += 1;
-        }
+            },
+        };
+        self.notices.push_back(Notice::NetworkDenied(notice));
+        self.queued += 1;
     }
-}
 
-impl Position {
     /// Takes the notices that come before an end of the VM.
     fn notices_to_end(&mut self) -> Vec<Item> {
         let mut notices = self.notices.iter();
@@ -659,8 +667,13 @@ impl Subscription {
                 max_bytes: PAGE_BYTES,
             };
             let page = match self.emission.page(session, query).await {
-                // Deleted meanwhile.
-                Err(StoreError::SessionNotFound { .. }) | Ok(None) => continue,
+                // Deleted, maybe by another process: nothing of it is waited for.
+                Err(StoreError::SessionNotFound { .. }) => {
+                    self.subscriber.state().delivered.remove(&session);
+                    self.subscriber.moved();
+                    continue;
+                }
+                Ok(None) => continue,
                 Ok(Some(page)) => page,
                 Err(error) => return Err(error.into()),
             };

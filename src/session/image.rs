@@ -127,6 +127,7 @@ impl Machine {
                 id: image.id.clone(),
                 source: text,
                 rootfs: image.rootfs.clone(),
+                is_directory: matches!(source, Source::Rootfs { .. }),
                 env: image.execution.environment(),
             },
             lease: image,

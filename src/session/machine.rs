@@ -242,7 +242,7 @@ impl Machine {
                 format!("a VM's boot ended: {error}"),
             ))
         })?;
-        self.emission.noticed().await;
+        self.emission.noticed_of_this_run().await;
         Ok(booted)
     }
 

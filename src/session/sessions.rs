@@ -314,7 +314,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Asks the agents to end, all at once. That of a session that is being made ends with the VM.
+    /// Asks the agents to end, all at once. One whose session is being made is waited for.
     pub(super) async fn close_agents(&self) {
         let slots: Vec<_> = self.slots().values().map(Arc::clone).collect();
         let mut closing = JoinSet::new();

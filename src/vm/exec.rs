@@ -111,8 +111,7 @@ pub async fn attend(vm: &super::DynVm, process: Process, options: ExecOptions) -
     };
     kill.vm = None;
     // What was written before the exit is in the pipes by now. Who writes at this moment may keep them locked.
-    let drained = async { tokio::join!(stdout.drain(), stderr.drain()) };
-    drop(tokio::time::timeout(pipe::DRAIN, drained).await);
+    tokio::join!(stdout.drain(), stderr.drain());
     let output = ExecOutput {
         truncated: stdout.truncated || stderr.truncated,
         stdout: stdout.kept,
@@ -175,8 +174,9 @@ impl Output {
     /// Reads what is in the pipe now.
     async fn drain(&mut self) {
         if self.open {
-            let rest = self.pipe.rest().await.unwrap_or_default();
-            self.keep(&rest);
+            let rest = tokio::time::timeout(pipe::DRAIN, self.pipe.rest()).await;
+            self.truncated |= rest.is_err();
+            self.keep(&rest.map_or_else(|_| Vec::new(), std::result::Result::unwrap_or_default));
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a VM needs to know of an image that it has instead of the host's programs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,16 +15,10 @@ pub struct Image {
     /// them (overlayfs forbids it). Absolute, without symlinks: those that come to lie there are not
     /// followed.
     pub rootfs: PathBuf,
+    /// They are a directory of somebody's, and not what was unpacked.
+    pub is_directory: bool,
     /// What its programs are started with, unless the caller says otherwise.
     pub env: Vec<(String, String)>,
-}
-
-impl Image {
-    /// Whether it is a directory that its caller has named, and not what was unpacked from an image.
-    #[must_use]
-    pub fn is_directory(&self) -> bool {
-        Path::new(&self.id).is_absolute()
-    }
 }
 
 /// What a VM keeps of the [`Image`] that it was made with.

@@ -207,10 +207,13 @@ fn localhost(mut answer: Message, query: &Query) -> Plan {
     Plan::Answer(answer)
 }
 
-/// Whether a name of the reverse tree stands for an address (or a network) that is not public.
+/// Whether a name of the reverse tree stands for an address, or a network, that is not public: neither its first
+/// address nor its last. (All addresses together are no such network.)
 pub(super) fn points_inside(name: &Name) -> bool {
-    name.parse_arpa_name()
-        .is_ok_and(|network| scope(network.addr()) != Scope::Public)
+    name.parse_arpa_name().is_ok_and(|network| {
+        let ends = [network.network(), network.broadcast()];
+        network.prefix_len() > 0 && ends.iter().all(|end| scope(*end) != Scope::Public)
+    })
 }
 
 #[cfg(test)]

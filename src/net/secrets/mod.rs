@@ -206,23 +206,26 @@ impl Interceptor {
             reset(guest.as_fd());
             return;
         };
-        let (traffic, denied) = (Arc::clone(traffic), Arc::clone(denied));
-        let serve = async move {
-            // Here they wake this runtime.
-            let [guest, server] = [guest, server].map(|stream| {
-                let stream = stream.into_std()?;
-                TcpStream::from_std(stream)
-            });
-            let guest = Guest::new(guest?, read, traffic, denied);
-            http::serve(self, guest, server?, hello, port).await
+        let apart = own.apart.handle();
+        let streams = {
+            // Here they wake that runtime.
+            let _in_it = apart.enter();
+            let moved = |stream: TcpStream| TcpStream::from_std(stream.into_std()?);
+            moved(guest).and_then(|guest| Ok((guest, moved(server)?)))
         };
-        // Dropped with this future.
-        let mut serving = JoinSet::new();
-        serving.spawn_on(serve, &own.apart.handle());
-        let served = serving.join_next().await;
-        let served = served.map_or(Ok(()), |ended| {
-            ended.unwrap_or_else(|error| Err(error.into()))
-        });
+        let served = match streams {
+            Ok((guest, server)) => {
+                let guest = Guest::new(guest, read, Arc::clone(traffic), Arc::clone(denied));
+                // Dropped with this future.
+                let mut serving = JoinSet::new();
+                serving.spawn_on(http::serve(self, guest, server, hello, port), &apart);
+                let served = serving.join_next().await;
+                served.map_or(Ok(()), |ended| {
+                    ended.unwrap_or_else(|error| Err(error.into()))
+                })
+            }
+            Err(error) => Err(error),
+        };
         if let Err(error) = served {
             tracing::debug!(%error, %name, "a connection to a host of a secret ended with an error");
         }

@@ -524,7 +524,8 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// The length of a message, and what came along. `None`: there is none, and never will be.
+/// The length of a message, and what came along. `None`: there is none, and never will be; or, of a socket without
+/// `SO_PASSCRED`, an empty message.
 ///
 /// Not nix's `cmsgs`, which gives nothing of a message that was cut, and so leaves open what it brought.
 fn receive_packet(

@@ -196,7 +196,7 @@ fn check(image: &Image, ids: IdMap, is_new: bool) -> Result<()> {
     if entries.is_empty() {
         return unusable("it is empty".to_owned());
     }
-    if is_new && image.is_directory() && !entries.iter().any(may_be_program) {
+    if is_new && image.is_directory && !entries.iter().any(may_be_program) {
         return unusable("it has no programs: no /bin, /sbin or /usr, nor a file".to_owned());
     }
     Ok(())

@@ -58,6 +58,7 @@ fn image(rootfs: PathBuf) -> Image {
         id: format!("rootfs {}", rootfs.display()),
         source: String::new(),
         rootfs,
+        is_directory: false,
         env: env
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .to_vec(),
