@@ -164,7 +164,12 @@ const HELD = `
     descriptors: fs.readdirSync("/proc/self/fd").length,
     threads: fs.readdirSync("/proc/self/task").length,
     children: fs.readdirSync("/proc/self/task").map((task) => {
-      return fs.readFileSync("/proc/self/task/" + task + "/children", "utf8");
+      try {
+        return fs.readFileSync("/proc/self/task/" + task + "/children", "utf8");
+      } catch (error) {
+        if (error.code === "ENOENT" || error.code === "ESRCH") return ""; // the thread has ended meanwhile
+        throw error;
+      }
     }).join(""),
   });
   const settled = async (before) => {
